@@ -1,0 +1,55 @@
+"""How every stage starts: arguments are parsed, bad input ends it with one line and exit code 2."""
+import argparse
+import sys
+from collections.abc import Callable
+
+import torch
+
+
+class InputError(Exception):
+    """Something the user gave is wrong. The message names the file, what is wrong with it and what to do."""
+
+
+def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser,
+              argv: list[str] | None = None) -> None:
+    """Runs `main(args)`. An `InputError` becomes one line on standard error and exit code 2."""
+    args = parser.parse_args(argv)
+    try:
+        main(args)
+    except InputError as error:
+        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def stage_parser(module: str, docstring: str) -> argparse.ArgumentParser:
+    """A parser whose `--help` opens with the stage's docstring and shows every default.
+
+    `module` is the name in `python -m <module>`.
+    """
+    return argparse.ArgumentParser(prog=f"python -m {module}", description=docstring,
+                                   formatter_class=_HelpFormatter)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the docstring's line breaks and shows defaults, except where there is none to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def select_device(gpu_id: int | None) -> torch.device:
+    """The GPU of that number; without a number the first GPU, or the CPU where there is none.
+
+    Raises:
+        InputError: there is no such GPU.
+    """
+    count = torch.cuda.device_count()
+    if gpu_id is None:
+        return torch.device("cuda", 0) if count else torch.device("cpu")
+    if 0 <= gpu_id < count:
+        return torch.device("cuda", gpu_id)
+    found = f"GPUs 0 to {count - 1} are here" if count else "no CUDA GPU was found; leave --gpu_id out to use the CPU"
+    raise InputError(f"--gpu_id {gpu_id}: there is no such GPU ({found})")

@@ -1,0 +1,47 @@
+"""Reading images, and writing files that appear complete or not at all."""
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils.cli import InputError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` (same suffix) and moves it there when the block succeeds.
+
+    The parent folder is made. When the block raises, the temporary file is removed and `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_grey(path: Path) -> np.ndarray:
+    """Reads a radiograph as grey values, (H, W), uint8 or uint16 as in the file; colours become luminance.
+
+    Raises:
+        InputError: the file is missing or isn't a readable image.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such image; see data/README.md for what goes where")
+    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH) if path.stat().st_size else None
+    if image is None:
+        raise InputError(f"{path}: not a readable image; replace the file or remove it")
+    return image
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Writes (H, W) grey or (H, W, 3) RGB pixels, uint8 or uint16, as PNG, complete or not at all."""
+    pixels = image if image.ndim == 2 else np.ascontiguousarray(image[..., ::-1])
+    with atomic_path(path) as temporary:
+        if not cv2.imwrite(str(temporary), pixels):
+            raise OSError(f"{path}: OpenCV could not write this image")
