@@ -33,7 +33,8 @@ def read_grey(path: Path) -> np.ndarray:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such image; see data/README.md for what goes where")
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH) if path.stat().st_size else None
+    encoded = np.fromfile(path, np.uint8)
+    image = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH) if encoded.size else None
     if image is None:
         raise InputError(f"{path}: not a readable image; replace the file or remove it")
     return image

@@ -1,7 +1,7 @@
 """Segmentations of many images in one HDF5 file (paper's layout).
 
     segmentation_mask/<stem>   bool, (C, H, W), gzip; attribute `estimated_dice` (C floats) on refined masks
-    attributes                 labels (JSON: name -> channel), and what the writer adds: clearml_model_id, refine_params (JSON) ...
+    attributes                 labels (JSON: name -> channel); clearml_model_id, refine_params (JSON) as the writer says
 
 While it is being written the file is called `<name>.part`, and takes its name when everything is in it.
 """
