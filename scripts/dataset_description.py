@@ -1,0 +1,170 @@
+"""What is particular to a data set, read from `scripts/descriptions/<name>.toml`: the only place that states it.
+
+A file's keys are the fields of `DatasetDescription`; its tables are the other classes here. Paths are relative to the
+data set's own folder `<data_dir>/<name>`.
+"""
+import tomllib
+import types
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
+
+from utils.cli import InputError
+
+FOLDER = Path(__file__).parent / "descriptions"
+DATASET_NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+SPLITS = ("train", "val", "test")
+UNLABELLED = ("not_annotated", "rest_of_train")
+
+
+@dataclass(frozen=True)
+class AnnotationFile:
+    """A CVAT file, or only those of its images whose `subset` is this one."""
+    file: str
+    subset: str | None = None
+    in_project: bool = False  # the path is relative to the project's top level
+
+
+@dataclass(frozen=True)
+class CvatMasks:
+    """Masks drawn in CVAT (kind = "cvat"), at the size of the original images."""
+    train: tuple[AnnotationFile, ...]
+    val: tuple[AnnotationFile, ...]
+    test: tuple[AnnotationFile, ...]
+    attribute: str | None = None  # the attribute of a shape that names its label; else CVAT's own label does
+    mirror_stems_with: str | None = None  # the images of these stems are mirrored ones, the drawings are not
+    unlabelled_truth: tuple[AnnotationFile, ...] = ()  # known masks of unlabelled images, for measuring only
+
+
+@dataclass(frozen=True)
+class StoredMasks:
+    """Masks in one HDF5 file (kind = "mask_store"), split by sorted stems: first `train`, then `val`, the rest test."""
+    file: str
+    train: int
+    val: int
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """A CSV table with one row per image: which images count, and which of them are mirrored (column -> value)."""
+    file: str
+    stem_column: str
+    keep: dict[str, str]
+    mirror: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class StemList:
+    """A CSV file, one column of which lists stems."""
+    file: str
+    column: str
+
+
+@dataclass(frozen=True)
+class DatasetDescription:
+    """One data set.
+
+    labels               in channel order
+    input_size           (H, W) of the network's input
+    mean, std            of the training images at input size, scaled to [0, 1]
+    positive_weights     weight of the foreground in the loss, per label
+    unlabelled           "not_annotated": the images without annotation; "rest_of_train": the training images after the
+                         labelled ones
+    training_order       "n labelled images" are the first n of this list; else of the sorted stems
+    unlabelled_sample    the fixed sample of unlabelled images; else a seeded one
+    prepare              the command that puts the images in place
+    """
+    name: str
+    labels: tuple[str, ...]
+    input_size: tuple[int, ...]
+    mean: float
+    std: float
+    positive_weights: tuple[float, ...]
+    image_folder: str
+    prepare: str
+    unlabelled: str
+    default_sam_type: str
+    masks: CvatMasks | StoredMasks
+    metadata: Metadata | None = None
+    training_order: StemList | None = None
+    unlabelled_sample: StemList | None = None
+    stems_left_out_of_averages: tuple[str, ...] = ()
+
+
+MASK_KINDS = {"cvat": CvatMasks, "mask_store": StoredMasks}
+
+
+def load_description(name: str) -> DatasetDescription:
+    """The description of a data set by its name.
+
+    Raises:
+        InputError: there is no such data set, or its file is wrong; the message says where.
+    """
+    if name not in DATASET_NAMES:
+        raise InputError(f"there is no data set {name!r}; known are {', '.join(DATASET_NAMES)}")
+    return read_description(FOLDER / f"{name}.toml")
+
+
+def read_description(path: Path) -> DatasetDescription:
+    """Reads one file; the data set is called as the file. Raises InputError as `load_description` does."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: not a readable TOML file ({error}); correct it") from None
+    try:
+        description = _build(DatasetDescription, {"name": path.stem, **table}, "")
+        _check(description)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; see scripts/dataset_description.py for what a description holds") from None
+    return description
+
+
+def _check(description: DatasetDescription) -> None:
+    labels, weights = description.labels, description.positive_weights
+    if not labels or len(set(labels)) != len(labels):
+        raise ValueError("labels must be given, each once")
+    if len(weights) != len(labels) or min(weights) <= 0:
+        raise ValueError(f"positive_weights needs {len(labels)} numbers above 0, one per label, has {len(weights)}")
+    if len(description.input_size) != 2 or min(description.input_size) < 1:
+        raise ValueError("input_size needs two numbers of at least 1, height and width")
+    if description.std <= 0:
+        raise ValueError("std must be above 0")
+    if description.unlabelled not in UNLABELLED:
+        raise ValueError(f"unlabelled is {description.unlabelled!r}, must be one of {', '.join(UNLABELLED)}")
+
+
+def _build(cls: type, table: dict, where: str) -> object:
+    """Makes a dataclass of a TOML table. Raises ValueError for unknown or missing keys and values of a wrong type."""
+    hints = get_type_hints(cls)
+    required = {field.name for field in fields(cls) if field.default is MISSING}
+    if unknown := sorted(set(table) - set(hints)):
+        raise ValueError(f"unknown key {where}{unknown[0]} (known: {', '.join(hints)})")
+    if missing := sorted(required - set(table)):
+        raise ValueError(f"{where}{missing[0]} is missing")
+    return cls(**{key: _convert(value, hints[key], f"{where}{key}") for key, value in table.items()})
+
+
+def _convert(value: object, hint: type, where: str) -> object:
+    """The value of a TOML key as the type of its field."""
+    if hint == CvatMasks | StoredMasks:
+        return _build_masks(value, where)
+    if isinstance(hint, types.UnionType):  # optional
+        hint = get_args(hint)[0]
+    if is_dataclass(hint) and isinstance(value, dict):
+        return _build(hint, value, f"{where}.")
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_convert(item, get_args(hint)[0], where) for item in value)
+    if get_origin(hint) is dict and isinstance(value, dict):
+        return {key: _convert(item, get_args(hint)[1], f"{where}.{key}") for key, item in value.items()}
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ValueError(f"{where} has a value of the wrong type: {value!r}")
+    return value
+
+
+def _build_masks(value: object, where: str) -> CvatMasks | StoredMasks:
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if kind not in MASK_KINDS:
+        raise ValueError(f"{where}.kind is {kind!r}, must be one of {', '.join(MASK_KINDS)}")
+    return _build(MASK_KINDS[kind], {key: item for key, item in value.items() if key != "kind"}, f"{where}.")
