@@ -1,0 +1,71 @@
+"""Reading SAM checkpoints safely, and telling them apart."""
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from utils.cli import InputError
+
+
+@dataclass(frozen=True)
+class CheckpointId:
+    """What identifies a checkpoint: its file name and the SHA-256 of its bytes (hexadecimal)."""
+
+    name: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.name} (sha256 {self.sha256[:12]}...)"
+
+
+def identify(path: Path) -> CheckpointId:
+    """Reads the whole file; a checkpoint of 2.5 GB takes seconds."""
+    with path.open("rb") as file:
+        return CheckpointId(path.name, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Reads the tensors of a `.safetensors` or PyTorch file on the CPU, without unpickling any object.
+
+    Tensors of a PyTorch file in today's format stay on disk until they are used.
+
+    Raises:
+        InputError: the file is no checkpoint.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state_dict = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # bytes that are no checkpoint can fail anywhere in the reader
+        raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); download it again") from error
+    if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise InputError(f"{path}: holds no state dict of tensors; use the checkpoint file as published")
+    return state_dict
+
+
+def check_architecture(path: Path, sam_type: str, found: Mapping[str, torch.Tensor],
+                       expected: Mapping[str, torch.Tensor]) -> None:
+    """Compares keys and shapes.
+
+    Raises:
+        InputError: they differ; the message counts the differences and gives an example of each kind.
+    """
+    missing = sorted(expected.keys() - found.keys())
+    unknown = sorted(found.keys() - expected.keys())
+    reshaped = [key for key in sorted(expected.keys() & found.keys()) if expected[key].shape != found[key].shape]
+    differences = []
+    if missing:
+        differences.append(f"{len(missing)} tensors are missing, e.g. {missing[0]}")
+    if unknown:
+        differences.append(f"{len(unknown)} are unknown, e.g. {unknown[0]}")
+    if reshaped:
+        key = reshaped[0]
+        differences.append(f"{len(reshaped)} have another shape, e.g. {key}: {tuple(found[key].shape)} "
+                           f"instead of {tuple(expected[key].shape)}")
+    if differences:
+        raise InputError(f"{path}: not a checkpoint of SAM type {sam_type} ({'; '.join(differences)}); "
+                         "give the --sam_type that it belongs to, or another checkpoint")

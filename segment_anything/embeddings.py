@@ -1,0 +1,164 @@
+"""SAM image embeddings, computed once per image and kept on disk (paper, image embeddings).
+
+One HDF5 file per image, `<folder>/<stem>.h5`: dataset `embedding`, float32 (D, h, w), uncompressed because that reads
+fastest; attributes `original_size`, `input_size`, `encoder_input_size`, `checkpoint`, `checkpoint_sha256`.
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import skimage.transform
+import torch
+from tqdm import tqdm
+
+from segment_anything.checkpoints import CheckpointId, identify
+from segment_anything.modeling import Sam
+from segment_anything.registry import check_present, get_sam_type, load_sam
+from segment_anything.utils.transforms import ResizeLongestSide
+from utils.cli import InputError
+from utils.files import atomic_path, read_grey
+
+
+@dataclass(frozen=True)
+class ImageEmbedding:
+    """What the image encoder makes of one image.
+
+    Attributes:
+        embedding: float32 on the CPU, (D, h, w); SAM: (256, 64, 64)
+        original_size: (H, W) of the image in pixels
+        input_size: (H, W) that the image takes up in the encoder's input, before padding
+        encoder_input_size: side of the encoder's square input in pixels
+        checkpoint: the weights that it was computed with
+    """
+
+    embedding: torch.Tensor
+    original_size: tuple[int, int]
+    input_size: tuple[int, int]
+    encoder_input_size: int
+    checkpoint: CheckpointId
+
+
+def to_8_bit(grey: np.ndarray) -> np.ndarray:
+    """uint16 (H, W) -> uint8, 65535 becomes 255, rounded; uint8 stays as it is."""
+    return grey if grey.dtype == np.uint8 else ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def encoder_input(sam: Sam, grey: np.ndarray, preprocessing: str) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Brings a grey image into the form that the image encoder was trained on.
+
+    "longest_side": resized so that the longest side fills the input, SAM's mean and std, zeros to the right and below.
+    "squash" (MedSAM): resized to the square by cubic interpolation, then scaled to [0, 1] by its minimum and maximum.
+
+    Args:
+        grey: uint8 or uint16, (H, W), at the original resolution
+    Returns:
+        float32, (1, 3, S, S) on the model's device, and the `input_size` (H, W)
+    """
+    side = sam.image_encoder.img_size
+    if preprocessing == "squash":
+        pixels, input_size = _squash(to_8_bit(grey), side), (side, side)
+        return torch.from_numpy(pixels).expand(1, 3, -1, -1).to(sam.device), input_size
+    # the three channels are equal, so the package's resize sees one of them
+    pixels = ResizeLongestSide(side).apply_image(to_8_bit(grey))
+    colours = torch.from_numpy(pixels).to(sam.device).expand(1, 3, -1, -1)
+    return sam.preprocess(colours), pixels.shape
+
+
+def _squash(grey: np.ndarray, side: int) -> np.ndarray:
+    """uint8 (H, W) -> float32 (side, side) in [0, 1]; MedSAM cuts the resized grey values to whole numbers first."""
+    resized = skimage.transform.resize(grey, (side, side), order=3, preserve_range=True, anti_aliasing=True)
+    whole = resized.astype(np.uint8).astype(np.float32)
+    return (whole - whole.min()) / max(whole.max() - whole.min(), 1e-8)
+
+
+def compute_embedding(sam: Sam, grey: np.ndarray, preprocessing: str, checkpoint: CheckpointId) -> ImageEmbedding:
+    """Embeds one grey image, uint8 or uint16, (H, W), on the model's device."""
+    with torch.inference_mode():
+        image, input_size = encoder_input(sam, grey, preprocessing)
+        embedding = sam.image_encoder(image)[0].float().cpu()
+    return ImageEmbedding(embedding, grey.shape, input_size, sam.image_encoder.img_size, checkpoint)
+
+
+def embedding_path(folder: Path, stem: str) -> Path:
+    """Where the embedding of an image lies in the folder of its SAM type."""
+    return folder / f"{stem}.h5"
+
+
+def save_embedding(path: Path, embedding: ImageEmbedding) -> None:
+    """Writes one embedding, complete or not at all."""
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file["embedding"] = embedding.embedding.numpy()
+        file.attrs["original_size"] = embedding.original_size
+        file.attrs["input_size"] = embedding.input_size
+        file.attrs["encoder_input_size"] = embedding.encoder_input_size
+        file.attrs["checkpoint"] = embedding.checkpoint.name
+        file.attrs["checkpoint_sha256"] = embedding.checkpoint.sha256
+
+
+def load_embedding(path: Path, checkpoint: CheckpointId) -> ImageEmbedding:
+    """Reads one embedding.
+
+    Raises:
+        InputError: the file is missing or damaged, or was computed with another checkpoint than `checkpoint`.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such embedding; make it with `python -m scripts.generate_img_embeddings`")
+    try:
+        with h5py.File(path, "r") as file:
+            check_same_checkpoint(path, _checkpoint_of(file), checkpoint)
+            height, width = file.attrs["original_size"].tolist()
+            return ImageEmbedding(torch.from_numpy(file["embedding"][()]), (height, width),
+                                  tuple(file.attrs["input_size"].tolist()), int(file.attrs["encoder_input_size"]),
+                                  checkpoint)
+    except (OSError, KeyError) as error:
+        raise InputError(f"{path}: not a readable embedding ({error}); delete it and run "
+                         "`python -m scripts.generate_img_embeddings`") from error
+
+
+def check_same_checkpoint(what: Path | str, found: CheckpointId, asked: CheckpointId) -> None:
+    """Raises:
+        InputError: the embedding `what` is of another checkpoint than the one that is asked for.
+    """
+    if found != asked:
+        raise InputError(f"{what}: this embedding was computed with the checkpoint {found}, but {asked} is asked for; "
+                         "use that checkpoint, or remove the embedding's folder to compute its embeddings anew")
+
+
+def save_missing_embeddings(images: Sequence[tuple[str, Path]], folder: Path, sam_type: str, checkpoint: Path,
+                            device: torch.device) -> int:
+    """Computes the embeddings that are not there yet, one file per image. SAM is loaded only if one is missing.
+
+    Args:
+        images: stem and image file of each
+        folder: of this SAM type, holds `<stem>.h5`
+    Returns:
+        how many were computed
+    Raises:
+        InputError: the checkpoint or an image can't be used, or an embedding there is of another checkpoint.
+    """
+    check_present(sam_type, checkpoint)
+    checkpoint_id = identify(checkpoint)
+    missing = [(stem, path) for stem, path in images if not _is_there(embedding_path(folder, stem), checkpoint_id)]
+    if not missing:
+        return 0
+    sam = load_sam(sam_type, checkpoint).to(device)
+    for stem, path in tqdm(missing, desc=f"SAM embeddings ({sam_type})", unit="image"):
+        embedding = compute_embedding(sam, read_grey(path), get_sam_type(sam_type).preprocessing, checkpoint_id)
+        save_embedding(embedding_path(folder, stem), embedding)
+    return len(missing)
+
+
+def _is_there(path: Path, checkpoint: CheckpointId) -> bool:
+    """Whether a readable embedding of this checkpoint lies there; one of another checkpoint is an InputError."""
+    try:
+        with h5py.File(path, "r") as file:
+            check_same_checkpoint(path, _checkpoint_of(file), checkpoint)
+            return "embedding" in file
+    except (OSError, KeyError):
+        return False
+
+
+def _checkpoint_of(file: h5py.File) -> CheckpointId:
+    return CheckpointId(file.attrs["checkpoint"], file.attrs["checkpoint_sha256"])

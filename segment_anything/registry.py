@@ -1,0 +1,137 @@
+"""The types of SAM that this project uses, where their checkpoints come from, and how they are loaded."""
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from segment_anything.build_sam import build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
+from segment_anything.checkpoints import check_architecture, read_state_dict
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam
+from utils.cli import InputError
+
+_META_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
+_MOBILE_SAM_URL = "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/"
+_DEMO_WEIGHTS = Path(__file__).with_name("demo_sam.safetensors")
+
+
+@dataclass(frozen=True)
+class SamType:
+    """One type of SAM.
+
+    Attributes:
+        build: makes the model with random weights, in eval mode
+        file_name: the public name of its checkpoint
+        source: where a person finds the checkpoint
+        url, size, sha256: for the download; None where nothing is published that could be checked (size in bytes)
+        preprocessing: "longest_side" (SAM's own) or "squash" (MedSAM's), see `embeddings`
+        convert: turns the public checkpoint's keys into the model's
+    """
+
+    build: Callable[[], Sam]
+    file_name: str
+    source: str
+    url: str | None = None
+    size: int | None = None
+    sha256: str | None = None
+    preprocessing: str = "longest_side"
+    convert: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] = dict
+
+
+def _build_vit_t() -> Sam:
+    from segment_anything.tiny_vit import build_sam_vit_t  # timm takes seconds to import, and only vit_t needs it
+    return build_sam_vit_t()
+
+
+def _convert_vit_t(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    from segment_anything.tiny_vit import from_mobile_sam
+    return from_mobile_sam(state_dict)
+
+
+def _build_demo() -> Sam:
+    from segment_anything.demo_sam import build_demo_sam
+    return build_demo_sam()
+
+
+def _meta(build: Callable[[], Sam], file_name: str, sha256: str, size: int | None = None) -> SamType:
+    return SamType(build, file_name, _META_URL + file_name, _META_URL + file_name, size, sha256)
+
+
+SAM_TYPES: dict[str, SamType] = {
+    "vit_h": _meta(build_sam_vit_h, "sam_vit_h_4b8939.pth",
+                   "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 2_564_550_879),
+    "vit_l": _meta(build_sam_vit_l, "sam_vit_l_0b3195.pth",
+                   "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
+    "vit_b": _meta(build_sam_vit_b, "sam_vit_b_01ec64.pth",
+                   "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 375_042_383),
+    "medsam": SamType(build_sam_vit_b, "medsam_vit_b.pth", "the link in https://github.com/bowang-lab/MedSAM",
+                      preprocessing="squash"),
+    "vit_t": SamType(_build_vit_t, "mobile_sam.pt", _MOBILE_SAM_URL + "mobile_sam.pt",
+                     _MOBILE_SAM_URL + "mobile_sam.pt", 40_728_226,
+                     "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f", convert=_convert_vit_t),
+    "demo": SamType(_build_demo, _DEMO_WEIGHTS.name, "this project's repository"),
+}
+
+
+def get_sam_type(name: str) -> SamType:
+    """Raises:
+        InputError: there is no such type.
+    """
+    if name not in SAM_TYPES:
+        raise InputError(f"{name}: no such SAM type; choose one of {', '.join(SAM_TYPES)}")
+    return SAM_TYPES[name]
+
+
+def default_checkpoint(sam_type: str, data_dir: Path) -> Path:
+    """Where the checkpoint of a type lies when no other file is named; it may not be there yet."""
+    if sam_type == "demo":
+        return _DEMO_WEIGHTS
+    return data_dir / "sam_checkpoints" / get_sam_type(sam_type).file_name
+
+
+def check_present(sam_type: str, checkpoint: Path) -> None:
+    """Raises:
+        InputError: the checkpoint isn't there; the message says how to get it.
+    """
+    if checkpoint.is_file():
+        return
+    by_command = f"run `python -m scripts.download_checkpoint {sam_type}`, or " if get_sam_type(sam_type).url else ""
+    raise InputError(f"{checkpoint}: no such SAM checkpoint; {by_command}get {SAM_TYPES[sam_type].file_name} by hand "
+                     f"from {SAM_TYPES[sam_type].source} and put it there")
+
+
+def load_sam(sam_type: str, checkpoint: Path) -> Sam:
+    """The whole model on the CPU, in eval mode, its weights loaded strictly.
+
+    Raises:
+        InputError: the checkpoint is missing, isn't one, or is one of another architecture.
+    """
+    sam = get_sam_type(sam_type).build()
+    sam.load_state_dict(_matching_state_dict(sam_type, checkpoint, sam))
+    return sam.requires_grad_(False)
+
+
+def load_prompt_modules(sam_type: str, checkpoint: Path) -> tuple[PromptEncoder, MaskDecoder]:
+    """Prompt encoder and mask decoder on the CPU, in eval mode, for embeddings that are there already.
+
+    The image encoder is neither allocated nor read: only the names and shapes of its weights are compared, so that a
+    checkpoint of another type is found out although its mask decoder would fit.
+
+    Raises:
+        InputError: as `load_sam`
+    """
+    with torch.device("meta"):  # shapes without memory
+        sam = get_sam_type(sam_type).build()
+    state_dict = _matching_state_dict(sam_type, checkpoint, sam)
+    for name in ("prompt_encoder", "mask_decoder"):
+        weights = {key.removeprefix(f"{name}."): tensor.clone() for key, tensor in state_dict.items()
+                   if key.startswith(f"{name}.")}
+        getattr(sam, name).load_state_dict(weights, assign=True)
+    return sam.prompt_encoder.requires_grad_(False), sam.mask_decoder.requires_grad_(False)
+
+
+def _matching_state_dict(sam_type: str, checkpoint: Path, sam: Sam) -> dict[str, torch.Tensor]:
+    check_present(sam_type, checkpoint)
+    state_dict = SAM_TYPES[sam_type].convert(read_state_dict(checkpoint))
+    check_architecture(checkpoint, sam_type, state_dict, sam.state_dict())
+    return state_dict

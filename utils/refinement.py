@@ -1,0 +1,161 @@
+"""Refinement of predicted masks by SAM (paper, SAM refinement).
+
+U-Net probabilities -> cleaned masks -> prompts -> first pass -> second pass with the first one's logits -> masks.
+"""
+import argparse
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from segment_anything.embeddings import ImageEmbedding
+from segment_anything.stored_decoder import StoredEmbeddingDecoder
+from utils.cli import InputError
+from utils.mask_cleaning import ELEMENTS, OPERATIONS, SELECTIONS, apply_morphology, clean_masks
+from utils.prompts import PROMPT_NAMES, Prompts, extract_prompts, scale_prompts, select_prompt
+
+MORPHOLOGIES = ("released", "paper")
+
+
+@dataclass(frozen=True)
+class RefinementOptions:
+    """How to refine. The defaults are those of the paper's reported numbers.
+
+    `morphology`: the released code computes a morphology whose result it never uses ("released", no effect); the paper
+    describes it as applied to the cleaned masks before prompts are taken ("paper"). `morphology_radius` is in pixels.
+
+    Raises:
+        InputError: an option has no meaning.
+    """
+
+    prompt1st: tuple[str, ...] = ("box",)
+    prompt2nd: tuple[str, ...] = ("pos_points", "neg_points")
+    ccl_selection: str = "highest_probability"
+    morphology: str = "released"
+    morphology_operation: str = "dilation"
+    morphology_element: str = "square"
+    morphology_radius: int = 8
+
+    def __post_init__(self):
+        _check_prompts("--prompt1st", self.prompt1st)
+        _check_prompts("--prompt2nd", self.prompt2nd)
+        if not set(self.prompt1st) & {"box", "pos_points"}:
+            raise InputError("--prompt1st: the first prompt set must say where the object is; add box or pos_points")
+        _check_choice("--ccl_selection", self.ccl_selection, SELECTIONS)
+        _check_choice("--morphology", self.morphology, MORPHOLOGIES)
+        _check_choice("--morphology_operation", self.morphology_operation, OPERATIONS)
+        _check_choice("--morphology_element", self.morphology_element, ELEMENTS)
+        if self.morphology_radius < 0:
+            raise InputError(f"--morphology_radius {self.morphology_radius}: give 0 or more pixels")
+
+    def name(self) -> str:
+        """Distinct for distinct effects; names the result file together with the SAM type."""
+        parts = ["sam", *self.prompt1st, *(["refine", *self.prompt2nd] if self.prompt2nd else []),
+                 self.ccl_selection, self.morphology]
+        if self.morphology == "paper":
+            parts += [self.morphology_operation, self.morphology_element, str(self.morphology_radius)]
+        return "_".join(parts)
+
+
+def _check_prompts(argument: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        _check_choice(argument, name, PROMPT_NAMES)
+    if len(set(names)) < len(names):
+        raise InputError(f"{argument} {' '.join(names)}: name each prompt once")
+
+
+def _check_choice(argument: str, value: str, choices) -> None:
+    if value not in choices:
+        raise InputError(f"{argument} {value}: unknown; choose from {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class Refined:
+    """The refined masks of one image.
+
+    Attributes:
+        mask: bool, (C, H, W)
+        estimated_dice: float64, (C,), from SAM's predicted IoU; NaN where SAM was not asked
+        cleaned: bool, (C, H, W), the cleaned masks that the prompts were taken from
+    """
+
+    mask: np.ndarray
+    estimated_dice: np.ndarray
+    cleaned: np.ndarray
+
+
+def refine(probabilities: np.ndarray, embedding: ImageEmbedding, decoder: StoredEmbeddingDecoder,
+           options: RefinementOptions) -> Refined:
+    """Replaces the mask of each class by SAM's, prompted by the class's cleaned mask.
+
+    A class without pixels of its own (empty, or wholly overlapped by others) isn't prompted and keeps its cleaned mask.
+
+    Args:
+        probabilities: of the U-Net, float, (C, H, W), in [0, 1]; H x W need not be the image's size
+        embedding: of the same image, from the decoder's checkpoint
+    Raises:
+        InputError: the embedding is of another checkpoint.
+    """
+    features = decoder.features(embedding)
+    cleaned = clean_masks(probabilities, options.ccl_selection)
+    if options.morphology == "paper":
+        cleaned = apply_morphology(cleaned, options.morphology_operation, options.morphology_element,
+                                   options.morphology_radius)
+    mask_size = cleaned.shape[1:]
+    prompts = scale_prompts(extract_prompts(cleaned), mask_size, embedding.input_size)
+    mask, estimated_dice = cleaned.copy(), np.full(len(cleaned), np.nan)
+    for channel in np.flatnonzero(prompts.valid):
+        logits, iou = two_passes(decoder, features, prompts, channel, options)
+        mask[channel] = _resize_mask(decoder.upscale(logits, embedding) > 0, mask_size)
+        estimated_dice[channel] = 2 * iou / (1 + iou)
+    return Refined(mask, estimated_dice, cleaned)
+
+
+def two_passes(decoder: StoredEmbeddingDecoder, features: torch.Tensor, prompts: Prompts, channel: int,
+               options: RefinementOptions) -> tuple[torch.Tensor, float]:
+    """Low-resolution logits and predicted IoU of one valid class; prompts in pixels of the encoder's input.
+
+    The first pass is the result where the second set is empty: none was asked for, or it has negative points alone and
+    there is no other class.
+    """
+    first = select_prompt(prompts, channel, options.prompt1st)
+    logits, iou = decoder.decode(features, first.box, first.points, first.labels)
+    second = select_prompt(prompts, channel, options.prompt2nd)
+    if second.empty:
+        return logits, iou
+    return decoder.decode(features, second.box, second.points, second.labels, mask_input=logits)
+
+
+def _resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """bool (H, W) -> bool of another size, by the nearest pixel centre."""
+    resized = F.interpolate(mask[None, None].to(torch.uint8), size, mode="nearest-exact")
+    return resized[0, 0].bool().cpu().numpy()
+
+
+def add_refinement_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that `options_from` reads."""
+    default = RefinementOptions()
+    group = parser.add_argument_group("refinement")
+    group.add_argument("--prompt1st", nargs="+", default=list(default.prompt1st), metavar="PROMPT",
+                       help=f"prompts of the first pass, from {', '.join(PROMPT_NAMES)}")
+    group.add_argument("--prompt2nd", nargs="*", default=list(default.prompt2nd), metavar="PROMPT",
+                       help="prompts of the second pass; nothing after the argument: no second pass")
+    group.add_argument("--ccl_selection", default=default.ccl_selection, metavar="SELECTION",
+                       help=f"which connected component of each class is kept: {', '.join(SELECTIONS)}")
+    group.add_argument("--morphology", default=default.morphology, metavar="BEHAVIOUR",
+                       help="released: no effect, as in the paper's released code; paper: applied, as it is described")
+    group.add_argument("--morphology_operation", default=default.morphology_operation, metavar="OPERATION",
+                       help=f"with --morphology paper: {', '.join(OPERATIONS)}")
+    group.add_argument("--morphology_element", default=default.morphology_element, metavar="ELEMENT",
+                       help=f"with --morphology paper: {', '.join(ELEMENTS)}")
+    group.add_argument("--morphology_radius", type=int, default=default.morphology_radius, metavar="PIXELS",
+                       help="with --morphology paper: radius of the element")
+
+
+def options_from(args: argparse.Namespace) -> RefinementOptions:
+    """Raises:
+        InputError: an option has no meaning.
+    """
+    return RefinementOptions(tuple(args.prompt1st), tuple(args.prompt2nd), args.ccl_selection, args.morphology,
+                             args.morphology_operation, args.morphology_element, args.morphology_radius)
