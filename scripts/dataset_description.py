@@ -83,12 +83,12 @@ class DatasetDescription:
     image_folder: str
     prepare: str
     unlabelled: str
-    default_sam_type: str
+    sam_type: str
     masks: CvatMasks | StoredMasks
     metadata: Metadata | None = None
     training_order: StemList | None = None
     unlabelled_sample: StemList | None = None
-    stems_left_out_of_averages: tuple[str, ...] = ()
+    left_out_of_averages: tuple[str, ...] = ()
 
 
 MASK_KINDS = {"cvat": CvatMasks, "mask_store": StoredMasks}

@@ -1,0 +1,135 @@
+"""Where the true masks of a data set come from: drawn in CVAT, or stored in one HDF5 file.
+
+Both sources answer the same questions: the stems of each split, whether the truth of an image is known, its size and
+its mask at the size of the original image.
+"""
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from scripts.csv_tables import matching_stems
+from scripts.dataset_description import SPLITS, AnnotationFile, DatasetDescription
+from utils.cli import InputError
+from utils.cvat_parser import CvatImage, draw_masks, parse_cvat
+from utils.mask_store import MaskStore
+from utils.paths import ROOT
+
+
+class CvatSource:
+    """Masks from CVAT files. Images that the metadata table doesn't keep (other projections) are left out."""
+
+    def __init__(self, description: DatasetDescription, folder: Path):
+        """Reads all annotations, `folder` is the data set's.
+
+        Raises:
+            InputError: a file is missing or wrong, a split is empty, an image is in two splits.
+        """
+        self._description, self._folder = description, folder
+        metadata, self._kept = description.metadata, None
+        if metadata is not None:
+            self._kept = matching_stems(folder / metadata.file, metadata.stem_column, metadata.keep)
+        self._images: dict[str, CvatImage] = {}
+        self._annotated: set[str] = set()
+        self.splits = {split: self._read(getattr(description.masks, split)) for split in SPLITS}
+        for split, stems in self.splits.items():
+            if not stems:
+                raise InputError(f"{folder}: no image is left in the {split} split of {description.name}; the subset "
+                                 "in its annotations or the values in its table of images must match its description")
+
+    def _read(self, files: Sequence[AnnotationFile]) -> list[str]:
+        """Takes in the images of one split and gives their stems in sorted order."""
+        stems = []
+        for path, image in self._parse(files):
+            if image.stem in self._annotated:
+                raise InputError(f"{path}: image {image.stem} is annotated in another file or split too; keep one")
+            self._annotated.add(image.stem)
+            if self.keeps(image.stem):
+                self._images[image.stem] = image
+                stems.append(image.stem)
+        return sorted(stems)
+
+    def _parse(self, files: Sequence[AnnotationFile]) -> list[tuple[Path, CvatImage]]:
+        images = []
+        for file in files:
+            path = (ROOT if file.in_project else self._folder) / file.file
+            parsed = parse_cvat(path, self._description.masks.attribute)
+            images += [(path, image) for image in parsed if file.subset in (None, image.subset)]
+        return images
+
+    @cached_property
+    def _unlabelled_truth(self) -> dict[str, CvatImage]:
+        return {image.stem: image for _, image in self._parse(self._description.masks.unlabelled_truth)}
+
+    @cached_property
+    def _mirrored(self) -> frozenset[str] | None:
+        metadata = self._description.metadata
+        if metadata is None or metadata.mirror is None:
+            return None
+        return matching_stems(self._folder / metadata.file, metadata.stem_column, metadata.mirror)
+
+    def keeps(self, stem: str) -> bool:
+        """Whether the metadata table lets this image count; all do where there is no table."""
+        return self._kept is None or stem in self._kept
+
+    def is_annotated(self, stem: str) -> bool:
+        """Whether the image is in any split, even where it doesn't count."""
+        return stem in self._annotated
+
+    def is_mirrored(self, stem: str) -> bool:
+        """Whether the image shows the mirror image of what was drawn on: the table decides, else the stem."""
+        if self._mirrored is not None:
+            return stem in self._mirrored
+        marker = self._description.masks.mirror_stems_with
+        return marker is not None and marker in stem
+
+    def __contains__(self, stem: str) -> bool:
+        return stem in self._images or stem in self._unlabelled_truth
+
+    def _image(self, stem: str) -> CvatImage:
+        return self._images[stem] if stem in self._images else self._unlabelled_truth[stem]
+
+    def size(self, stem: str) -> tuple[int, int]:
+        """(H, W) that the annotation gives the image."""
+        image = self._image(stem)
+        return image.height, image.width
+
+    def mask(self, stem: str) -> np.ndarray:
+        """bool, (C, H, W), mirrored where the image is."""
+        mask = draw_masks(self._image(stem), self._description.labels)
+        return mask[..., ::-1] if self.is_mirrored(stem) else mask
+
+
+class StoredSource:
+    """Masks from an HDF5 file (`utils.mask_store`)."""
+
+    def __init__(self, description: DatasetDescription, folder: Path):
+        """Raises InputError if the file is missing, wrong, or holds too few images for the splits."""
+        masks, path = description.masks, folder / description.masks.file
+        if not path.is_file():
+            raise InputError(f"{path}: no such masks; make them with `{description.prepare}`")
+        self._store = MaskStore(path, description.labels)
+        stems = self._store.stems
+        if len(stems) <= masks.train + masks.val:
+            raise InputError(f"{path}: holds {len(stems)} masks, more than {masks.train} + {masks.val} are needed for "
+                             f"training, validation and test; complete it with `{description.prepare}`")
+        bounds = (0, masks.train, masks.train + masks.val, len(stems))
+        self.splits = {split: stems[bounds[i]:bounds[i + 1]] for i, split in enumerate(SPLITS)}
+
+    def keeps(self, stem: str) -> bool:
+        return True
+
+    def is_annotated(self, stem: str) -> bool:
+        return stem in self._store
+
+    def __contains__(self, stem: str) -> bool:
+        return stem in self._store
+
+    def size(self, stem: str) -> tuple[int, int]:
+        """(H, W) of the stored mask."""
+        return self.mask(stem).shape[1:]
+
+    def mask(self, stem: str) -> np.ndarray:
+        """bool, (C, H, W), as stored."""
+        return self._store.mask(stem)

@@ -1,0 +1,239 @@
+"""The data sets as the stages see them: which images belong to what, their masks, and views for PyTorch.
+
+    data = open_dataset("phantom", Path("data"))
+    train = LabelledDataset(data, data.stems("train", 5))
+    image, mask = train[0]    # float32 (1, H, W), bool (C, H, W)
+"""
+import copy
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from scripts.annotation_sources import CvatSource, StoredSource
+from scripts.csv_tables import read_column
+from scripts.dataset_description import SPLITS, CvatMasks, DatasetDescription, StemList, load_description
+from utils.cli import InputError
+from utils.files import read_grey
+from utils.mask_store import MaskStore
+
+UNLABELLED_SAMPLE = 500
+
+
+class AnnotatedImages:
+    """Images, splits and true masks of one data set. Made by `open_dataset`."""
+
+    def __init__(self, description: DatasetDescription, folder: Path):
+        """Reads the annotations in `folder`. Raises InputError if they are missing or wrong."""
+        self.description, self.folder = description, folder
+        self._source = (CvatSource if isinstance(description.masks, CvatMasks) else StoredSource)(description, folder)
+
+    def image_path(self, stem: str) -> Path:
+        """Where the image of a stem lies."""
+        return self.folder / self.description.image_folder / f"{stem}.png"
+
+    def stems(self, split: str, num: int | None = None) -> list[str]:
+        """The stems of "train" (in training order), "val" or "test"; with `num`, the first so many of them.
+
+        Raises:
+            InputError: there are fewer, an image is missing, or its size isn't the annotated one.
+        """
+        if split not in SPLITS:
+            raise InputError(f"there is no split {split!r}; known are {', '.join(SPLITS)}")
+        stems = self._training_order() if split == "train" else self._source.splits[split]
+        if num is not None and not 1 <= num <= len(stems):
+            raise InputError(f"{num} images of the {split} split are asked for; {self.description.name} has "
+                             f"{len(stems)}, take 1 to {len(stems)}")
+        for stem in stems:
+            self._check_size(stem, self._source.size(stem))
+        return stems[:num]
+
+    def _training_order(self) -> list[str]:
+        stems = self._source.splits["train"]
+        ordered = self._listed(self.description.training_order, "the training images are taken in sorted order")
+        if ordered is None:
+            return stems
+        if sorted(ordered) != stems:
+            odd = sorted(set(ordered) ^ set(stems)) or ["a stem listed twice"]
+            raise InputError(f"{self.folder / self.description.training_order.file}: must list each training image "
+                             f"once, differs in {odd[0]}; get list and annotations of the same version")
+        return ordered
+
+    def _listed(self, stem_list: StemList | None, otherwise: str) -> list[str] | None:
+        """The stems of a list; None where there is none, which is said if the description names one."""
+        if stem_list is None:
+            return None
+        path = self.folder / stem_list.file
+        if path.is_file():
+            return read_column(path, stem_list.column)
+        print(f"{path} is not there: {otherwise}", file=sys.stderr)
+        return None
+
+    def unlabelled_stems(self, num_train_samples: int, split500: bool, seed: int) -> list[str]:
+        """The stems of the unlabelled images when the first `num_train_samples` training images are the labelled ones.
+
+        With `split500` the data set's fixed sample of them; where there is no such list, 500 drawn by `seed` (all,
+        if there are no more). Sorted, but for the fixed sample, which keeps its order.
+
+        Raises:
+            InputError: there is none, or the list names an image that isn't there or is annotated.
+        """
+        if self.description.unlabelled == "rest_of_train":
+            candidates = sorted(set(self.stems("train")) - set(self.stems("train", num_train_samples)))
+        else:
+            folder = self.folder / self.description.image_folder
+            candidates = sorted(path.stem for path in folder.glob("[!.]*.png")
+                                if self._source.keeps(path.stem) and not self._source.is_annotated(path.stem))
+        if not candidates:
+            raise InputError(f"{self.folder}: no unlabelled images with {num_train_samples} labelled ones; take fewer "
+                             f"labelled ones, or put more images in place with `{self.description.prepare}`")
+        return self._sample(candidates, seed) if split500 else candidates
+
+    def _sample(self, candidates: list[str], seed: int) -> list[str]:
+        stem_list = self.description.unlabelled_sample
+        listed = self._listed(stem_list, f"a sample of {UNLABELLED_SAMPLE} unlabelled images is drawn by the seed")
+        if listed is not None:
+            if absent := sorted(set(listed) - set(candidates)):
+                raise InputError(f"{self.folder / stem_list.file}: lists {absent[0]}, which is not among the "
+                                 f"unlabelled images in {self.folder / self.description.image_folder} "
+                                 f"({len(absent)} like it); put them there with `{self.description.prepare}` or use "
+                                 "all that are there")
+            return listed
+        if len(candidates) <= UNLABELLED_SAMPLE:
+            return candidates
+        if stem_list is None:
+            print(f"{UNLABELLED_SAMPLE} of {len(candidates)} unlabelled images are drawn by the seed", file=sys.stderr)
+        chosen = np.random.default_rng(seed).choice(len(candidates), UNLABELLED_SAMPLE, replace=False)
+        return [candidates[index] for index in sorted(chosen)]
+
+    def has_truth(self, stem: str) -> bool:
+        """Whether the true mask of an image is known, also of unlabelled ones."""
+        return stem in self._source
+
+    def mask(self, stem: str) -> np.ndarray:
+        """The true mask at the network's input size, bool, (C, H, W), mirrored where the image is.
+
+        Raises:
+            InputError: it isn't known, the image is missing, or its size isn't the mask's.
+        """
+        if not self.has_truth(stem):
+            raise InputError(f"{stem}: its true mask is not known in {self.description.name}; it is not annotated")
+        original = self._source.mask(stem)
+        self._check_size(stem, original.shape[1:])
+        return resize_masks(original, self.description.input_size)
+
+    def _check_size(self, stem: str, annotated: tuple[int, int]) -> None:
+        path = self.image_path(stem)
+        if not path.is_file():
+            raise InputError(f"{path}: no such image, but {stem} is annotated; put it there with "
+                             f"`{self.description.prepare}`")
+        size = image_size(path)
+        if size != tuple(annotated):
+            raise InputError(f"{path}: the image is {size[1]} x {size[0]} pixels, its annotation says {annotated[1]} x "
+                             f"{annotated[0]}; use the image that was annotated (`{self.description.prepare}`)")
+
+
+def open_dataset(name: str, data_dir: Path, input_size: Sequence[int] | None = None) -> AnnotatedImages:
+    """Opens `data_dir/name`. `input_size` (H, W) replaces the description's.
+
+    Raises:
+        InputError: no such data set, or its annotations are missing or wrong.
+    """
+    description = load_description(name)
+    if input_size is not None:
+        description = dataclasses.replace(description, input_size=tuple(input_size))
+    return AnnotatedImages(description, data_dir / name)
+
+
+def load_image(path: Path, description: DatasetDescription) -> np.ndarray:
+    """Reads a radiograph as network input: grey, resized bilinearly, scaled to [0, 1], minus mean, over std.
+
+    Returns:
+        float32, (1, H, W) of the description's input size
+    Raises:
+        InputError: the image is missing or unreadable.
+    """
+    grey = read_grey(path)
+    height, width = description.input_size
+    scaled = grey.astype(np.float32) / np.iinfo(grey.dtype).max
+    resized = cv2.resize(scaled, (width, height), interpolation=cv2.INTER_LINEAR)
+    return ((resized - description.mean) / description.std).astype(np.float32)[None]
+
+
+def resize_masks(masks: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Masks, bool, (C, H, W), at another size (H, W), by OpenCV's nearest neighbour."""
+    height, width = size
+    return np.stack([cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
+                     for mask in masks])
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(H, W) from the file's header. Raises InputError if it isn't an image."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path}: not a readable image ({error}); replace the file") from None
+
+
+class LabelledDataset(Dataset):
+    """Images with their true masks: float32 (1, H, W) and bool (C, H, W). All are decoded at once and kept."""
+
+    def __init__(self, data: AnnotatedImages, stems: Sequence[str]):
+        """Raises InputError for an image or a mask that is missing or wrong."""
+        self.stems = list(stems)
+        self._pairs = [(torch.from_numpy(load_image(data.image_path(stem), data.description)),
+                        torch.from_numpy(data.mask(stem)))
+                       for stem in tqdm(self.stems, desc="labelled images", unit="image", leave=False)]
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._pairs[index]
+
+
+class PseudoLabelDataset(Dataset):
+    """Images with saved masks: float32 (1, H, W) and bool (C, H, W). Each process reads through a handle of its own."""
+
+    def __init__(self, data: AnnotatedImages, stems: Sequence[str], masks: MaskStore):
+        """Raises InputError if masks are missing or were saved at another size than the data set's input size."""
+        self.data, self.stems = data, list(stems)
+        if absent := [stem for stem in self.stems if stem not in masks]:
+            raise InputError(f"{masks.path}: holds no mask of {absent[0]} ({len(absent)} of {len(self.stems)} are "
+                             "missing); run the stage that wrote it again")
+        for stem in self.stems[:1]:  # through a copy: an open file must not be carried into worker processes
+            size = copy.copy(masks).mask(stem).shape[1:]
+            if size != data.description.input_size:
+                raise InputError(f"{masks.path}: its masks are of size {size} (H, W), not the input size "
+                                 f"{data.description.input_size}; save them with this input size")
+        self._masks = copy.copy(masks)
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        stem = self.stems[index]
+        image = load_image(self.data.image_path(stem), self.data.description)
+        return torch.from_numpy(image), torch.from_numpy(self._masks.mask(stem))
+
+
+class ImageDataset(Dataset):
+    """Images alone, for prediction: float32 (1, H, W) and the stem."""
+
+    def __init__(self, data: AnnotatedImages, stems: Sequence[str]):
+        self.data, self.stems = data, list(stems)
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
+        stem = self.stems[index]
+        return torch.from_numpy(load_image(self.data.image_path(stem), self.data.description)), stem
