@@ -1,0 +1,99 @@
+"""Prepares the radiographs of GRAZPEDWRI-DX (paper, section 1): frontal ones only, 8 bit, right hands mirrored.
+
+    python -m scripts.copy_and_process_graz_imgs --source <folder with the published images>
+
+About 50 radiographs a second on 2 cores, so some minutes for all 10,086 frontal ones.
+A rerun skips what is there.
+
+Reads   <source>/**/<stem>.png, 16 bit (brought to 8 bit with adaptive histogram equalisation) or 8 bit (as they are),
+        and dataset.csv (columns filestem, laterality, projection)
+Writes  <data_dir>/graz/img_only_front_all_left/<stem>.png
+"""
+import argparse
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from scripts.csv_tables import matching_stems
+from scripts.dataset_description import load_description
+from utils.cli import InputError, run_stage, stage_parser
+from utils.files import read_grey, write_png
+from utils.paths import DATA
+
+CLIP_LIMIT, TILES = 2.0, (8, 8)  # as the data set's own notebook makes its 8-bit images
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = stage_parser("scripts.copy_and_process_graz_imgs", __doc__)
+    parser.add_argument("--source", type=Path, help="folder with the published images, also in folders inside it "
+                                                    "(left out: <data_dir>/graz/images)")
+    parser.add_argument("--dataset_csv", type=Path, help="the data set's table (left out: <data_dir>/graz/dataset.csv)")
+    parser.add_argument("--data_dir", type=Path, default=DATA, help="folder of all data sets")
+    parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="images processed at the same time")
+    return parser
+
+
+def to_8_bit(image: np.ndarray) -> np.ndarray:
+    """The 8-bit version of a radiograph, (H, W): uint16 is equalised locally, uint8 stays as it is."""
+    if image.dtype == np.uint8:
+        return image
+    return cv2.createCLAHE(CLIP_LIMIT, TILES).apply((image // 256).astype(np.uint8))
+
+
+def process(source: Path, target: Path, mirrored: bool) -> str | None:
+    """Writes one image; gives the message if it can't be read, so that the others go on."""
+    try:
+        image = to_8_bit(read_grey(source))
+    except InputError as error:
+        return str(error)
+    write_png(target, np.ascontiguousarray(image[:, ::-1]) if mirrored else image)
+    return None
+
+
+def find_images(source: Path) -> dict[str, Path]:
+    """Stem -> file of all PNG images in a folder and those inside it. Raises InputError: none, or a stem twice."""
+    if not source.is_dir():
+        raise InputError(f"{source}: no such folder; --source names the folder with the published images")
+    found: dict[str, Path] = {}
+    for path in sorted(source.rglob("*.png")):
+        if path.stem in found:
+            raise InputError(f"{path}: the same image is in {found[path.stem].parent} too; let --source name one")
+        found[path.stem] = path
+    if not found:
+        raise InputError(f"{source}: no PNG image in it; --source names the folder with the published images")
+    return found
+
+
+def main(args: argparse.Namespace) -> None:
+    description = load_description("graz")
+    folder, table = args.data_dir / description.name, description.metadata
+    images = find_images(args.source or folder / "images")
+    table_path = args.dataset_csv or folder / table.file
+    frontal = matching_stems(table_path, table.stem_column, table.keep)
+    right = matching_stems(table_path, table.stem_column, table.mirror)
+    target = folder / description.image_folder
+    wanted = [stem for stem in images if stem in frontal]
+    if not wanted:
+        raise InputError(f"{table_path}: lists none of the {len(images)} images as frontal; images and table must "
+                         "belong together")
+    todo = [stem for stem in wanted if not (target / f"{stem}.png").exists()]
+    with ThreadPoolExecutor(max(args.num_workers, 1)) as pool:  # OpenCV works outside Python's lock
+        results = pool.map(partial(_process_stem, images, target, right), todo)
+        errors = [error for error in tqdm(results, total=len(todo), desc="preprocess", unit="image") if error]
+    print(f"{len(images)} images, {len(wanted)} frontal: {len(todo) - len(errors)} written to {target}, "
+          f"{len(wanted) - len(todo)} were there")
+    if errors:
+        raise InputError(f"{errors[0]} ({len(errors)} unreadable images; all others are done)")
+
+
+def _process_stem(images: dict[str, Path], target: Path, right: frozenset[str], stem: str) -> str | None:
+    return process(images[stem], target / f"{stem}.png", stem in right)
+
+
+if __name__ == "__main__":
+    run_stage(main, get_args_parser())
