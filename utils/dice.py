@@ -1,8 +1,8 @@
 """The metric (paper, section 3)."""
-import numpy as np
+import torch
 
 
-def multilabel_dice(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def multilabel_dice(prediction: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """Dice 2|A and B| / (|A| + |B|) per class, NaN where the *truth* of the class is empty.
 
     A class that is missing in the truth is not counted, so a false positive there costs nothing.
@@ -10,16 +10,14 @@ def multilabel_dice(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     Args:
         prediction, truth: bool, (..., C, H, W)
     Returns:
-        float64, (..., C), in [0, 1]
+        float32, (..., C), in [0, 1], on the device of the arguments
     """
-    both = np.count_nonzero(prediction & truth, axis=(-2, -1))
-    in_truth = np.count_nonzero(truth, axis=(-2, -1))
-    total = in_truth + np.count_nonzero(prediction, axis=(-2, -1))
-    return np.where(in_truth > 0, 2 * both / np.maximum(total, 1), np.nan)
+    both = torch.count_nonzero(prediction & truth, dim=(-2, -1))
+    in_truth = torch.count_nonzero(truth, dim=(-2, -1))
+    total = in_truth + torch.count_nonzero(prediction, dim=(-2, -1))
+    return torch.where(in_truth > 0, 2 * both / total, torch.nan)
 
 
-def image_dice(dice: np.ndarray) -> np.ndarray:
+def image_dice(dice: torch.Tensor) -> torch.Tensor:
     """The mean over the classes that the truth shows, (..., C) -> (...); NaN for an image that shows none."""
-    shown = ~np.isnan(dice)
-    count = shown.sum(axis=-1)
-    return np.where(count > 0, np.where(shown, dice, 0).sum(axis=-1) / np.maximum(count, 1), np.nan)
+    return dice.nanmean(dim=-1)

@@ -1,0 +1,20 @@
+PYTHON ?= python3
+SEED ?= 42
+BIN := .venv/bin
+
+.PHONY: demo test
+
+# The whole pipeline on the sample data, with a small U-Net and the embedded small SAM.
+demo: .venv/installed
+	$(BIN)/python -m scripts.make_phantoms
+	$(BIN)/python -m scripts.run_pipeline --dataset phantom --num_train_samples 5 --seed $(SEED) --epochs 40 \
+	    --base_width 12 --n_last_channel 12 --input_size 192 112 --results_dir results/demo_seed$(SEED)
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	touch $@

@@ -1,0 +1,103 @@
+"""Arguments that several stages share, and the model that they mean."""
+import argparse
+from pathlib import Path
+
+import torch
+
+from scripts.dataset_description import DATASET_NAMES
+from scripts.segmentation_dataset import AnnotatedImages, open_dataset
+from segment_anything.registry import SAM_TYPES, default_checkpoint
+from unet_training.hyper_params import positive_int
+from unet_training.u_net import Training, UNet, load_checkpoint
+from utils.cli import InputError
+from utils.experiment import Model, fetch_model, find_models
+from utils.paths import DATA
+from utils.refinement import options_from
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", choices=DATASET_NAMES, default="graz", help="data set")
+    parser.add_argument("--data_dir", type=Path, default=DATA, help="folder of all data sets")
+    parser.add_argument("--gpu_id", type=int, help="number of the GPU (left out: the first one, or the CPU if there is none)")
+    parser.add_argument("--seed", type=int, default=42, help="seed of all random numbers")
+
+
+def add_unlabelled_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--split500", action=argparse.BooleanOptionalAction, default=True,
+                        help="only the list of 500 unlabelled images, not all of them")
+
+
+def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
+    add_unlabelled_arguments(parser)
+    parser.add_argument("--infer_batch_size", type=positive_int, default=16, help="images the U-Net sees at once")
+
+
+def add_sam_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sam_type", choices=tuple(SAM_TYPES), help="which SAM (left out: the data set's: vit_h, or demo "
+                                                                    "for the sample data)")
+    parser.add_argument("--sam_checkpoint", type=Path, help="file of its weights (left out: the public name in "
+                                                            "<data_dir>/sam_checkpoints)")
+
+
+def resolve_sam(args: argparse.Namespace, data: AnnotatedImages) -> tuple[str, Path]:
+    """SAM's type and weights file, as the arguments or the data set say."""
+    sam_type = args.sam_type or data.description.sam_type
+    return sam_type, args.sam_checkpoint or default_checkpoint(sam_type, args.data_dir)
+
+
+def refined_kind(args: argparse.Namespace, data: AnnotatedImages) -> str:
+    """Names the refinement that the arguments describe; different ones have different names."""
+    return f"{options_from(args).name()}_{args.sam_type or data.description.sam_type}"
+
+
+def task_parameters(args: argparse.Namespace, stage: str, **more: str) -> dict:
+    """What the tracker keeps of a run: its stage, its arguments and what they resolved to."""
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    return {**values, "stage": stage, **more}
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model_id", help="id of the initial U-Net (left out: the newest of this data set and "
+                                           "--num_train_samples)")
+    parser.add_argument("--num_train_samples", type=int, default=43, help="labelled images the initial U-Net was trained on")
+
+
+def choose_model(args: argparse.Namespace, stage: str | None = "initial") -> Model:
+    """The model that `--model_id` names, or the newest of that stage, the data set and `--num_train_samples`.
+
+    Without a stage there must be exactly one.
+
+    Raises:
+        InputError: no model is meant beyond doubt; the message lists the ids there are.
+    """
+    if args.model_id:
+        return fetch_model(args.model_id)
+    wanted = {"dataset": args.dataset, "num_train_samples": args.num_train_samples}
+    models = find_models(**wanted, stage=stage) if stage else find_models(**wanted)
+    if len(models) == 1 or (models and stage):
+        return models[0]
+    problem = "several models" if models else f"no {stage or 'trained'} model"
+    ids = ", ".join(f"{model.id} ({model.parameters.get('stage')}, {model.parameters.get('dataset')}, "
+                    f"n = {model.parameters.get('num_train_samples')})" for model in models or find_models())
+    raise InputError(f"{problem} of data set {args.dataset} with {args.num_train_samples} labelled images; name one with "
+                     f"--model_id, or train one with `python -m unet_training.training`. There are: {ids or 'none'}")
+
+
+def load_model_and_data(args: argparse.Namespace, device: torch.device,
+                        stage: str | None = "initial") -> tuple[Model, UNet, Training, AnnotatedImages]:
+    """The chosen model, rebuilt, and the data set at the model's input size.
+
+    Raises:
+        InputError: no such model, or its labels are not the data set's.
+    """
+    model = choose_model(args, stage)
+    u_net, training = load_checkpoint(model.weights, device)
+    data = open_dataset(args.dataset, args.data_dir, training.input_size)
+    training.check_labels(data.description.labels, f"data set {args.dataset}")
+    return model, u_net, training, data
+
+
+def unlabelled_stems(args: argparse.Namespace, model: Model, data: AnnotatedImages) -> list[str]:
+    """The images without labels, as seen from the model: those it was not trained on."""
+    num_train_samples = model.parameters.get("num_train_samples", args.num_train_samples)
+    return data.unlabelled_stems(num_train_samples, args.split500, args.seed)

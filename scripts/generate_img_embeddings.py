@@ -1,0 +1,54 @@
+"""Computes SAM's embeddings of the images once, for all later refinements (paper, section 5).
+
+    python -m scripts.generate_img_embeddings --gpu_id 0
+    python -m scripts.generate_img_embeddings --dataset phantom
+    python -m scripts.generate_img_embeddings --dataset jsrt --num_train_samples 20 --sam_type vit_t --sam_checkpoint mobile_sam.pt
+
+About 4 MB an image (vit_h, vit_l, vit_b, vit_t, medsam). A rerun only computes what is missing.
+
+Reads   images of the data set at their original resolution, SAM's weights (python -m scripts.download_checkpoint vit_h)
+Writes  data/<dataset>/sam_embeddings/<sam type>/<stem>.h5 (layout: segment_anything/embeddings.py)
+"""  # noqa: E501: a command to copy
+import argparse
+from collections.abc import Sequence
+
+import torch
+
+from scripts.arguments import add_common_arguments, add_sam_arguments, add_unlabelled_arguments, resolve_sam
+from scripts.segmentation_dataset import AnnotatedImages, open_dataset
+from segment_anything.embeddings import compute_missing_embeddings
+from utils.cli import run_stage, select_device, stage_parser
+from utils.paths import embedding_folder
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = stage_parser("scripts.generate_img_embeddings", __doc__)
+    add_common_arguments(parser)
+    add_unlabelled_arguments(parser)
+    parser.add_argument("--num_train_samples", type=int, default=43,
+                        help="labelled images; where the unlabelled ones are the rest of the training split, this says which")
+    parser.add_argument("--split", choices=("train", "val", "test", "unlabelled"), default="unlabelled", help="which images")
+    add_sam_arguments(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    device = select_device(args.gpu_id)
+    data = open_dataset(args.dataset, args.data_dir)
+    if args.split == "unlabelled":
+        stems = data.unlabelled_stems(args.num_train_samples, args.split500, args.seed)
+    else:
+        stems = data.stems(args.split)
+    embed_images(args, data, stems, device)
+    print(f"embeddings: {embedding_folder(args.data_dir, args.dataset, resolve_sam(args, data)[0])}")
+
+
+def embed_images(args: argparse.Namespace, data: AnnotatedImages, stems: Sequence[str], device: torch.device) -> None:
+    """Computes what is missing of these images' embeddings; loads SAM's encoder only if something is."""
+    sam_type, checkpoint = resolve_sam(args, data)
+    folder = embedding_folder(args.data_dir, args.dataset, sam_type)
+    compute_missing_embeddings(sam_type, checkpoint, [(stem, data.image_path(stem)) for stem in stems], folder, device)
+
+
+if __name__ == "__main__":
+    run_stage(main, get_args_parser())

@@ -1,0 +1,118 @@
+"""Runs all stages in order, each on the model id of the one before, and tabulates the Dice.
+
+    python -m scripts.run_pipeline --gpu_id 0
+    python -m scripts.run_pipeline --dataset phantom --num_train_samples 5 --epochs 40 --base_width 8 --n_last_channel 8 --input_size 192 112
+
+The first line is the paper's setting. A rerun with the same arguments skips what is already there.
+
+Reads   the images and annotations of the data set, SAM's weights
+Writes  what the stages write, and in --results_dir: results.csv, dice.csv of each row, overlays (PNG)
+"""  # noqa: E501: a command to copy
+import argparse
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from scripts import evaluate, save_refined_segmentations, save_segmentations
+from scripts.arguments import (
+    add_common_arguments,
+    add_sam_arguments,
+    add_unlabelled_arguments,
+    resolve_sam,
+    task_parameters,
+)
+from scripts.segmentation_dataset import open_dataset
+from unet_training import training, training_on_pseudo_labels
+from unet_training.hyper_params import add_initial_arguments, add_training_arguments
+from utils.cli import run_stage, stage_parser
+from utils.experiment import find_models
+from utils.files import atomic_path
+from utils.paths import RESULTS
+from utils.refinement import add_refinement_arguments
+
+Row = tuple[str, str, evaluate.Summary]
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = stage_parser("scripts.run_pipeline", __doc__)
+    add_common_arguments(parser)
+    add_initial_arguments(parser)
+    add_training_arguments(parser)
+    add_unlabelled_arguments(parser)
+    parser.add_argument("--train_from_scratch", action=argparse.BooleanOptionalAction, default=True,
+                        help="start the final U-Net from random weights, or else from the initial one")
+    add_sam_arguments(parser)
+    add_refinement_arguments(parser)
+    parser.add_argument("--results_dir", type=Path, default=RESULTS, help="folder of the table and the pictures")
+    return parser
+
+
+def main(args: argparse.Namespace) -> list[Row]:
+    """Returns the rows of the table."""
+    data = open_dataset(args.dataset, args.data_dir, args.input_size)
+    headline("initial U-Net")
+    initial = trained_once(training, args, "initial")
+    headline("raw pseudo labels")
+    run(save_segmentations, args, model_id=initial)
+    headline("refined pseudo labels")
+    run(save_refined_segmentations, args, model_id=initial)
+    headline("final U-Net")
+    final = trained_once(training_on_pseudo_labels, args, "final", model_id=initial, pseudo_label="sam")
+    headline("evaluation")
+    rows = [("initial", "test", run(evaluate, args, model_id=initial, split="test", pseudo_label="raw"))]
+    if all(data.has_truth(stem) for stem in data.unlabelled_stems(args.num_train_samples, args.split500, args.seed)):
+        rows += [(what, "unlabelled", run(evaluate, args, model_id=initial, split="unlabelled", pseudo_label=label))
+                 for what, label in (("raw", "raw"), ("refined", "sam"))]
+    rows.append(("final", "test", run(evaluate, args, model_id=final, split="test", pseudo_label="raw")))
+    write_table(args.results_dir / "results.csv", rows)
+    print_table(args, resolve_sam(args, data)[0], rows)
+    return rows
+
+
+def stage_arguments(stage: ModuleType, args: argparse.Namespace, **more: object) -> argparse.Namespace:
+    """The stage's own defaults, overridden by this pipeline's arguments of the same names and by `more`."""
+    values = vars(stage.get_args_parser().parse_args([]))
+    values.update({name: value for name, value in {**vars(args), **more}.items() if name in values})
+    return argparse.Namespace(**values)
+
+
+def run(stage: ModuleType, args: argparse.Namespace, **more: object) -> object:
+    """Runs one stage and returns what its `main` returns."""
+    main_function: Callable = stage.main
+    return main_function(stage_arguments(stage, args, **more))
+
+
+def trained_once(stage: ModuleType, args: argparse.Namespace, name: str, **more: object) -> str:
+    """The id of a model that was trained with exactly these arguments, or else a new one."""
+    parameters = task_parameters(stage_arguments(stage, args, **more), name)
+    models = find_models(**parameters)
+    if not models:
+        return run(stage, args, **more)
+    print(f"already trained: {models[0].id}")
+    return models[0].id
+
+
+def headline(text: str) -> None:
+    print(f"\n== {text} ==", flush=True)
+
+
+def write_table(path: Path, rows: list[Row]) -> None:
+    """Columns what, split, dice_mean, dice_std (both in percent), n_images."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["what", "split", "dice_mean", "dice_std", "n_images"])
+        writer.writerows([what, split, f"{s.mean:.4f}", f"{s.std:.4f}", s.count] for what, split, s in rows)
+
+
+def print_table(args: argparse.Namespace, sam_type: str, rows: list[Row]) -> None:
+    names = {"initial": "initial U-Net", "raw": "raw pseudo labels", "refined": "refined pseudo labels", "final": "final U-Net"}
+    print(f"\nData set {args.dataset}, {args.num_train_samples} labelled images, seed {args.seed}, SAM type {sam_type}")
+    print(f"{'':24}{'images':>18}  Dice in %, mean ± std")
+    for what, split, summary in rows:
+        print(f"{names[what]:24}{f'{summary.count} {split}':>18}  {summary.mean:6.2f} ± {summary.std:5.2f}")
+    print(f"table and overlays: {args.results_dir}")
+
+
+if __name__ == "__main__":
+    run_stage(main, get_args_parser())

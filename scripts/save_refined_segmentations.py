@@ -1,0 +1,107 @@
+"""Refines the U-Net's masks of the unlabelled images with SAM: the refined pseudo labels (paper, section 6).
+
+    python -m scripts.save_refined_segmentations
+    python -m scripts.save_refined_segmentations --dataset phantom --num_train_samples 5
+    python -m scripts.save_refined_segmentations --sam_type medsam --prompt1st box --prompt2nd
+
+From each class of the U-Net's segmentation come prompts (box, points), from which SAM draws a better mask. Embeddings that
+are missing are computed first. A rerun only refines what is missing; other options go to another file.
+
+Reads   a model by its id, images of the data set, data/<dataset>/sam_embeddings/<sam type>/, SAM's weights
+Writes  data/seg_masks/<model id>/sam_<prompts and options>_<sam type>.h5 with SAM's estimate of each mask's Dice
+"""
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from scripts.arguments import (
+    add_common_arguments,
+    add_model_arguments,
+    add_prediction_arguments,
+    add_sam_arguments,
+    load_model_and_data,
+    refined_kind,
+    resolve_sam,
+    task_parameters,
+    unlabelled_stems,
+)
+from scripts.generate_img_embeddings import embed_images
+from scripts.segmentation_dataset import AnnotatedImages, ImageDataset
+from segment_anything.checkpoints import identify
+from segment_anything.embeddings import load_embedding
+from segment_anything.registry import check_present
+from segment_anything.stored_decoder import StoredDecoder
+from unet_training.prediction import predict
+from unet_training.u_net import UNet
+from utils.cli import run_stage, select_device, stage_parser
+from utils.experiment import start
+from utils.mask_store import MaskWriter
+from utils.paths import embedding_folder, mask_file
+from utils.refinement import Refined, add_refinement_arguments, options_from, refine
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = stage_parser("scripts.save_refined_segmentations", __doc__)
+    add_common_arguments(parser)
+    add_model_arguments(parser)
+    add_prediction_arguments(parser)
+    add_sam_arguments(parser)
+    add_refinement_arguments(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> Path:
+    """Returns the file of refined masks."""
+    device = select_device(args.gpu_id)
+    model, u_net, _, data = load_model_and_data(args, device)
+    labels = data.description.labels
+    path = mask_file(args.data_dir, model.id, refined_kind(args, data))
+    writer = MaskWriter(path, labels, {"clearml_model_id": model.id, "refine_params": refine_params(args, data)})
+    missing = writer.missing(unlabelled_stems(args, model, data))
+    if missing:
+        with start("save_refined_segmentations", task_parameters(args, "refine"), ("refine", args.dataset)) as experiment:
+            experiment.use_model(model.id)
+            estimates = []
+            with writer:
+                for stem, refined in refine_images(args, u_net, data, missing, device):
+                    writer.write(stem, refined.mask, refined.estimated_dice)
+                    estimates.append(refined.estimated_dice)
+            experiment.histogram("estimated dice per class", class_means(estimates), labels, 0)
+    print(f"refined masks: {path} ({len(missing)} new)")
+    return path
+
+
+def refine_images(args: argparse.Namespace, u_net: UNet, data: AnnotatedImages, stems: Sequence[str],
+                  device: torch.device) -> Iterator[tuple[str, Refined]]:
+    """Yields (stem, refined masks); computes missing embeddings first."""
+    options = options_from(args)
+    sam_type, checkpoint = resolve_sam(args, data)
+    embed_images(args, data, stems, device)
+    decoder = StoredDecoder(sam_type, checkpoint, device)
+    folder = embedding_folder(args.data_dir, args.dataset, sam_type)
+    for stem, probabilities in predict(u_net, ImageDataset(data, stems), device, args.infer_batch_size):
+        embedding = load_embedding(folder / f"{stem}.h5", decoder.checkpoint)
+        yield stem, refine(probabilities, embedding, decoder, options)
+
+
+def refine_params(args: argparse.Namespace, data: AnnotatedImages) -> str:
+    """What the masks depend on, as JSON: a file of refined masks is never continued with anything else."""
+    sam_type, checkpoint = resolve_sam(args, data)
+    check_present(sam_type, checkpoint)
+    return json.dumps({**asdict(options_from(args)), "sam_type": sam_type, **asdict(identify(checkpoint))})
+
+
+def class_means(estimates: Sequence[np.ndarray]) -> list[float]:
+    """Mean over images per class, NaN for a class that SAM was never asked for."""
+    values = np.stack(estimates)
+    counts = (~np.isnan(values)).sum(axis=0)
+    return np.where(counts > 0, np.nansum(values, axis=0) / np.maximum(counts, 1), np.nan).tolist()
+
+
+if __name__ == "__main__":
+    run_stage(main, get_args_parser())

@@ -1,0 +1,83 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import map_coordinates
+from torch import nn
+
+from unet_training.epoch import bce_loss, random_affine, train_epoch, validate, warp
+
+CPU = torch.device("cpu")
+
+
+def test_loss_equals_its_formula():
+    torch.manual_seed(0)
+    logits, truth = torch.randn(2, 3, 5, 7).double(), (torch.rand(2, 3, 5, 7) < 0.3).double()
+    weights = [2.0, 30.0, 1.0]
+    total = 0.0
+    for (_, channel, _, _), (logit, target) in zip(np.ndindex(2, 3, 5, 7), zip(logits.ravel(), truth.ravel(), strict=True),
+                                                   strict=True):
+        p = 1 / (1 + math.exp(-logit))
+        total -= weights[channel] * target * math.log(p) + (1 - target) * math.log(1 - p)
+    assert bce_loss(weights, CPU)(logits, truth).item() == pytest.approx(total.item() / logits.numel(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("mode", "order"), [("bilinear", 1), ("nearest", 0)])
+def test_warp_equals_sampling_by_hand(mode, order):
+    torch.manual_seed(1)
+    height, width = 9, 14
+    images, matrices = torch.rand(2, 3, height, width), random_affine(2, 0.3, CPU)
+    warped = warp(images, matrices, mode)
+    rows, columns = np.mgrid[:height, :width]
+    x, y = (2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1  # pixel centres in [-1, 1]
+    for image, matrix, result in zip(images.numpy(), matrices.double().numpy(), warped.numpy(), strict=True):
+        from_x, from_y = np.tensordot(matrix, np.stack([x, y, np.ones_like(x)]), axes=1)
+        coordinates = [((from_y + 1) * height - 1) / 2, ((from_x + 1) * width - 1) / 2]
+        for channel in range(3):
+            expected = map_coordinates(image[channel].astype(float), coordinates, order=order, mode="grid-constant")
+            np.testing.assert_allclose(result[channel], expected, atol=1e-4)
+
+
+def test_random_affine_scatters_about_identity():
+    torch.manual_seed(0)
+    matrices = random_affine(20_000, 0.03, CPU)
+    torch.testing.assert_close(matrices.mean(dim=0), torch.eye(2, 3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(matrices.std(dim=0), torch.full((2, 3), 0.03), atol=1e-3, rtol=0)
+
+
+class Threshold(nn.Module):
+    """Logits that are the image itself plus one trainable number."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return x.expand(-1, 2, -1, -1) + self.shift
+
+
+def batches():
+    torch.manual_seed(2)
+    masks = torch.rand(3, 2, 6, 10) < 0.5
+    masks[2, 1] = False
+    images = torch.where(masks[:, :1], 4.0, -4.0)  # the first class is seen perfectly
+    return [(images[:2], masks[:2]), (images[2:], masks[2:])]
+
+
+def test_statistics_cover_all_images_of_all_batches():
+    statistics = validate(Threshold(), batches(), bce_loss([1.0, 1.0], CPU), CPU)
+    assert statistics.dice.shape == (3, 2)
+    assert statistics.class_dice[0] == 1
+    assert statistics.dice[2, 1].isnan()
+    expected = np.mean([np.mean([1, statistics.dice[0, 1]]), np.mean([1, statistics.dice[1, 1]]), 1])
+    assert statistics.mean_dice == pytest.approx(expected)
+
+
+def test_training_lowers_the_loss_and_validation_changes_nothing():
+    model, loss = Threshold(), bce_loss([5.0, 5.0], CPU)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    before = validate(model, batches(), loss, CPU).loss
+    assert model.shift == 0
+    train_epoch(model, batches(), loss, optimizer, CPU, data_aug=0)
+    assert validate(model, batches(), loss, CPU).loss < before

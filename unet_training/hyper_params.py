@@ -1,0 +1,58 @@
+"""The hyperparameters of training (paper, section 2), as arguments with the paper's values."""
+import argparse
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """epochs: number of passes; lr: initial learning rate; data_aug: see `epoch.random_affine`."""
+
+    epochs: int
+    lr: float
+    lr_scheduler: str
+    data_aug: float
+
+    def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0)
+
+    def scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        """Cosine annealing down to lr / 100 over all epochs, or a constant rate."""
+        if self.lr_scheduler == "cosine":
+            return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs, eta_min=self.lr / 100)
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--epochs", type=positive_int, default=350, help="passes over the training data")
+    parser.add_argument("--lr", type=float, default=1e-3, help="initial learning rate of AdamW")
+    parser.add_argument("--lr_scheduler", choices=("cosine", "constant"), default="cosine",
+                        help="learning rate over the epochs; cosine ends at lr / 100")
+    parser.add_argument("--batch_size", type=positive_int, default=16, help="images in a training batch")
+    parser.add_argument("--infer_batch_size", type=positive_int, default=16, help="images in a validation batch")
+    parser.add_argument("--data_aug", type=float, default=0.03,
+                        help="standard deviation of the random affine matrix's entries, 0 for no augmentation")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that read images beside the training")
+
+
+def add_initial_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num_train_samples", type=int, default=43, help="labelled images to train on, the first n of the list")
+    parser.add_argument("--data_sample_per_epoch", type=positive_int, default=48,
+                        help="images drawn with replacement in an epoch")
+    parser.add_argument("--base_width", type=positive_int, default=64, help="channels of the U-Net's first level")
+    parser.add_argument("--n_last_channel", type=positive_int, default=64, help="channels of the U-Net's last level")
+    parser.add_argument("--input_size", type=positive_int, nargs=2, metavar=("H", "W"),
+                        help="size of the network's input (left out: the data set's)")
+
+
+def schedule_from(args: argparse.Namespace) -> Schedule:
+    return Schedule(args.epochs, args.lr, args.lr_scheduler, args.data_aug)
+
+
+def positive_int(text: str) -> int:
+    """An argparse type for counts."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value

@@ -1,0 +1,83 @@
+"""Trains the final U-Net on saved pseudo labels, raw or refined by SAM (paper, section 2).
+
+    python -m unet_training.training_on_pseudo_labels --gpu_id 0 --pseudo_label sam --prompt1st box --prompt2nd pos_points neg_points --num_train_samples 43
+    python -m unet_training.training_on_pseudo_labels --dataset phantom --num_train_samples 5 --epochs 40
+
+The first line is the paper's setting, for a GPU; the second one takes a few minutes on two CPU cores.
+The network has the initial one's architecture and input size. Prints `model id: <id>` as its last line.
+
+Reads   the masks that scripts.save_segmentations or scripts.save_refined_segmentations saved for the initial model,
+        their images, and the labelled validation images
+Writes  a model, known by its id: on the ClearML server, or in runs/ without one
+"""  # noqa: E501: a command to copy
+import argparse
+
+import torch
+from torch.utils.data import DataLoader
+
+from scripts.arguments import (
+    add_common_arguments,
+    add_model_arguments,
+    add_sam_arguments,
+    add_unlabelled_arguments,
+    load_model_and_data,
+    refined_kind,
+    task_parameters,
+    unlabelled_stems,
+)
+from scripts.segmentation_dataset import LabelledDataset, PseudoLabelDataset
+from unet_training.epoch import bce_loss
+from unet_training.hyper_params import add_training_arguments, schedule_from
+from unet_training.trainer import fingerprint, fit, publish
+from unet_training.u_net import UNet
+from utils.cli import InputError, run_stage, select_device, stage_parser
+from utils.experiment import start
+from utils.offline_runs import runs_dir
+from utils.mask_store import MaskStore
+from utils.paths import mask_file, training_state
+from utils.refinement import add_refinement_arguments
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = stage_parser("unet_training.training_on_pseudo_labels", __doc__)
+    add_common_arguments(parser)
+    add_model_arguments(parser)
+    add_unlabelled_arguments(parser)
+    parser.add_argument("--pseudo_label", choices=("raw", "sam"), default="sam", help="which saved masks to train on")
+    parser.add_argument("--train_from_scratch", action=argparse.BooleanOptionalAction, default=True,
+                        help="start from random weights, or else fine-tune the initial U-Net")
+    add_sam_arguments(parser)
+    add_refinement_arguments(parser)
+    add_training_arguments(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> str:
+    """Returns the id of the trained model."""
+    device = select_device(args.gpu_id)
+    initial, u_net, training, data = load_model_and_data(args, device)
+    kind = "raw" if args.pseudo_label == "raw" else refined_kind(args, data)
+    masks = MaskStore(mask_file(args.data_dir, initial.id, kind), training.labels)
+    train = PseudoLabelDataset(data, unlabelled_stems(args, initial, data), masks)
+    if len(train) < args.batch_size:
+        raise InputError(f"{masks.path}: {len(train)} pseudo labels don't fill one batch of {args.batch_size}; "
+                         "give a smaller --batch_size")
+    validation = LabelledDataset(data, data.stems("val"))
+    torch.manual_seed(args.seed)
+    model = UNet(**u_net.config).to(device) if args.train_from_scratch else u_net
+    train_batches = DataLoader(train, args.batch_size, shuffle=True, drop_last=True, num_workers=args.num_workers)
+    val_batches = DataLoader(validation, args.infer_batch_size, num_workers=args.num_workers)
+    loss_function = bce_loss(data.description.positive_weights, device)
+    parameters = task_parameters(args, "final", initial_model_id=initial.id, masks=kind)
+    state_file = training_state(runs_dir(), fingerprint(parameters))
+    with start("training_on_pseudo_labels", parameters, tags=("final", args.dataset, kind)) as experiment:
+        experiment.use_model(initial.id)
+        fit(model, train_batches, val_batches, loss_function, schedule_from(args), device, experiment, training.labels,
+            state_file)
+        model_id = publish(experiment, model, training, state_file)
+    print(f"model id: {model_id}")
+    return model_id
+
+
+if __name__ == "__main__":
+    run_stage(main, get_args_parser())

@@ -1,0 +1,21 @@
+"""Where every file lies. A stage gets its folder by `--data_dir`; names are made here and checked where they are used."""
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "data"
+RESULTS = ROOT / "results"
+
+
+def mask_file(data_dir: Path, model_id: str, kind: str) -> Path:
+    """The saved segmentations of a model; `kind` is `raw` or the name of a refinement."""
+    return data_dir / "seg_masks" / model_id / f"{kind}.h5"
+
+
+def embedding_folder(data_dir: Path, dataset: str, sam_type: str) -> Path:
+    """One file an image, `<stem>.h5`."""
+    return data_dir / dataset / "sam_embeddings" / sam_type
+
+
+def training_state(runs_dir: Path, fingerprint: str) -> Path:
+    """What an interrupted training goes on from; `fingerprint` stands for its arguments."""
+    return runs_dir / "unfinished" / f"{fingerprint}.pt"
