@@ -1,0 +1,61 @@
+import re
+
+import pytest
+
+from scripts.dataset_description import (
+    DATASET_NAMES,
+    FOLDER,
+    CvatMasks,
+    StoredMasks,
+    load_description,
+    read_description,
+)
+from utils.cli import InputError
+
+
+def test_names_and_kinds():
+    assert DATASET_NAMES == ("graz", "jsrt", "phantom")
+    descriptions = {name: load_description(name) for name in DATASET_NAMES}
+    assert [descriptions[name].sam_type for name in DATASET_NAMES] == ["vit_h", "vit_h", "demo"]
+    assert isinstance(descriptions["jsrt"].masks, StoredMasks)
+    assert isinstance(descriptions["phantom"].masks, CvatMasks)
+    assert descriptions["graz"].labels == descriptions["phantom"].labels == tuple(sorted(descriptions["graz"].labels))
+    assert descriptions["graz"].input_size == (384, 224)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(InputError, match="graz, jsrt, phantom"):
+        load_description("../graz")
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("std = 0.2", 'colour = "grey"\nstd = 0.2', "unknown key colour"),
+    ('file = "masks.h5"', 'file = "masks.h5"\nattribute = "x"', "unknown key masks.attribute"),
+    ('image_folder = "img"', "", "image_folder is missing"),
+    ("[4.9105, ", "[", "positive_weights needs 5 numbers above 0, one per label, has 4"),
+    ("[4.9105, ", "[-4.9105, ", "positive_weights needs 5 numbers above 0"),
+    ("[4.9105, ", '["4.9105", ', "positive_weights has a value of the wrong type"),
+    ('"right_lung", "left_lung"', '"right_lung", "right_lung"', "labels must be given, each once"),
+    ("[256, 256]", "[256]", "input_size needs two"),
+    ("[256, 256]", "[256, 25.6]", "input_size has a value of the wrong type"),
+    ('"mask_store"', '"nifti"', "masks.kind is 'nifti', must be one of cvat, mask_store"),
+    ('"rest_of_train"', '"none"', "unlabelled is 'none'"),
+    ("std = 0.2", "std = -0.2", "std must be above 0"),
+    ("std = ", "std ", "not a readable TOML file"),
+])
+def test_mistakes_in_a_description_name_file_and_key(tmp_path, old, new, message):
+    text = (FOLDER / "jsrt.toml").read_text(encoding="utf-8")
+    assert old in text
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        read_description(path)
+    assert "mine.toml" in str(caught.value)
+
+
+def test_whole_numbers_serve_as_floats(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text((FOLDER / "jsrt.toml").read_text(encoding="utf-8").replace("[4.9105, ", "[5, "), encoding="utf-8")
+    description = read_description(path)
+    assert description.name == "mine"
+    assert description.positive_weights[0] == 5.0 and isinstance(description.positive_weights[0], float)
