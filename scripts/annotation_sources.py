@@ -1,7 +1,7 @@
 """Where the true masks of a data set come from: drawn in CVAT, or stored in one HDF5 file.
 
-Both sources answer the same questions: the stems of each split, whether the truth of an image is known, its size and
-its mask at the size of the original image.
+Both sources answer the same questions: the stems of each split, whether the truth of an image is known, its size, its
+mask at the size of the original image, and whether the image is a mirrored one.
 """
 from collections.abc import Sequence
 from functools import cached_property
@@ -96,9 +96,8 @@ class CvatSource:
         return image.height, image.width
 
     def mask(self, stem: str) -> np.ndarray:
-        """bool, (C, H, W), mirrored where the image is."""
-        mask = draw_masks(self._image(stem), self._description.labels)
-        return mask[..., ::-1] if self.is_mirrored(stem) else mask
+        """bool, (C, H, W), as drawn, so not mirrored."""
+        return draw_masks(self._image(stem), self._description.labels)
 
 
 class StoredSource:
@@ -122,6 +121,9 @@ class StoredSource:
 
     def is_annotated(self, stem: str) -> bool:
         return stem in self._store
+
+    def is_mirrored(self, stem: str) -> bool:
+        return False
 
     def __contains__(self, stem: str) -> bool:
         return stem in self._store

@@ -127,7 +127,9 @@ class AnnotatedImages:
             raise InputError(f"{stem}: its true mask is not known in {self.description.name}; it is not annotated")
         original = self._source.mask(stem)
         self._check_size(stem, original.shape[1:])
-        return resize_masks(original, self.description.input_size)
+        masks = resize_masks(original, self.description.input_size)
+        # mirrored last: nearest resizing isn't symmetric, and the positive weights are those of the drawn masks
+        return np.ascontiguousarray(masks[..., ::-1]) if self._source.is_mirrored(stem) else masks
 
     def _check_size(self, stem: str, annotated: tuple[int, int]) -> None:
         path = self.image_path(stem)

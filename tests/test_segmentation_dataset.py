@@ -1,0 +1,288 @@
+"""Splits, masks and views on a small data set described like GRAZPEDWRI-DX: 8 images of 30 x 20 pixels (W x H)."""
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from scripts.dataset_description import AnnotationFile, CvatMasks, DatasetDescription, Metadata, StemList, StoredMasks
+from scripts.segmentation_dataset import (
+    AnnotatedImages,
+    ImageDataset,
+    LabelledDataset,
+    PseudoLabelDataset,
+    load_image,
+    open_dataset,
+    resize_masks,
+)
+from utils.cli import InputError
+from utils.files import write_png
+from utils.mask_store import MaskStore, MaskWriter
+
+HEIGHT, WIDTH = 20, 30
+BOX = 'points="2,3;12,3;12,8;2,8"'  # x 2 to 12, y 3 to 8: in the left half
+TRAIN, VAL, TEST = ["5_WRI-L1", "3_WRI-R1", "4_WRI-L1"], ["6_WRI-L1"], ["7_WRI-R1"]
+UNLABELLED = ["1_WRI-L1", "2_WRI-R1"]
+LATERAL = "8_WRI-L2"
+
+
+def cvat(stems: list[str], width: int = WIDTH) -> str:
+    shape = f'<polygon label="Knochen" {BOX}><attribute name="Anatomie">Radius</attribute></polygon>'
+    images = "".join(f'<image name="{stem}.png" width="{width}" height="{HEIGHT}" subset="{subset}">{shape}</image>'
+                     for subset, members in (("Train", stems[:-1]), ("Validation", stems[-1:])) for stem in members)
+    return f"<annotations><version>1.1</version>{images}</annotations>"
+
+
+@pytest.fixture
+def description() -> DatasetDescription:
+    masks = CvatMasks(train=(AnnotationFile("train.xml", "Train"),), val=(AnnotationFile("train.xml", "Validation"),),
+                      test=(AnnotationFile("test.xml"),), attribute="Anatomie",
+                      unlabelled_truth=(AnnotationFile("truth.xml"),))
+    metadata = Metadata("table.csv", "stem", {"projection": "1"}, {"side": "R"})
+    return DatasetDescription(
+        "hands", ("Ulna", "Radius"), (10, 15), 0.25, 0.5, (2.0, 3.0), "img", "python -m prepare", "not_annotated",
+        "demo", masks, metadata, StemList("order.csv", "file_stem"), StemList("sample.csv", "filestem"))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    rng = np.random.default_rng(0)
+    stems = [*TRAIN, *VAL, *TEST, *UNLABELLED]
+    for stem in stems:
+        write_png(tmp_path / "img" / f"{stem}.png", rng.integers(0, 256, (HEIGHT, WIDTH), np.uint8))
+    (tmp_path / "train.xml").write_text(cvat([*TRAIN, LATERAL, *VAL]))
+    (tmp_path / "test.xml").write_text(cvat(TEST))
+    (tmp_path / "truth.xml").write_text(cvat(["unused", UNLABELLED[1]]))
+    rows = "".join(f"{stem},{stem[-2]},{2 if stem == LATERAL else 1}\n" for stem in [*stems, LATERAL])
+    (tmp_path / "table.csv").write_text("\ufeffstem,side,projection\n" + rows, encoding="utf-8")
+    (tmp_path / "order.csv").write_text(",file_stem\n" + "".join(f"{i},{stem}\n" for i, stem in enumerate(TRAIN)))
+    (tmp_path / "sample.csv").write_text(f",filestem\n0,{UNLABELLED[1]}\n")
+    return tmp_path
+
+
+def test_splits_follow_the_lists_and_leave_other_projections_out(folder, description):
+    data = AnnotatedImages(description, folder)
+    assert data.stems("train") == TRAIN
+    assert data.stems("train", 2) == TRAIN[:2]
+    assert (data.stems("val"), data.stems("test")) == (VAL, TEST)
+    assert data.unlabelled_stems(2, split500=True, seed=0) == UNLABELLED[1:]
+    assert data.unlabelled_stems(2, split500=False, seed=0) == UNLABELLED
+
+
+def test_missing_lists_are_said_and_replaced(folder, description, capsys):
+    (folder / "order.csv").unlink()
+    (folder / "sample.csv").unlink()
+    data = AnnotatedImages(description, folder)
+    assert data.stems("train", 2) == sorted(TRAIN)[:2]
+    assert data.unlabelled_stems(2, split500=True, seed=0) == UNLABELLED
+    said = capsys.readouterr().err
+    assert "order.csv is not there" in said and "sample.csv is not there" in said
+
+
+def test_a_missing_sample_is_drawn_by_the_seed(folder, description, monkeypatch):
+    monkeypatch.setattr("scripts.segmentation_dataset.UNLABELLED_SAMPLE", 5)
+    (folder / "sample.csv").unlink()
+    with (folder / "table.csv").open("a") as table:
+        for number in range(20):
+            write_png(folder / "img" / f"9{number}_WRI-L1.png", np.zeros((4, 4), np.uint8))
+            table.write(f"9{number}_WRI-L1,L,1\n")
+    data = AnnotatedImages(description, folder)
+    first, again, other = (data.unlabelled_stems(2, True, seed) for seed in (1, 1, 2))
+    assert first == again == sorted(first) != other
+    assert len(set(first)) == 5 and not set(first) & set(TRAIN + VAL + TEST)
+
+
+def test_masks_of_right_hands_are_mirrored(folder, description):
+    data = AnnotatedImages(description, folder)
+    left, right = data.mask(TRAIN[0]), data.mask(TRAIN[1])
+    assert left.shape == (2, 10, 15) and left.dtype == bool
+    assert left[1, 2, 3] and not left[1, 2, 12] and not left[0].any()
+    drawn = np.zeros((HEIGHT, WIDTH), np.uint8)
+    drawn[3:9, 2:13] = 1
+    expected = cv2.resize(drawn, (15, 10), interpolation=cv2.INTER_NEAREST) > 0
+    np.testing.assert_array_equal(left[1], expected)
+    np.testing.assert_array_equal(right[1], expected[:, ::-1])
+
+
+def test_the_stem_tells_the_side_where_no_table_does(folder, description):
+    with_table = AnnotatedImages(description, folder)
+    masks = CvatMasks(**{**vars(description.masks), "mirror_stems_with": "WRI-R",
+                         "train": (AnnotationFile("by_stem.xml"),)})
+    (folder / "by_stem.xml").write_text(cvat(TRAIN))
+    by_stem = AnnotatedImages(DatasetDescription(**{**vars(description), "masks": masks, "metadata": None}), folder)
+    for stem in TRAIN:
+        np.testing.assert_array_equal(by_stem.mask(stem), with_table.mask(stem))
+
+
+def test_truth_of_unlabelled_images_is_known_where_it_is_given(folder, description):
+    data = AnnotatedImages(description, folder)
+    assert [data.has_truth(stem) for stem in (*UNLABELLED, TRAIN[0], "nobody")] == [False, True, True, False]
+    np.testing.assert_array_equal(data.mask(UNLABELLED[1]), data.mask(TRAIN[1]))  # both right hands
+    with pytest.raises(InputError, match="1_WRI-L1: its true mask is not known"):
+        data.mask(UNLABELLED[0])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_load_image_normalises_after_a_bilinear_resize(tmp_path, description, dtype):
+    image = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, (HEIGHT, WIDTH)).astype(dtype)
+    write_png(tmp_path / "a.png", image)
+    scaled = torch.from_numpy(image / np.iinfo(dtype).max)[None, None]
+    expected = torch.nn.functional.interpolate(scaled, (10, 15), mode="bilinear", align_corners=False)[0]
+    loaded = load_image(tmp_path / "a.png", description)
+    assert loaded.shape == (1, 10, 15) and loaded.dtype == np.float32
+    np.testing.assert_allclose(loaded, (expected - 0.25) / 0.5, atol=1e-5)
+
+
+def test_resize_masks_keeps_channels_apart():
+    masks = np.zeros((3, 8, 12), bool)
+    masks[1, :4, :3] = True
+    resized = resize_masks(masks, (4, 24))
+    assert resized.shape == (3, 4, 24)
+    assert resized[1, :2, :6].all() and resized.sum() == 12
+
+
+def test_labelled_view(folder, description):
+    data = AnnotatedImages(description, folder)
+    view = LabelledDataset(data, data.stems("train"))
+    image, mask = view[1]
+    assert len(view) == 3 and view.stems == TRAIN
+    assert (image.dtype, image.shape, mask.dtype, mask.shape) == (torch.float32, (1, 10, 15), torch.bool, (2, 10, 15))
+    np.testing.assert_array_equal(image, load_image(data.image_path(TRAIN[1]), description))
+    np.testing.assert_array_equal(mask, data.mask(TRAIN[1]))
+
+
+def write_masks(path: Path, stems: list[str], shape: tuple[int, ...]) -> MaskStore:
+    rng = np.random.default_rng(0)
+    with MaskWriter(path, ("Ulna", "Radius"), {"made_by": "test"}) as writer:
+        for stem in stems:
+            writer.write(stem, rng.random(shape) < 0.5)
+    return MaskStore(path, ("Ulna", "Radius"))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_pseudo_label_view_pairs_images_and_masks_in_every_worker(folder, description, num_workers):
+    data = AnnotatedImages(description, folder)
+    stems = [*UNLABELLED, *TRAIN]
+    store = write_masks(folder / "raw.h5", stems, (2, 10, 15))
+    store.mask(stems[0])  # the parent's file is open
+    view = PseudoLabelDataset(data, stems, store)
+    batches = list(DataLoader(view, batch_size=2, num_workers=num_workers))
+    masks = torch.cat([mask for _, mask in batches])
+    images = torch.cat([image for image, _ in batches])
+    assert masks.dtype == torch.bool and len(view) == 5
+    for index, stem in enumerate(stems):
+        np.testing.assert_array_equal(masks[index], store.mask(stem))
+        np.testing.assert_array_equal(images[index], load_image(data.image_path(stem), description))
+
+
+def test_pseudo_label_view_refuses_other_sizes_and_missing_masks(folder, description):
+    data = AnnotatedImages(description, folder)
+    store = write_masks(folder / "raw.h5", UNLABELLED, (2, 15, 10))
+    with pytest.raises(InputError, match=r"size \(15, 10\)"):
+        PseudoLabelDataset(data, UNLABELLED, store)
+    with pytest.raises(InputError, match="holds no mask of 5_WRI-L1"):
+        PseudoLabelDataset(data, [*UNLABELLED, TRAIN[0]], store)
+
+
+def test_image_view_gives_the_stem(folder, description):
+    data = AnnotatedImages(description, folder)
+    image, stem = ImageDataset(data, UNLABELLED)[1]
+    assert stem == UNLABELLED[1]
+    np.testing.assert_array_equal(image, load_image(data.image_path(stem), description))
+
+
+def remove_image(folder: Path) -> None:
+    (folder / "img" / f"{TRAIN[2]}.png").unlink()
+
+
+def resize_image(folder: Path) -> None:
+    write_png(folder / "img" / f"{TRAIN[2]}.png", np.zeros((WIDTH, HEIGHT), np.uint8))
+
+
+def spoil_image(folder: Path) -> None:
+    (folder / "img" / f"{TRAIN[2]}.png").write_bytes(b"no image")
+
+
+def cut_image(folder: Path) -> None:
+    path = folder / "img" / f"{TRAIN[2]}.png"
+    path.write_bytes(path.read_bytes()[:80])
+
+
+def remove_table(folder: Path) -> None:
+    (folder / "table.csv").unlink()
+
+
+def rename_column(folder: Path) -> None:
+    path = folder / "table.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace("side", "laterality"), encoding="utf-8")
+
+
+def annotate_twice(folder: Path) -> None:
+    (folder / "test.xml").write_text(cvat([*TEST, VAL[0]]))
+
+
+def change_order(folder: Path) -> None:
+    (folder / "order.csv").write_text(f",file_stem\n0,{TRAIN[0]}\n1,{TRAIN[1]}\n")
+
+
+def other_subset(folder: Path) -> None:
+    path = folder / "train.xml"
+    path.write_text(path.read_text().replace('"Validation"', '"Val"'))
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    (remove_image, r"4_WRI-L1\.png: no such image, .*python -m prepare"),
+    (resize_image, "the image is 20 x 30 pixels, its annotation says 30 x 20"),
+    (spoil_image, "not a readable image"),
+    (cut_image, r"4_WRI-L1\.png: not a readable image"),
+    (remove_table, r"table\.csv: no such table"),
+    (rename_column, "has no column 'side'"),
+    (annotate_twice, "6_WRI-L1 is annotated in another"),
+    (change_order, r"order\.csv: must list each training image once, differs in 4_WRI-L1"),
+    (other_subset, "no image is left in the val split"),
+])
+def test_wrong_data_are_named(folder, description, spoil, message):
+    spoil(folder)
+    with pytest.raises(InputError, match=message):
+        data = AnnotatedImages(description, folder)
+        LabelledDataset(data, data.stems("train"))
+        data.mask(TRAIN[0])
+
+
+@pytest.mark.parametrize("num", [0, -1, 4])
+def test_more_labelled_images_than_there_are(folder, description, num):
+    with pytest.raises(InputError, match="hands has 3, take 1 to 3"):
+        AnnotatedImages(description, folder).stems("train", num)
+
+
+def test_a_sample_of_absent_images(folder, description):
+    (folder / "sample.csv").write_text(f",filestem\n0,{UNLABELLED[0]}\n1,absent\n2,{TRAIN[0]}\n")
+    with pytest.raises(InputError, match=rf"lists {TRAIN[0]}, .*\(2 like it\)"):
+        AnnotatedImages(description, folder).unlabelled_stems(2, True, 0)
+
+
+def test_stored_masks_split_by_sorted_stems(folder, description):
+    stems = sorted([*TRAIN, *VAL, *TEST])
+    write_masks(folder / "masks.h5", stems[::-1], (2, HEIGHT, WIDTH))
+    stored = DatasetDescription(**{**vars(description), "masks": StoredMasks("masks.h5", 3, 1), "metadata": None,
+                                   "training_order": None, "unlabelled_sample": None, "unlabelled": "rest_of_train"})
+    data = AnnotatedImages(stored, folder)
+    assert [data.stems(split) for split in ("train", "val", "test")] == [stems[:3], stems[3:4], stems[4:]]
+    assert data.unlabelled_stems(1, True, 0) == stems[1:3] and data.has_truth(stems[1])
+    assert data.mask(stems[0]).shape == (2, 10, 15)
+    with pytest.raises(InputError, match="no unlabelled images with 3 labelled ones"):
+        data.unlabelled_stems(3, True, 0)
+    with pytest.raises(InputError, match="holds 5 masks, more than 3 \\+ 2"):
+        AnnotatedImages(DatasetDescription(**{**vars(stored), "masks": StoredMasks("masks.h5", 3, 2)}), folder)
+    (folder / "masks.h5").unlink()
+    with pytest.raises(InputError, match=r"masks\.h5: no such masks; make them with `python -m prepare`"):
+        AnnotatedImages(stored, folder)
+
+
+def test_open_dataset_takes_another_input_size_and_needs_the_data(tmp_path):
+    with pytest.raises(InputError, match=r"dataset\.csv: no such table"):
+        open_dataset("graz", tmp_path)
+    with pytest.raises(InputError, match="no data set 'teeth'"):
+        open_dataset("teeth", tmp_path)
