@@ -1,0 +1,130 @@
+"""Trains the embedded small SAM on random procedural shapes and writes its weights.
+
+    python -m scripts.train_demo_sam                                                     # half an hour on 2 cores
+    python -m scripts.train_demo_sam --steps 20 --processes 1 --output data/trial.safetensors     # a trial, 15 s
+
+Reads nothing. Writes `segment_anything/demo_sam.safetensors` (float16, with how it was trained in its metadata), and
+meanwhile `<output>.resume.pt` beside it, from which an interrupted run goes on. Prints the running loss and the Dice of
+the two passes on the training shapes.
+"""
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from scripts.demo_sam_training import training_step
+from segment_anything.demo_sam import DEMO_SAM_NOTICE, DEMO_SAM_WEIGHTS, build_demo_sam
+from segment_anything.modeling import Sam
+from utils.cli import run_stage, select_device, stage_parser
+from utils.files import atomic_path
+
+SAVE_EVERY = 250  # steps
+RECIPE = ("steps", "small_steps", "batch_size", "objects_per_image", "lr", "weight_decay", "seed", "processes",
+          "bfloat16")
+SMALL_SIDE = 128  # pixels of the scenes of the first phase, whose steps take twice as many of them
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = stage_parser("scripts.train_demo_sam", __doc__)
+    parser.add_argument("--steps", type=int, default=3200, help="optimiser steps")
+    parser.add_argument("--small_steps", type=int, default=1800,
+                        help=f"how many of them, at first, see twice as many scenes of {SMALL_SIDE} pixels")
+    parser.add_argument("--batch_size", type=int, default=1, help="full-size images per step and process")
+    parser.add_argument("--objects_per_image", type=int, default=10, help="objects asked for in each image, at most")
+    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (warm-up, then cosine)")
+    parser.add_argument("--weight_decay", type=float, default=0.02, help="AdamW's weight decay")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, shapes and prompts")
+    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True,
+                        help="mixed precision; much slower on processors without bfloat16 instructions")
+    parser.add_argument("--processes", type=int, default=2,
+                        help="processes of one thread each that share the work (on the CPU)")
+    parser.add_argument("--gpu_id", type=int, help="GPU to use; left out: the first one, else the CPU")
+    parser.add_argument("--output", type=Path, default=DEMO_SAM_WEIGHTS, help="file to write")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.processes == 1 or select_device(args.gpu_id).type == "cuda":
+        _train(args, rank=0)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_worker, (args, f"file://{folder}/rendezvous"), nprocs=args.processes)
+
+
+def _worker(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=args.processes)
+    try:
+        _train(args, rank)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _train(args: argparse.Namespace, rank: int) -> None:
+    device = select_device(args.gpu_id)
+    torch.manual_seed(args.seed)
+    sam = build_demo_sam().to(device).train()
+    optimiser = torch.optim.AdamW(sam.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, args.lr, total_steps=args.steps + 1, pct_start=0.06,
+                                                   final_div_factor=40, cycle_momentum=False)
+    first = _resume(args, sam, optimiser, schedule)
+    running = {}
+    with tqdm(range(first, args.steps), initial=first, total=args.steps, desc="small SAM", mininterval=2,
+              disable=rank > 0) as bar:
+        for step in bar:
+            small = step < args.small_steps
+            result = training_step(sam, optimiser, SMALL_SIDE if small else sam.image_encoder.img_size,
+                                   args.batch_size * (2 if small else 1), args.objects_per_image,
+                                   (args.seed, step, rank), args.bfloat16)
+            schedule.step()
+            running = {name: 0.98 * running.get(name, value) + 0.02 * value for name, value in result.items()}
+            bar.set_postfix({name: f"{value:.3f}" for name, value in running.items()}, refresh=False)
+            if rank == 0 and ((step + 1) % SAVE_EVERY == 0 or step + 1 == args.steps):
+                _save(args, sam, optimiser, schedule, step + 1)
+    if rank == 0:
+        _resume_file(args.output).unlink(missing_ok=True)
+        print(f"{args.output}: trained for {args.steps} steps, "
+              + ", ".join(f"{name} {value:.3f}" for name, value in running.items()))
+
+
+def _resume_file(output: Path) -> Path:
+    return output.with_name(output.name + ".resume.pt")
+
+
+def _recipe(args: argparse.Namespace) -> dict[str, str]:
+    """What decides the weights, as the strings that safetensors keep."""
+    return {name: str(getattr(args, name)) for name in RECIPE}
+
+
+def _save(args: argparse.Namespace, sam: Sam, optimiser: torch.optim.Optimizer, schedule, steps_done: int) -> None:
+    weights = {name: tensor.detach().half().cpu().contiguous() for name, tensor in sam.state_dict().items()}
+    metadata = {"trained_by": "python -m scripts.train_demo_sam", "trained_on": "random procedural shapes only",
+                "notice": DEMO_SAM_NOTICE, "torch": torch.__version__, "steps_done": str(steps_done), **_recipe(args)}
+    with atomic_path(args.output) as temporary:
+        save_file(weights, temporary, metadata)
+    state = {"sam": sam.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),
+             "steps_done": steps_done, "recipe": json.dumps(_recipe(args))}
+    with atomic_path(_resume_file(args.output)) as temporary:
+        torch.save(state, temporary)
+
+
+def _resume(args: argparse.Namespace, sam: Sam, optimiser: torch.optim.Optimizer, schedule) -> int:
+    """Goes on from an interrupted run of the same recipe; returns the number of steps already done."""
+    path = _resume_file(args.output)
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["recipe"] != json.dumps(_recipe(args)):
+        return 0
+    sam.load_state_dict(state["sam"])
+    optimiser.load_state_dict(state["optimiser"])
+    schedule.load_state_dict(state["schedule"])
+    return state["steps_done"]
+
+
+if __name__ == "__main__":
+    run_stage(main, get_args_parser())
