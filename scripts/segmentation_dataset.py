@@ -33,6 +33,7 @@ class AnnotatedImages:
     def __init__(self, description: DatasetDescription, folder: Path):
         """Reads the annotations in `folder`. Raises InputError if they are missing or wrong."""
         self.description, self.folder = description, folder
+        self._checked: set[str] = set()  # stems whose image is there and of the annotated size
         self._source = (CvatSource if isinstance(description.masks, CvatMasks) else StoredSource)(description, folder)
 
     def image_path(self, stem: str) -> Path:
@@ -51,8 +52,9 @@ class AnnotatedImages:
         if num is not None and not 1 <= num <= len(stems):
             raise InputError(f"{num} images of the {split} split are asked for; {self.description.name} has "
                              f"{len(stems)}, take 1 to {len(stems)}")
-        for stem in stems:
+        for stem in sorted(set(stems) - self._checked):
             self._check_size(stem, self._source.size(stem))
+            self._checked.add(stem)
         return stems[:num]
 
     def _training_order(self) -> list[str]:
@@ -172,7 +174,7 @@ def load_image(path: Path, description: DatasetDescription) -> np.ndarray:
 def resize_masks(masks: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Masks, bool, (C, H, W), at another size (H, W), by OpenCV's nearest neighbour."""
     height, width = size
-    return np.stack([cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
+    return np.stack([cv2.resize(mask.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
                      for mask in masks])
 
 

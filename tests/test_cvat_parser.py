@@ -36,11 +36,12 @@ def test_reads_names_sizes_subsets_and_shapes(tmp_path):
 
 
 def test_draws_union_of_shapes_and_drops_other_anatomies(tmp_path):
-    rle = MASK.format("1, 2, 3", 20, 4, 3, 2, "Radius")  # .XX / ...
+    rle = MASK.format("1, 2, 3", 20, 4, 3, 2, "Radius") + MASK.format("5, 1", 1, 1, 3, 2, "Radius")  # .XX/... .../..X
     path = write_cvat(tmp_path / "a.xml", image_xml(TRIANGLE + rle + POLYGON.format("0,0;29,0;0,19", "Sonstiges")))
     masks = draw_masks(parse_cvat(path)[0], ["Ulna", "Radius"])
     expected = polygon2mask((20, 30), np.array([[1, 1], [1, 9.5], [6.25, 1]]))
     expected[4, 21:23] = True
+    expected[2, 3] = True
     assert masks.shape == (2, 20, 30) and masks.dtype == bool
     assert not masks[0].any()
     np.testing.assert_array_equal(masks[1], expected)

@@ -1,5 +1,6 @@
 import re
 
+import numpy as np
 import pytest
 
 from scripts.dataset_description import (
@@ -10,7 +11,10 @@ from scripts.dataset_description import (
     load_description,
     read_description,
 )
+from scripts.segmentation_dataset import resize_masks
 from utils.cli import InputError
+from utils.cvat_parser import draw_masks, parse_cvat
+from utils.paths import ROOT
 
 
 def test_names_and_kinds():
@@ -59,3 +63,13 @@ def test_whole_numbers_serve_as_floats(tmp_path):
     description = read_description(path)
     assert description.name == "mine"
     assert description.positive_weights[0] == 5.0 and isinstance(description.positive_weights[0], float)
+
+
+def test_constants_of_the_sample_data_come_out_of_their_annotations():
+    description = load_description("phantom")
+    images = [image for image in parse_cvat(ROOT / description.masks.train[0].file) if image.subset == "Train"]
+    masks = np.stack([resize_masks(draw_masks(image, description.labels), description.input_size) for image in images])
+    foreground = np.count_nonzero(masks, axis=(0, 2, 3))
+    weights = (masks[:, 0].size - foreground) / foreground
+    assert len(images) == 43
+    assert [round(float(weight), 4) for weight in weights] == list(description.positive_weights)

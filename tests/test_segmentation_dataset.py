@@ -1,4 +1,5 @@
 """Splits, masks and views on a small data set described like GRAZPEDWRI-DX: 8 images of 30 x 20 pixels (W x H)."""
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -108,10 +109,9 @@ def test_masks_of_right_hands_are_mirrored(folder, description):
 
 def test_the_stem_tells_the_side_where_no_table_does(folder, description):
     with_table = AnnotatedImages(description, folder)
-    masks = CvatMasks(**{**vars(description.masks), "mirror_stems_with": "WRI-R",
-                         "train": (AnnotationFile("by_stem.xml"),)})
+    masks = replace(description.masks, mirror_stems_with="WRI-R", train=(AnnotationFile("by_stem.xml"),))
     (folder / "by_stem.xml").write_text(cvat(TRAIN))
-    by_stem = AnnotatedImages(DatasetDescription(**{**vars(description), "masks": masks, "metadata": None}), folder)
+    by_stem = AnnotatedImages(replace(description, masks=masks, metadata=None), folder)
     for stem in TRAIN:
         np.testing.assert_array_equal(by_stem.mask(stem), with_table.mask(stem))
 
@@ -129,9 +129,9 @@ def test_load_image_normalises_after_a_bilinear_resize(tmp_path, description, dt
     image = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, (HEIGHT, WIDTH)).astype(dtype)
     write_png(tmp_path / "a.png", image)
     scaled = torch.from_numpy(image / np.iinfo(dtype).max)[None, None]
-    expected = torch.nn.functional.interpolate(scaled, (10, 15), mode="bilinear", align_corners=False)[0]
-    loaded = load_image(tmp_path / "a.png", description)
-    assert loaded.shape == (1, 10, 15) and loaded.dtype == np.float32
+    expected = torch.nn.functional.interpolate(scaled, (9, 13), mode="bilinear", align_corners=False)[0]
+    loaded = load_image(tmp_path / "a.png", replace(description, input_size=(9, 13)))
+    assert loaded.shape == (1, 9, 13) and loaded.dtype == np.float32
     np.testing.assert_allclose(loaded, (expected - 0.25) / 0.5, atol=1e-5)
 
 
@@ -266,8 +266,8 @@ def test_a_sample_of_absent_images(folder, description):
 def test_stored_masks_split_by_sorted_stems(folder, description):
     stems = sorted([*TRAIN, *VAL, *TEST])
     write_masks(folder / "masks.h5", stems[::-1], (2, HEIGHT, WIDTH))
-    stored = DatasetDescription(**{**vars(description), "masks": StoredMasks("masks.h5", 3, 1), "metadata": None,
-                                   "training_order": None, "unlabelled_sample": None, "unlabelled": "rest_of_train"})
+    stored = replace(description, masks=StoredMasks("masks.h5", 3, 1), metadata=None, training_order=None,
+                     unlabelled_sample=None, unlabelled="rest_of_train")
     data = AnnotatedImages(stored, folder)
     assert [data.stems(split) for split in ("train", "val", "test")] == [stems[:3], stems[3:4], stems[4:]]
     assert data.unlabelled_stems(1, True, 0) == stems[1:3] and data.has_truth(stems[1])
@@ -275,7 +275,7 @@ def test_stored_masks_split_by_sorted_stems(folder, description):
     with pytest.raises(InputError, match="no unlabelled images with 3 labelled ones"):
         data.unlabelled_stems(3, True, 0)
     with pytest.raises(InputError, match="holds 5 masks, more than 3 \\+ 2"):
-        AnnotatedImages(DatasetDescription(**{**vars(stored), "masks": StoredMasks("masks.h5", 3, 2)}), folder)
+        AnnotatedImages(replace(stored, masks=StoredMasks("masks.h5", 3, 2)), folder)
     (folder / "masks.h5").unlink()
     with pytest.raises(InputError, match=r"masks\.h5: no such masks; make them with `python -m prepare`"):
         AnnotatedImages(stored, folder)
