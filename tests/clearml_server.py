@@ -1,0 +1,174 @@
+"""A ClearML server on the loopback interface, just enough for the SDK to run its whole flow against it.
+
+    with running_server(folder) as server:
+        subprocess.run(..., env={**os.environ, **server.environment})
+        server.tasks, server.models, server.events      # what the SDK sent, by id
+"""
+import base64
+import json
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
+
+
+class ClearMLServer:
+    """Tasks, models and events as dicts; a method per service call, named <service>_<action>."""
+
+    def __init__(self, files: Path):
+        self.files, self.address = files, ""
+        self.tasks: dict[str, dict] = {}
+        self.models: dict[str, dict] = {}
+        self.projects: dict[str, dict] = {}
+        self.events: list[dict] = []
+        self.calls: list[str] = []
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"CLEARML_API_HOST": self.address, "CLEARML_WEB_HOST": self.address,
+                "CLEARML_FILES_HOST": self.files.as_uri(), "CLEARML_API_ACCESS_KEY": ACCESS_KEY,
+                "CLEARML_API_SECRET_KEY": SECRET_KEY}
+
+    def call(self, name: str, body: dict) -> dict:
+        self.calls.append(name)
+        return getattr(self, name.replace(".", "_"))(body)
+
+    def auth_login(self, body: dict) -> dict:
+        payload = {"exp": int(time.time()) + 3600, "api_version": "2.23", "server_version": "1.0.0"}
+        parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
+                 for part in ({"alg": "none", "typ": "JWT"}, payload)]
+        return {"token": ".".join([*parts, "c2lnbmF0dXJl"])}
+
+    def projects_get_all(self, body: dict) -> dict:
+        return {"projects": list(self.projects.values())}
+
+    def projects_create(self, body: dict) -> dict:
+        return {"id": _create(self.projects, body)}
+
+    def projects_get_by_id(self, body: dict) -> dict:
+        return {"project": self.projects[body["project"]]}
+
+    def tasks_create(self, body: dict) -> dict:
+        empty = {"status": "created", "models": {"input": [], "output": []}, "output": {}, "execution": {}}
+        return {"id": _create(self.tasks, {**empty, **body})}
+
+    def tasks_get_by_id(self, body: dict) -> dict:
+        return {"task": self.tasks[body["task"]]}
+
+    def tasks_get_all(self, body: dict) -> dict:
+        return {"tasks": [self.tasks[key] for key in body.get("id", self.tasks)]}
+
+    def tasks_edit(self, body: dict) -> dict:
+        self.tasks[body["task"]].update({key: body[key] for key in body.keys() - {"task", "force"}})
+        return {"updated": 1, "fields": {}}
+
+    def tasks_set_requirements(self, body: dict) -> dict:
+        self.tasks[body["task"]].setdefault("script", {})["requirements"] = body["requirements"]
+        return {"updated": 1, "fields": {}}
+
+    def tasks_add_or_update_model(self, body: dict) -> dict:
+        entry = {"name": body["name"], "model": body["model"]}
+        self.tasks[body["task"]]["models"][body["type"]].append(entry)
+        return {"updated": 1}
+
+    def _change_status(self, body: dict, status: str) -> dict:
+        task = self.tasks[body["task"]]
+        if task["status"] not in ("created", "in_progress") and not body.get("force"):
+            raise ValueError(f"task is {task['status']}, not in progress")
+        task.update(status=status, status_reason=body.get("status_reason"), status_message=body.get("status_message"))
+        return {"updated": 1, "fields": {}}
+
+    def tasks_started(self, body: dict) -> dict:
+        return self._change_status(body, "in_progress")
+
+    def tasks_completed(self, body: dict) -> dict:
+        return self._change_status(body, "completed")
+
+    def tasks_failed(self, body: dict) -> dict:
+        return self._change_status(body, "failed")
+
+    def tasks_stopped(self, body: dict) -> dict:
+        return self._change_status(body, "stopped")
+
+    def models_create(self, body: dict) -> dict:
+        return {"id": _create(self.models, body), "created": True}
+
+    def models_get_by_id(self, body: dict) -> dict:
+        return {"model": self.models[body["model"]]}
+
+    def models_edit(self, body: dict) -> dict:
+        self.models[body["model"]].update({key: body[key] for key in body.keys() - {"model"}})
+        return {"updated": 1, "fields": {}}
+
+    def models_get_all(self, body: dict) -> dict:
+        wanted = [model for key, model in self.models.items() if key in body.get("id", self.models)]
+        return {"models": sorted(wanted, key=lambda model: model["created"], reverse=True)}
+
+    def events_add_batch(self, body: dict) -> dict:
+        self.events += body["requests"]
+        return {"added": len(body["requests"]), "errors": 0}
+
+
+def _create(table: dict[str, dict], record: dict) -> str:
+    key = uuid.uuid4().hex
+    table[key] = {**record, "id": key, "created": datetime.now(UTC).isoformat()}
+    return key
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        data = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        name = self.path.rpartition("/")[2].partition("?")[0]
+        lines = [json.loads(line) for line in data.splitlines()] or [{}]
+        body = {"requests": lines} if name == "events.add_batch" else lines[0]
+        code, message, answer = 200, "OK", {}
+        try:
+            self._check_login(name)
+            answer = self.server.clearml.call(name, body)
+        except PermissionError as error:
+            code, message = 401, str(error)
+        except (KeyError, ValueError, AttributeError) as error:
+            code, message = 400, f"{name}: {error!r}"
+        endpoint = {"name": name, "requested_version": "2.23", "actual_version": "2.23"}
+        meta = {"id": "1", "trx": "1", "endpoint": endpoint, "result_code": code, "result_subcode": 0,
+                "result_msg": message, "error_stack": "", "error_data": {}}
+        content = json.dumps({"meta": meta, "data": answer}).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_GET
+
+    def _check_login(self, name: str) -> None:
+        expected = "Basic " + base64.b64encode(f"{ACCESS_KEY}:{SECRET_KEY}".encode()).decode()
+        if name == "auth.login" and self.headers["Authorization"] != expected:
+            raise PermissionError("wrong credentials")
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@contextmanager
+def running_server(files: Path) -> Iterator[ClearMLServer]:
+    """Serves until the block ends; uploaded files land in `files`."""
+    files.mkdir(parents=True, exist_ok=True)
+    http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    http.daemon_threads = True
+    http.clearml = server = ClearMLServer(files)
+    server.address = f"http://127.0.0.1:{http.server_port}"
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        thread.join()
+        http.server_close()
