@@ -18,7 +18,7 @@ from utils.refinement import options_from
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", choices=DATASET_NAMES, default="graz", help="data set")
     parser.add_argument("--data_dir", type=Path, default=DATA, help="folder of all data sets")
-    parser.add_argument("--gpu_id", type=int, help="number of the GPU (left out: the first one, or the CPU if there is none)")
+    parser.add_argument("--gpu_id", type=int, help="GPU to use (left out: the first one, or the CPU)")
     parser.add_argument("--seed", type=int, default=42, help="seed of all random numbers")
 
 
@@ -33,10 +33,10 @@ def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sam_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sam_type", choices=tuple(SAM_TYPES), help="which SAM (left out: the data set's: vit_h, or demo "
-                                                                    "for the sample data)")
-    parser.add_argument("--sam_checkpoint", type=Path, help="file of its weights (left out: the public name in "
-                                                            "<data_dir>/sam_checkpoints)")
+    parser.add_argument("--sam_type", choices=tuple(SAM_TYPES),
+                        help="which SAM (left out: vit_h, or demo for the sample data)")
+    parser.add_argument("--sam_checkpoint", type=Path,
+                        help="its weights (left out: the file of the public name in <data_dir>/sam_checkpoints)")
 
 
 def resolve_sam(args: argparse.Namespace, data: AnnotatedImages) -> tuple[str, Path]:
@@ -57,9 +57,9 @@ def task_parameters(args: argparse.Namespace, stage: str, **more: str) -> dict:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model_id", help="id of the initial U-Net (left out: the newest of this data set and "
-                                           "--num_train_samples)")
-    parser.add_argument("--num_train_samples", type=int, default=43, help="labelled images the initial U-Net was trained on")
+    parser.add_argument("--model_id", help="the U-Net (left out: the newest of the data set and --num_train_samples)")
+    parser.add_argument("--num_train_samples", type=int, default=43,
+                        help="labelled images that the initial U-Net was trained on")
 
 
 def choose_model(args: argparse.Namespace, stage: str | None = "initial") -> Model:
@@ -79,8 +79,8 @@ def choose_model(args: argparse.Namespace, stage: str | None = "initial") -> Mod
     problem = "several models" if models else f"no {stage or 'trained'} model"
     ids = ", ".join(f"{model.id} ({model.parameters.get('stage')}, {model.parameters.get('dataset')}, "
                     f"n = {model.parameters.get('num_train_samples')})" for model in models or find_models())
-    raise InputError(f"{problem} of data set {args.dataset} with {args.num_train_samples} labelled images; name one with "
-                     f"--model_id, or train one with `python -m unet_training.training`. There are: {ids or 'none'}")
+    raise InputError(f"{problem} of data set {args.dataset} with {args.num_train_samples} labelled images; name one "
+                     f"with --model_id or train one with unet_training.training. There are: {ids or 'none'}")
 
 
 def load_model_and_data(args: argparse.Namespace, device: torch.device,

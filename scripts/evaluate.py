@@ -8,8 +8,8 @@ Saved masks are measured where there are some, else the model predicts (and SAM 
 can be measured where their truth is known, as that of the sample data is.
 
 Reads   a model by its id, a labelled split, with `--pseudo_label sam` SAM's weights and embeddings
-Writes  results/<dataset>/<model id>/<split>_<kind>/dice.csv (a row an image: mean and each class, in percent; empty where
-        the truth doesn't show the class) and overlays of the best, the median and the worst image
+Writes  results/<dataset>/<model id>/<split>_<kind>/: dice.csv (a row an image: mean and each class, in percent; empty
+        where the truth doesn't show the class), overlays of the best, the median and the worst image
 """
 import argparse
 import csv
@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> Summary:
                          f"({without_truth[0]}, ...); name another --split")
     kind = "raw" if args.pseudo_label == "raw" else refined_kind(args, data)
     folder = args.results_dir / args.dataset / model.id / f"{args.split}_{kind}"
-    with start("evaluate", task_parameters(args, "evaluate", masks=kind), tags=("evaluate", args.dataset)) as experiment:
+    with start("evaluate", task_parameters(args, "evaluate", masks=kind), ("evaluate", args.dataset)) as experiment:
         experiment.use_model(model.id)
         dice = {stem: multilabel_dice(torch.from_numpy(mask), torch.from_numpy(data.mask(stem)))
                 for stem, mask in masks_of(args, model.id, u_net, data, stems, device)}
@@ -137,7 +137,7 @@ def overlays(args: argparse.Namespace, model_id: str, u_net: UNet, data: Annotat
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
     masks = dict(masks_of(args, model_id, u_net, data, sorted(set(chosen.values())), device))
     for name, stem in chosen.items():
-        grey = to_grey(load_image(data, stem)[0])
+        grey = to_grey(load_image(data.image_path(stem), data.description)[0])
         panels = [overlay(grey, m) for m in (np.zeros_like(masks[stem]), data.mask(stem), masks[stem])]
         title = f"{args.pseudo_label}, Dice {100 * image_dice(dice[stem]):.1f} %"
         yield f"{name}_{stem}", side_by_side(panels, [stem[:24], "truth", title])

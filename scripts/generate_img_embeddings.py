@@ -8,7 +8,7 @@ About 4 MB an image (vit_h, vit_l, vit_b, vit_t, medsam). A rerun only computes 
 
 Reads   images of the data set at their original resolution, SAM's weights (python -m scripts.download_checkpoint vit_h)
 Writes  data/<dataset>/sam_embeddings/<sam type>/<stem>.h5 (layout: segment_anything/embeddings.py)
-"""  # noqa: E501: a command to copy
+"""  # noqa: E501 (a command to copy)
 import argparse
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ import torch
 
 from scripts.arguments import add_common_arguments, add_sam_arguments, add_unlabelled_arguments, resolve_sam
 from scripts.segmentation_dataset import AnnotatedImages, open_dataset
-from segment_anything.embeddings import compute_missing_embeddings
+from segment_anything.embeddings import save_missing_embeddings
 from utils.cli import run_stage, select_device, stage_parser
 from utils.paths import embedding_folder
 
@@ -26,8 +26,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_common_arguments(parser)
     add_unlabelled_arguments(parser)
     parser.add_argument("--num_train_samples", type=int, default=43,
-                        help="labelled images; where the unlabelled ones are the rest of the training split, this says which")
-    parser.add_argument("--split", choices=("train", "val", "test", "unlabelled"), default="unlabelled", help="which images")
+                        help="labelled images, where the unlabelled ones are the rest of the training split")
+    parser.add_argument("--split", choices=("train", "val", "test", "unlabelled"), default="unlabelled",
+                        help="which images")
     add_sam_arguments(parser)
     return parser
 
@@ -47,7 +48,7 @@ def embed_images(args: argparse.Namespace, data: AnnotatedImages, stems: Sequenc
     """Computes what is missing of these images' embeddings; loads SAM's encoder only if something is."""
     sam_type, checkpoint = resolve_sam(args, data)
     folder = embedding_folder(args.data_dir, args.dataset, sam_type)
-    compute_missing_embeddings(sam_type, checkpoint, [(stem, data.image_path(stem)) for stem in stems], folder, device)
+    save_missing_embeddings([(stem, data.image_path(stem)) for stem in stems], folder, sam_type, checkpoint, device)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ The first line is the paper's setting. A rerun with the same arguments skips wha
 
 Reads   the images and annotations of the data set, SAM's weights
 Writes  what the stages write, and in --results_dir: results.csv, dice.csv of each row, overlays (PNG)
-"""  # noqa: E501: a command to copy
+"""  # noqa: E501 (a command to copy)
 import argparse
 import csv
 from collections.abc import Callable
@@ -106,7 +106,8 @@ def write_table(path: Path, rows: list[Row]) -> None:
 
 
 def print_table(args: argparse.Namespace, sam_type: str, rows: list[Row]) -> None:
-    names = {"initial": "initial U-Net", "raw": "raw pseudo labels", "refined": "refined pseudo labels", "final": "final U-Net"}
+    names = {"initial": "initial U-Net", "raw": "raw pseudo labels", "refined": "refined pseudo labels",
+             "final": "final U-Net"}
     print(f"\nData set {args.dataset}, {args.num_train_samples} labelled images, seed {args.seed}, SAM type {sam_type}")
     print(f"{'':24}{'images':>18}  Dice in %, mean ± std")
     for what, split, summary in rows:

@@ -4,8 +4,8 @@
     python -m scripts.save_refined_segmentations --dataset phantom --num_train_samples 5
     python -m scripts.save_refined_segmentations --sam_type medsam --prompt1st box --prompt2nd
 
-From each class of the U-Net's segmentation come prompts (box, points), from which SAM draws a better mask. Embeddings that
-are missing are computed first. A rerun only refines what is missing; other options go to another file.
+From each class of the U-Net's segmentation come prompts (box, points), from which SAM draws a better mask. Embeddings
+that are missing are computed first. A rerun only refines what is missing; other options go to another file.
 
 Reads   a model by its id, images of the data set, data/<dataset>/sam_embeddings/<sam type>/, SAM's weights
 Writes  data/seg_masks/<model id>/sam_<prompts and options>_<sam type>.h5 with SAM's estimate of each mask's Dice
@@ -33,9 +33,9 @@ from scripts.arguments import (
 from scripts.generate_img_embeddings import embed_images
 from scripts.segmentation_dataset import AnnotatedImages, ImageDataset
 from segment_anything.checkpoints import identify
-from segment_anything.embeddings import load_embedding
+from segment_anything.embeddings import embedding_path, load_embedding
 from segment_anything.registry import check_present
-from segment_anything.stored_decoder import StoredDecoder
+from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from unet_training.prediction import predict
 from unet_training.u_net import UNet
 from utils.cli import run_stage, select_device, stage_parser
@@ -64,7 +64,8 @@ def main(args: argparse.Namespace) -> Path:
     writer = MaskWriter(path, labels, {"clearml_model_id": model.id, "refine_params": refine_params(args, data)})
     missing = writer.missing(unlabelled_stems(args, model, data))
     if missing:
-        with start("save_refined_segmentations", task_parameters(args, "refine"), ("refine", args.dataset)) as experiment:
+        parameters = task_parameters(args, "refine")
+        with start("save_refined_segmentations", parameters, ("refine", args.dataset)) as experiment:
             experiment.use_model(model.id)
             estimates = []
             with writer:
@@ -82,10 +83,10 @@ def refine_images(args: argparse.Namespace, u_net: UNet, data: AnnotatedImages, 
     options = options_from(args)
     sam_type, checkpoint = resolve_sam(args, data)
     embed_images(args, data, stems, device)
-    decoder = StoredDecoder(sam_type, checkpoint, device)
+    decoder = StoredEmbeddingDecoder.load(sam_type, checkpoint, device)
     folder = embedding_folder(args.data_dir, args.dataset, sam_type)
     for stem, probabilities in predict(u_net, ImageDataset(data, stems), device, args.infer_batch_size):
-        embedding = load_embedding(folder / f"{stem}.h5", decoder.checkpoint)
+        embedding = load_embedding(embedding_path(folder, stem), decoder.checkpoint)
         yield stem, refine(probabilities, embedding, decoder, options)
 
 

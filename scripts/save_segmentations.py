@@ -43,7 +43,8 @@ def main(args: argparse.Namespace) -> Path:
     writer = MaskWriter(path, data.description.labels, {"clearml_model_id": model.id})
     missing = writer.missing(unlabelled_stems(args, model, data))
     if missing:
-        with start("save_segmentations", task_parameters(args, "predict"), tags=("predict", args.dataset)) as experiment:
+        parameters = task_parameters(args, "predict")
+        with start("save_segmentations", parameters, ("predict", args.dataset)) as experiment:
             experiment.use_model(model.id)
             with writer:
                 for stem, probabilities in predict(u_net, ImageDataset(data, missing), device, args.infer_batch_size):

@@ -8,7 +8,8 @@ import pytest
 
 from tests.conftest import ROOT
 
-PACKAGE_OF = {"cv2": "opencv-python-headless", "skimage": "scikit-image", "PIL": "pillow", "segment_anything": "segment-anything"}
+PACKAGE_OF = {"cv2": "opencv-python-headless", "skimage": "scikit-image", "PIL": "pillow",
+              "segment_anything": "segment-anything"}
 OWN = {"scripts", "unet_training", "utils", "tests", "benchmarks"}
 
 

@@ -16,8 +16,8 @@ def test_loss_equals_its_formula():
     logits, truth = torch.randn(2, 3, 5, 7).double(), (torch.rand(2, 3, 5, 7) < 0.3).double()
     weights = [2.0, 30.0, 1.0]
     total = 0.0
-    for (_, channel, _, _), (logit, target) in zip(np.ndindex(2, 3, 5, 7), zip(logits.ravel(), truth.ravel(), strict=True),
-                                                   strict=True):
+    pairs = zip(logits.ravel(), truth.ravel(), strict=True)
+    for (_, channel, _, _), (logit, target) in zip(np.ndindex(2, 3, 5, 7), pairs, strict=True):
         p = 1 / (1 + math.exp(-logit))
         total -= weights[channel] * target * math.log(p) + (1 - target) * math.log(1 - p)
     assert bce_loss(weights, CPU)(logits, truth).item() == pytest.approx(total.item() / logits.numel(), rel=1e-6)

@@ -58,8 +58,12 @@ def run(state_file, epochs=6, stop_after=None, monkeypatch=None):
     return model, experiment
 
 
+def same_weights(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
 def test_every_epoch_is_reported(tmp_path):
-    model, experiment = run(tmp_path / "state.pt")
+    _, experiment = run(tmp_path / "state.pt")
     rates = [experiment.scalars["learning rate", "lr", epoch] for epoch in range(6)]
     expected = [1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi * epoch / 6)) / 2 for epoch in range(6)]
     assert rates == pytest.approx(expected)
@@ -77,7 +81,7 @@ def test_interrupted_training_ends_in_the_same_model(tmp_path, monkeypatch):
         run(tmp_path / "state.pt", stop_after=3, monkeypatch=monkeypatch)
     monkeypatch.undo()
     resumed, resumed_experiment = run(tmp_path / "state.pt")
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
+    assert same_weights(whole, resumed)
     assert resumed_experiment.scalars == experiment.scalars
 
 
@@ -89,7 +93,7 @@ def test_published_model_is_the_trained_one_and_ends_the_training(tmp_path):
     assert publish(experiment, model, training, state_file) == "model-1"
     saved, saved_training = experiment.saved
     assert saved_training == training
-    assert all(torch.equal(a, b) for a, b in zip(saved.state_dict().values(), model.state_dict().values(), strict=True))
+    assert same_weights(saved, model)
     assert not state_file.exists()
 
 

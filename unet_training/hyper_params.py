@@ -37,7 +37,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_initial_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num_train_samples", type=int, default=43, help="labelled images to train on, the first n of the list")
+    parser.add_argument("--num_train_samples", type=int, default=43,
+                        help="labelled images to train on, the first n of the list")
     parser.add_argument("--data_sample_per_epoch", type=positive_int, default=48,
                         help="images drawn with replacement in an epoch")
     parser.add_argument("--base_width", type=positive_int, default=64, help="channels of the U-Net's first level")

@@ -1,7 +1,7 @@
 """Trains the initial U-Net on the first n labelled images (paper, section 2).
 
     python -m unet_training.training --gpu_id 0
-    python -m unet_training.training --dataset phantom --num_train_samples 5 --epochs 40 --base_width 8 --input_size 192 112
+    python -m unet_training.training --dataset phantom --num_train_samples 5 --epochs 40 --base_width 8 --input_size 96 64
 
 The first line is the paper's setting, for a GPU; the second one takes about a minute on two CPU cores.
 Prints `model id: <id>` as its last line; the next stages take that id.
@@ -50,8 +50,9 @@ def main(args: argparse.Namespace) -> str:
     parameters = task_parameters(args, "initial")
     state_file = training_state(runs_dir(), fingerprint(parameters))
     with start("training", parameters, tags=("initial", args.dataset)) as experiment:
-        fit(model, train_batches, val_batches, loss_function, schedule_from(args), device, experiment, labels, state_file)
-        training = Training(args.dataset, labels, data.input_size)
+        fit(model, train_batches, val_batches, loss_function, schedule_from(args), device, experiment, labels,
+            state_file)
+        training = Training(args.dataset, labels, data.description.input_size)
         model_id = publish(experiment, model, training, state_file)
     print(f"model id: {model_id}")
     return model_id

@@ -9,7 +9,7 @@ The network has the initial one's architecture and input size. Prints `model id:
 Reads   the masks that scripts.save_segmentations or scripts.save_refined_segmentations saved for the initial model,
         their images, and the labelled validation images
 Writes  a model, known by its id: on the ClearML server, or in runs/ without one
-"""  # noqa: E501: a command to copy
+"""  # noqa: E501 (a command to copy)
 import argparse
 
 import torch
@@ -32,8 +32,8 @@ from unet_training.trainer import fingerprint, fit, publish
 from unet_training.u_net import UNet
 from utils.cli import InputError, run_stage, select_device, stage_parser
 from utils.experiment import start
-from utils.offline_runs import runs_dir
 from utils.mask_store import MaskStore
+from utils.offline_runs import runs_dir
 from utils.paths import mask_file, training_state
 from utils.refinement import add_refinement_arguments
 

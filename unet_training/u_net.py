@@ -102,7 +102,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[UNe
     """
     checkpoint = _read(path)
     if not isinstance(checkpoint, dict) or checkpoint.get("architecture") != ARCHITECTURE:
-        raise InputError(f"{path}: holds no U-Net of this project; give the id of a model that a training stage printed")
+        raise InputError(f"{path}: holds no U-Net of this project; give the id that a training stage printed")
     try:
         model = UNet(**checkpoint["config"])
         model.load_state_dict(checkpoint["state_dict"])

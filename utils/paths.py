@@ -1,4 +1,4 @@
-"""Where every file lies. A stage gets its folder by `--data_dir`; names are made here and checked where they are used."""
+"""Where files lie: names are made here, and checked where they are used."""
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
