@@ -101,7 +101,7 @@ def check_present(sam_type: str, checkpoint: Path) -> None:
 
 
 def load_sam(sam_type: str, checkpoint: Path) -> Sam:
-    """The whole model on the CPU, in eval mode, its weights loaded strictly.
+    """The whole model, float32 on the CPU, in eval mode, its weights loaded strictly.
 
     Raises:
         InputError: the checkpoint is missing, isn't one, or is one of another architecture.
@@ -112,7 +112,7 @@ def load_sam(sam_type: str, checkpoint: Path) -> Sam:
 
 
 def load_prompt_modules(sam_type: str, checkpoint: Path) -> tuple[PromptEncoder, MaskDecoder]:
-    """Prompt encoder and mask decoder on the CPU, in eval mode, for embeddings that are there already.
+    """Prompt encoder and mask decoder, float32 on the CPU, in eval mode, for embeddings that are there already.
 
     The image encoder is neither allocated nor read: only the names and shapes of its weights are compared, so that a
     checkpoint of another type is found out although its mask decoder would fit.
@@ -124,8 +124,8 @@ def load_prompt_modules(sam_type: str, checkpoint: Path) -> tuple[PromptEncoder,
         sam = get_sam_type(sam_type).build()
     state_dict = _matching_state_dict(sam_type, checkpoint, sam)
     for name in ("prompt_encoder", "mask_decoder"):
-        weights = {key.removeprefix(f"{name}."): tensor.clone() for key, tensor in state_dict.items()
-                   if key.startswith(f"{name}.")}
+        weights = {key.removeprefix(f"{name}."): tensor.to(torch.float32, copy=True)
+                   for key, tensor in state_dict.items() if key.startswith(f"{name}.")}
         getattr(sam, name).load_state_dict(weights, assign=True)
     return sam.prompt_encoder.requires_grad_(False), sam.mask_decoder.requires_grad_(False)
 

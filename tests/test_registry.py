@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from small_sam import build_small_sam, register_small_sam
 
+import segment_anything.modeling
 from segment_anything.checkpoints import identify
 from segment_anything.registry import SAM_TYPES, SamType, default_checkpoint, load_prompt_modules, load_sam
 from utils.cli import InputError
@@ -16,22 +17,13 @@ from utils.cli import InputError
 ROOT = Path(__file__).parents[1]
 
 
-def where_imported_from(folder: Path) -> tuple[Path, Path]:
-    """Files of `segment_anything` and `segment_anything.modeling` for a Python started in that folder."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    code = "import segment_anything as s, segment_anything.modeling as m; print(s.__file__); print(m.__file__)"
-    output = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True,
-                            capture_output=True, text=True).stdout
-    package, modeling = map(Path, output.split("\n")[:2])
-    return package, modeling
-
-
 def test_the_folder_extends_the_installed_package_here_and_nowhere_else(tmp_path):
-    package, modeling = where_imported_from(ROOT)
-    assert package == ROOT / "segment_anything" / "__init__.py"
-    elsewhere, modeling_elsewhere = where_imported_from(tmp_path)
-    assert modeling == modeling_elsewhere
-    assert elsewhere == modeling.parents[1] / "__init__.py"
+    assert Path(segment_anything.__file__) == ROOT / "segment_anything" / "__init__.py"
+    installed = Path(segment_anything.modeling.__file__).parents[1]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    imported = subprocess.run([sys.executable, "-c", "import segment_anything; print(segment_anything.__file__)"],
+                              cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
+    assert Path(imported.strip()) == installed / "__init__.py"
 
 
 def test_public_names_come_from_the_package():
@@ -69,12 +61,16 @@ def test_prompt_modules_hold_the_same_weights_and_the_encoder_has_no_memory(monk
     assert all(parameter.is_meta for parameter in built[0].image_encoder.parameters())
 
 
-def test_safetensors_are_read(monkeypatch, tmp_path):
-    checkpoint = register_small_sam(monkeypatch, tmp_path)
-    state_dict = torch.load(checkpoint, weights_only=True)
-    safetensors.torch.save_file(state_dict, tmp_path / "small.safetensors")
-    loaded = load_sam("small", tmp_path / "small.safetensors").state_dict()
-    assert all(torch.equal(loaded[key], value) for key, value in state_dict.items())
+def test_half_precision_safetensors_become_float32(monkeypatch, tmp_path):
+    state_dict = torch.load(register_small_sam(monkeypatch, tmp_path), weights_only=True)
+    half = {key: tensor.half() for key, tensor in state_dict.items()}
+    safetensors.torch.save_file(half, tmp_path / "small.safetensors")
+    sam = load_sam("small", tmp_path / "small.safetensors").state_dict()
+    _, mask_decoder = load_prompt_modules("small", tmp_path / "small.safetensors")
+    decoder = {f"mask_decoder.{key}": tensor for key, tensor in mask_decoder.state_dict().items()}
+    for key, tensor in [*sam.items(), *decoder.items()]:
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, half[key].float()), key
 
 
 LOADERS = pytest.mark.parametrize("load", [load_sam, load_prompt_modules])

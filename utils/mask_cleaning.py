@@ -42,7 +42,7 @@ def _best_component(mask: np.ndarray, probability: np.ndarray, selection: str) -
         total = np.bincount(components[mask], weights=probability[mask])
         score = np.divide(total, score, out=np.zeros_like(score), where=score > 0)
     # OpenCV's numbering isn't row-major, so of equally good ones the first pixel decides
-    good = (score == score.max())[components] & mask
+    good = (score == score.max())[components]  # never the background, its score is 0
     return components == components.flat[good.argmax()]
 
 
