@@ -11,6 +11,7 @@ from unet_training.hyper_params import positive_int
 from unet_training.u_net import Training, UNet, load_checkpoint
 from utils.cli import InputError
 from utils.experiment import Model, fetch_model, find_models
+from utils.offline_runs import describe
 from utils.paths import DATA
 from utils.refinement import options_from
 
@@ -77,10 +78,9 @@ def choose_model(args: argparse.Namespace, stage: str | None = "initial") -> Mod
     if len(models) == 1 or (models and stage):
         return models[0]
     problem = "several models" if models else f"no {stage or 'trained'} model"
-    ids = ", ".join(f"{model.id} ({model.parameters.get('stage')}, {model.parameters.get('dataset')}, "
-                    f"n = {model.parameters.get('num_train_samples')})" for model in models or find_models())
+    known = describe(models or find_models())
     raise InputError(f"{problem} of data set {args.dataset} with {args.num_train_samples} labelled images; name one "
-                     f"with --model_id or train one with unet_training.training. There are: {ids or 'none'}")
+                     f"with --model_id or train one with unet_training.training. There are: {known}")
 
 
 def load_model_and_data(args: argparse.Namespace, device: torch.device,

@@ -1,14 +1,14 @@
 """Trains the initial U-Net on the first n labelled images (paper, section 2).
 
     python -m unet_training.training --gpu_id 0
-    python -m unet_training.training --dataset phantom --num_train_samples 5 --epochs 40 --base_width 8 --input_size 96 64
+    python -m unet_training.training --dataset phantom --num_train_samples 5 --epochs 40 --base_width 12 --input_size 192 112
 
 The first line is the paper's setting, for a GPU; the second one takes about a minute on two CPU cores.
 Prints `model id: <id>` as its last line; the next stages take that id.
 
 Reads   the labelled images and annotations of the data set
 Writes  a model, known by its id: on the ClearML server, or in runs/ without one
-"""
+"""  # noqa: E501 (a command to copy)
 import argparse
 
 import torch

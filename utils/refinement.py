@@ -77,7 +77,7 @@ class Refined:
     Attributes:
         mask: bool, (C, H, W)
         estimated_dice: float64, (C,), from SAM's predicted IoU; NaN where SAM was not asked
-        cleaned: bool, (C, H, W), the cleaned masks that the prompts were taken from
+        cleaned: bool, (C, H, W), the cleaned masks
     """
 
     mask: np.ndarray
@@ -99,11 +99,10 @@ def refine(probabilities: np.ndarray, embedding: ImageEmbedding, decoder: Stored
     """
     features = decoder.features(embedding)
     cleaned = clean_masks(probabilities, options.ccl_selection)
-    if options.morphology == "paper":
-        cleaned = apply_morphology(cleaned, options.morphology_operation, options.morphology_element,
-                                   options.morphology_radius)
+    shapes = cleaned if options.morphology == "released" else apply_morphology(
+        cleaned, options.morphology_operation, options.morphology_element, options.morphology_radius)
     mask_size = cleaned.shape[1:]
-    prompts = scale_prompts(extract_prompts(cleaned), mask_size, embedding.input_size)
+    prompts = scale_prompts(extract_prompts(shapes), mask_size, embedding.input_size)
     mask, estimated_dice = cleaned.copy(), np.full(len(cleaned), np.nan)
     for channel in np.flatnonzero(prompts.valid):
         logits, iou = two_passes(decoder, features, prompts, channel, options)
