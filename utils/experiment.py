@@ -216,17 +216,17 @@ def _clearml():
     os.environ.setdefault("CLEARML_LOG_LEVEL", "WARNING")
     import clearml
     from clearml.backend_config.errors import ConfigurationError
-    from clearml.config import config_obj
+    from clearml.backend_interface.task.task import Task
     from clearml.utilities.check_updates import CheckPackageUpdates
+    Task._report_subprocess_enabled = False  # it takes 8 s to close; setting it by configuration reads all files twice
+    CheckPackageUpdates._package_version_checked = True  # there is no setting for this
     try:
-        config_obj.set_overrides({"sdk": {"development": {"report_use_subprocess": False}}})  # it takes 8 s to close
+        online = _credentials()
     except ConfigurationError as error:
         raise InputError(f"ClearML: {error}; mend this file or move it away") from None
-    CheckPackageUpdates._package_version_checked = True  # there is no setting for this
-    if _credentials():
+    if online:
         _check_reachable(_server())
-    else:
-        clearml.Task.set_offline(True)
+    clearml.Task.set_offline(not online)
     return clearml
 
 
