@@ -208,8 +208,8 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     tissue = _coverage(_placed(outline, centre, size, angle), height, width)
     tissue = cv2.GaussianBlur(tissue, (0, 0), rng.uniform(1.5, 14))
     for _ in range(rng.integers(0, 4)):  # unsharp shadows that are no objects
-        centre, size = rng.uniform(0, 1, 2) * (width, height), longest * rng.uniform(0.1, 0.6)
-        shadow = _coverage(_placed(blob(rng), centre, size, angle=0), height, width)
+        outline, centre = blob(rng), rng.uniform(0, 1, 2) * (width, height)
+        shadow = _coverage(_placed(outline, centre, longest * rng.uniform(0.1, 0.6), angle=0), height, width)
         tissue += rng.uniform(-0.35, 0.35) * cv2.GaussianBlur(shadow, (0, 0), longest * rng.uniform(0.02, 0.08))
     waves = 0.5 * _slope(rng, height, width) + 0.5 * _field(rng, height, width, longest / rng.uniform(2, 12))
     return rng.uniform(0, 0.15) + rng.uniform(0.05, 0.35) * tissue * (1 + 0.3 * waves)

@@ -8,7 +8,6 @@ meanwhile `<output>.resume.pt` beside it, from which an interrupted run goes on.
 the two passes on the training shapes.
 """
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
@@ -22,9 +21,9 @@ from segment_anything.modeling import Sam
 from utils.cli import run_stage, select_device, stage_parser
 from utils.files import atomic_path
 
-SAVE_EVERY = 250  # steps
-RECIPE = ("steps", "small_steps", "batch_size", "objects_per_image", "lr", "weight_decay", "seed", "processes",
-          "bfloat16")
+SAVE_EVERY = 100  # steps
+RECIPE = ("batch_size", "objects_per_image", "lr", "weight_decay", "seed", "processes", "bfloat16")
+PLAN = ("steps", "small_steps", "warmup_steps", "decay_steps")
 SMALL_SIDE = 128  # pixels of the scenes of the first phase, whose steps take twice as many of them
 
 
@@ -33,9 +32,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=3200, help="optimiser steps")
     parser.add_argument("--small_steps", type=int, default=1800,
                         help=f"how many of them, at first, see twice as many scenes of {SMALL_SIDE} pixels")
+    parser.add_argument("--warmup_steps", type=int, default=150, help="steps in which the learning rate rises")
+    parser.add_argument("--decay_steps", type=int, default=700, help="last steps, in which it falls to 0")
     parser.add_argument("--batch_size", type=int, default=1, help="full-size images per step and process")
     parser.add_argument("--objects_per_image", type=int, default=10, help="objects asked for in each image, at most")
-    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (warm-up, then cosine)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--weight_decay", type=float, default=0.02, help="AdamW's weight decay")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, shapes and prompts")
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True,
@@ -65,64 +66,66 @@ def _worker(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
 
 
 def _train(args: argparse.Namespace, rank: int) -> None:
-    device = select_device(args.gpu_id)
     torch.manual_seed(args.seed)
-    sam = build_demo_sam().to(device).train()
+    sam = build_demo_sam().to(select_device(args.gpu_id)).train()
     optimiser = torch.optim.AdamW(sam.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, args.lr, total_steps=args.steps + 1, pct_start=0.06,
-                                                   final_div_factor=40, cycle_momentum=False)
-    first = _resume(args, sam, optimiser, schedule)
+    first = _resume(args, sam, optimiser)
     running = {}
     with tqdm(range(first, args.steps), initial=first, total=args.steps, desc="small SAM", mininterval=2,
               disable=rank > 0) as bar:
         for step in bar:
-            small = step < args.small_steps
+            small, share = _plan(vars(args), step)
+            optimiser.param_groups[0]["lr"] = args.lr * share
             result = training_step(sam, optimiser, SMALL_SIDE if small else sam.image_encoder.img_size,
                                    args.batch_size * (2 if small else 1), args.objects_per_image,
                                    (args.seed, step, rank), args.bfloat16)
-            schedule.step()
             running = {name: 0.98 * running.get(name, value) + 0.02 * value for name, value in result.items()}
             bar.set_postfix({name: f"{value:.3f}" for name, value in running.items()}, refresh=False)
             if rank == 0 and ((step + 1) % SAVE_EVERY == 0 or step + 1 == args.steps):
-                _save(args, sam, optimiser, schedule, step + 1)
+                _save(args, sam, optimiser, step + 1)
     if rank == 0:
         _resume_file(args.output).unlink(missing_ok=True)
         print(f"{args.output}: trained for {args.steps} steps, "
               + ", ".join(f"{name} {value:.3f}" for name, value in running.items()))
 
 
+def _plan(settings: dict, step: int) -> tuple[bool, float]:
+    """Whether this step sees small scenes, and its share of the highest learning rate."""
+    rise = (step + 1) / settings["warmup_steps"]
+    fall = (settings["steps"] - step) / settings["decay_steps"]
+    return step < settings["small_steps"], min(1.0, rise, fall)
+
+
 def _resume_file(output: Path) -> Path:
     return output.with_name(output.name + ".resume.pt")
 
 
-def _recipe(args: argparse.Namespace) -> dict[str, str]:
-    """What decides the weights, as the strings that safetensors keep."""
-    return {name: str(getattr(args, name)) for name in RECIPE}
-
-
-def _save(args: argparse.Namespace, sam: Sam, optimiser: torch.optim.Optimizer, schedule, steps_done: int) -> None:
+def _save(args: argparse.Namespace, sam: Sam, optimiser: torch.optim.Optimizer, steps_done: int) -> None:
     weights = {name: tensor.detach().half().cpu().contiguous() for name, tensor in sam.state_dict().items()}
+    settings = {name: getattr(args, name) for name in (*PLAN, *RECIPE)}
     metadata = {"trained_by": "python -m scripts.train_demo_sam", "trained_on": "random procedural shapes only",
-                "notice": DEMO_SAM_NOTICE, "torch": torch.__version__, "steps_done": str(steps_done), **_recipe(args)}
+                "notice": DEMO_SAM_NOTICE, "torch": torch.__version__, "steps_done": steps_done, **settings}
     with atomic_path(args.output) as temporary:
-        save_file(weights, temporary, metadata)
-    state = {"sam": sam.state_dict(), "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),
-             "steps_done": steps_done, "recipe": json.dumps(_recipe(args))}
+        save_file(weights, temporary, {name: str(value) for name, value in metadata.items()})
+    state = {"sam": sam.state_dict(), "optimiser": optimiser.state_dict(), "steps_done": steps_done, **settings}
     with atomic_path(_resume_file(args.output)) as temporary:
         torch.save(state, temporary)
 
 
-def _resume(args: argparse.Namespace, sam: Sam, optimiser: torch.optim.Optimizer, schedule) -> int:
-    """Goes on from an interrupted run of the same recipe; returns the number of steps already done."""
+def _resume(args: argparse.Namespace, sam: Sam, optimiser: torch.optim.Optimizer) -> int:
+    """Goes on from an interrupted run; returns the number of steps already done.
+
+    `--steps` and the like may have changed, as long as the steps already done would have been the same.
+    """
     path = _resume_file(args.output)
     if not path.exists():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["recipe"] != json.dumps(_recipe(args)):
+    same_steps = all(_plan(state, step) == _plan(vars(args), step) for step in range(state["steps_done"]))
+    if not same_steps or any(state[name] != getattr(args, name) for name in RECIPE):
         return 0
     sam.load_state_dict(state["sam"])
     optimiser.load_state_dict(state["optimiser"])
-    schedule.load_state_dict(state["schedule"])
     return state["steps_done"]
 
 
