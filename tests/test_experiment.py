@@ -124,7 +124,7 @@ def offline(tmp_path, monkeypatch):
 def run_python(arguments: list[str], runs: Path, server: ClearMLServer | None = None) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("CLEARML", "TRAINS"))}
     environment |= {"SAM_BURDEN_RUNS": str(runs), "CLEARML_CONFIG_FILE": str(runs / "no.conf"),
-                    "CLEARML_CACHE_DIR": str(runs.parent / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+                    "HOME": str(runs.parent / "home"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
                     **(server.environment if server else {})}
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
                           timeout=120, check=False)

@@ -261,9 +261,10 @@ def _server() -> str:
 
 def _init_task(name: str, tags: Sequence[str]):
     from clearml.binding.environ_bind import PatchOsFork
+    from clearml.config.cache import SessionCache
     clearml, online = _clearml(), _has_server()
     if not online:
-        os.environ["CLEARML_CACHE_DIR"] = str(runs_dir())
+        os.environ["CLEARML_CACHE_DIR"] = SessionCache.SESSION_CACHE_FOLDER = str(runs_dir())
     with _server_errors():
         task = clearml.Task.init(PROJECT, name, tags=list(tags), reuse_last_task_id=False, output_uri=online or None,
                                  auto_connect_arg_parser=False, auto_connect_frameworks=False,
