@@ -23,13 +23,14 @@ from scripts.arguments import (
     task_parameters,
 )
 from scripts.segmentation_dataset import open_dataset
+from segment_anything.registry import check_present
 from unet_training import training, training_on_pseudo_labels
 from unet_training.hyper_params import add_initial_arguments, add_training_arguments
 from utils.cli import run_stage, stage_parser
 from utils.experiment import find_models
 from utils.files import atomic_path
 from utils.paths import RESULTS
-from utils.refinement import add_refinement_arguments
+from utils.refinement import add_refinement_arguments, options_from
 
 Row = tuple[str, str, evaluate.Summary]
 
@@ -51,6 +52,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> list[Row]:
     """Returns the rows of the table."""
     data = open_dataset(args.dataset, args.data_dir, args.input_size)
+    options_from(args)  # a mistake in what comes late is told before the hours of training
+    check_present(*resolve_sam(args, data))
     headline("initial U-Net")
     initial = trained_once(training, args, "initial")
     headline("raw pseudo labels")

@@ -25,6 +25,7 @@ from utils.files import read_grey
 from utils.mask_store import MaskStore
 
 UNLABELLED_SAMPLE = 500
+MOST_KEPT_IMAGES = 1000  # pseudo-labelled images of up to about 0.6 MB each that are kept after they were decoded once
 
 
 class AnnotatedImages:
@@ -205,7 +206,11 @@ class LabelledDataset(Dataset):
 
 
 class PseudoLabelDataset(Dataset):
-    """Images with saved masks: float32 (1, H, W) and bool (C, H, W). Each process reads through a handle of its own."""
+    """Images with saved masks: float32 (1, H, W) and bool (C, H, W).
+
+    Each process reads through a handle of its own. Of up to `MOST_KEPT_IMAGES` images each is decoded once and kept,
+    its mask as bits; of more none is kept, so that memory stays bounded.
+    """
 
     def __init__(self, data: AnnotatedImages, stems: Sequence[str], masks: MaskStore):
         """Raises InputError if masks are missing or were saved at another size than the data set's input size."""
@@ -219,14 +224,23 @@ class PseudoLabelDataset(Dataset):
                 raise InputError(f"{masks.path}: its masks are of size {size} (H, W), not the input size "
                                  f"{data.description.input_size}; save them with this input size")
         self._masks = copy.copy(masks)
+        self._kept: dict[str, tuple[torch.Tensor, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.stems)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         stem = self.stems[index]
-        image = load_image(self.data.image_path(stem), self.data.description)
-        return torch.from_numpy(image), torch.from_numpy(self._masks.mask(stem))
+        image, bits = self._kept.get(stem) or self._decode(stem)
+        mask = np.unpackbits(bits, axis=-1, count=image.shape[-1]).view(bool)
+        return image, torch.from_numpy(mask)
+
+    def _decode(self, stem: str) -> tuple[torch.Tensor, np.ndarray]:
+        image = torch.from_numpy(load_image(self.data.image_path(stem), self.data.description))
+        pair = image, np.packbits(self._masks.mask(stem), axis=-1)
+        if len(self.stems) <= MOST_KEPT_IMAGES:
+            self._kept[stem] = pair
+        return pair
 
 
 class ImageDataset(Dataset):

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts import make_phantoms
+
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 
@@ -13,6 +15,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("shared"):
             item.add_marker(pytest.mark.skip(reason=f"the real data in {SHARED.name}/ beside the project are not here"))
+
+
+@pytest.fixture(scope="session")
+def phantom_data_dir(tmp_path_factory) -> Path:
+    """A data folder with the sample data's labelled images and 12 unlabelled ones, drawn once; leave it as it is."""
+    folder = tmp_path_factory.mktemp("data")
+    parser = make_phantoms.get_args_parser()
+    make_phantoms.main(parser.parse_args(["--data_dir", str(folder), "--num_unlabelled", "12"]))
+    return folder
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from scripts import segmentation_dataset
 from scripts.dataset_description import AnnotationFile, CvatMasks, DatasetDescription, Metadata, StemList, StoredMasks
 from scripts.segmentation_dataset import (
     AnnotatedImages,
@@ -175,6 +176,20 @@ def test_pseudo_label_view_pairs_images_and_masks_in_every_worker(folder, descri
     for index, stem in enumerate(stems):
         np.testing.assert_array_equal(masks[index], store.mask(stem))
         np.testing.assert_array_equal(images[index], load_image(data.image_path(stem), description))
+
+
+@pytest.mark.parametrize(("most", "kept"), [(2, True), (1, False)])
+def test_pseudo_labels_are_decoded_once_while_they_are_few(folder, description, monkeypatch, most, kept):
+    monkeypatch.setattr(segmentation_dataset, "MOST_KEPT_IMAGES", most)
+    data = AnnotatedImages(description, folder)
+    view = PseudoLabelDataset(data, UNLABELLED, write_masks(folder / "raw.h5", UNLABELLED, (2, 10, 15)))
+    first = view[1]
+    data.image_path(UNLABELLED[1]).unlink()
+    if kept:
+        assert all(torch.equal(a, b) for a, b in zip(view[1], first, strict=True))
+    else:
+        with pytest.raises(InputError, match="no such image"):
+            view[1]
 
 
 def test_pseudo_label_view_refuses_other_sizes_and_missing_masks(folder, description):

@@ -1,0 +1,342 @@
+"""The stages one after the other on the sample data, and what they say to bad input."""
+import csv
+import json
+import shutil
+import sys
+from importlib import import_module
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scripts import evaluate, run_pipeline, save_refined_segmentations, save_segmentations
+from scripts.segmentation_dataset import open_dataset
+from segment_anything.registry import default_checkpoint
+from tests.conftest import ROOT
+from unet_training import training, training_on_pseudo_labels
+from unet_training.u_net import load_checkpoint
+from utils.cli import run_stage
+from utils.experiment import fetch_model, find_models
+from utils.mask_store import MaskStore, MaskWriter
+from utils.paths import mask_file
+
+STAGES = ["scripts.make_phantoms", "scripts.copy_and_process_graz_imgs", "scripts.prepare_jsrt",
+          "unet_training.training", "scripts.save_segmentations", "scripts.generate_img_embeddings",
+          "scripts.save_refined_segmentations", "unet_training.training_on_pseudo_labels", "scripts.evaluate",
+          "scripts.run_pipeline", "scripts.download_checkpoint", "scripts.train_demo_sam",
+          "scripts.upload_offline_runs"]
+SMALL = ["--epochs", "2", "--base_width", "4", "--n_last_channel", "4", "--input_size", "96", "64",
+         "--data_sample_per_epoch", "8", "--batch_size", "4"]
+N = ["--num_train_samples", "3"]
+
+
+def run(stage, data_dir, *arguments):
+    """Runs a stage's main in this process and returns what it returns."""
+    args = ["--dataset", "phantom", "--data_dir", str(data_dir), *arguments]
+    return stage.main(stage.get_args_parser().parse_args(args))
+
+
+@pytest.fixture(scope="module")
+def workplace(phantom_data_dir, tmp_path_factory):
+    """A data folder that may be written to and a barely trained initial model: yields the folder and the model's id."""
+    data_dir = tmp_path_factory.mktemp("workplace") / "data"
+    shutil.copytree(phantom_data_dir, data_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAM_BURDEN_RUNS", str(data_dir.parent / "runs"))
+        yield data_dir, run(training, data_dir, *N, *SMALL, "--epochs", "12")
+
+
+@pytest.fixture(scope="module")
+def refined(workplace):
+    data_dir, _ = workplace
+    return run(save_refined_segmentations, data_dir, *N)
+
+
+@pytest.mark.parametrize("module", STAGES)
+def test_help_says_what_a_stage_reads_and_writes(module, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_stage(lambda args: None, import_module(module).get_args_parser(), ["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert f"python -m {module}" in text and "Reads" in text and "Writes" in text
+
+
+def test_last_line_is_the_model_id_and_the_model_knows_its_arguments(workplace, capsys):
+    data_dir, _ = workplace
+    model_id = run(training, data_dir, "--num_train_samples", "2", *SMALL)
+    assert capsys.readouterr().out.splitlines()[-1] == f"model id: {model_id}"
+    model = fetch_model(model_id)
+    assert model.parameters["num_train_samples"] == 2 and model.parameters["lr"] == 1e-3
+    u_net, trained_on = load_checkpoint(model.weights)
+    assert u_net.config == {"n_classes": 17, "base_width": 4, "n_last_channel": 4}
+    assert trained_on.input_size == (96, 64)
+
+
+def test_same_seed_same_model_other_seed_other_model(workplace):
+    data_dir, _ = workplace
+    ids = [run(training, data_dir, "--num_train_samples", "2", *SMALL, "--seed", seed) for seed in ("1", "1", "2")]
+    weights = [load_checkpoint(fetch_model(model_id).weights)[0].state_dict() for model_id in ids]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+def test_raw_masks_are_the_thresholded_predictions(workplace, monkeypatch):
+    data_dir, model_id = workplace
+    path = run(save_segmentations, data_dir, *N)
+    assert path == data_dir / "seg_masks" / model_id / "raw.h5"
+    data = open_dataset("phantom", data_dir, (96, 64))
+    store = MaskStore(path, data.description.labels)
+    assert store.stems == data.unlabelled_stems(3, True, 42) and len(store.stems) == 12
+    assert store.attributes["clearml_model_id"] == model_id
+    u_net, _ = load_checkpoint(fetch_model(model_id).weights)
+    pixels = np.asarray(Image.open(data.image_path(store.stems[4])), np.float32) / 255
+    resized = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None, None], (96, 64), mode="bilinear")
+    with torch.no_grad():
+        expected = u_net((resized - data.description.mean) / data.description.std)[0].sigmoid() > 0.5
+    assert (store.mask(store.stems[4]) == expected.numpy()).mean() > 0.999  # rounding at the threshold
+    monkeypatch.setattr(save_segmentations, "predict", None)  # a rerun predicts nothing
+    assert run(save_segmentations, data_dir, *N) == path
+
+
+def test_refined_masks_carry_their_origin_and_estimates(workplace, refined, monkeypatch):
+    data_dir, _ = workplace
+    assert refined.name == "sam_box_refine_pos_points_neg_points_highest_probability_released_demo.h5"
+    store = MaskStore(refined, open_dataset("phantom", data_dir).description.labels)
+    assert len(store.stems) == 12
+    parameters = json.loads(store.attributes["refine_params"])
+    assert parameters["prompt1st"] == ["box"] and parameters["sam_type"] == "demo"
+    assert parameters["name"] == default_checkpoint("demo", data_dir).name
+    estimates = np.stack([store.estimated_dice(stem) for stem in store.stems])
+    assert estimates.shape == (12, 17) and (~np.isnan(estimates)).any()
+    embedding = data_dir / "phantom" / "sam_embeddings" / "demo" / f"{store.stems[0]}.h5"
+    with h5py.File(embedding) as file:
+        assert file.attrs["checkpoint"] == default_checkpoint("demo", data_dir).name
+    monkeypatch.setattr(save_refined_segmentations, "refine_images", None)  # a rerun refines nothing
+    assert run(save_refined_segmentations, data_dir, *N) == refined
+
+
+def test_other_options_go_to_another_file(workplace, refined):
+    data_dir, _ = workplace
+    box_alone = run(save_refined_segmentations, data_dir, *N, "--prompt2nd")
+    assert box_alone != refined and box_alone.parent == refined.parent and refined.exists()
+
+
+@pytest.mark.parametrize("arguments", [["--pseudo_label", "sam"], ["--pseudo_label", "raw", "--no-train_from_scratch"]])
+def test_final_model_trains_on_the_masks_that_the_arguments_name(workplace, refined, arguments):
+    data_dir, model_id = workplace
+    run(save_segmentations, data_dir, *N)
+    final = run(training_on_pseudo_labels, data_dir, *N, *arguments, "--epochs", "2", "--batch_size", "4")
+    parameters = fetch_model(final).parameters
+    assert parameters["initial_model_id"] == model_id and parameters["stage"] == "final"
+    assert parameters["masks"] == ("raw" if "raw" in arguments else refined.stem)
+
+
+def test_evaluation_of_saved_masks_equals_a_computation_by_hand(workplace, refined, tmp_path):
+    data_dir, model_id = workplace
+    summary = run(evaluate, data_dir, "--split", "unlabelled", "--pseudo_label", "sam", "--model_id", model_id,
+                  "--results_dir", str(tmp_path))
+    data = open_dataset("phantom", data_dir, (96, 64))
+    store = MaskStore(refined, data.description.labels)
+    images = []
+    for stem in store.stems:
+        truth, mask = data.mask(stem), store.mask(stem)
+        classes = [200 * (t & m).sum() / (t.sum() + m.sum()) for t, m in zip(truth, mask, strict=True) if t.any()]
+        images.append(np.mean(classes))
+    assert summary.mean == pytest.approx(np.mean(images), abs=1e-3)
+    assert summary.std == pytest.approx(np.std(images, ddof=1), abs=1e-3)
+    assert summary.count == 12
+    folder = tmp_path / "phantom" / model_id / f"unlabelled_{refined.stem}"
+    with (folder / "dice.csv").open(newline="", encoding="utf-8") as file:
+        rows = {row["stem"]: row for row in csv.DictReader(file)}
+    assert [float(rows[stem]["mean"]) for stem in store.stems] == pytest.approx(images, abs=1e-3)
+    pisiform = [bool(rows[stem]["Os pisiforme"]) for stem in store.stems]
+    assert pisiform == [data.mask(stem)[5].any() for stem in store.stems]
+    assert {path.name.split("_")[0] for path in folder.glob("*.png")} == {"best", "median", "worst"}
+
+
+def test_evaluation_refines_a_labelled_split_on_the_spot(workplace, tmp_path):
+    data_dir, model_id = workplace
+    arguments = ("--model_id", model_id, "--split", "val", "--results_dir", str(tmp_path))
+    raw, refined = (run(evaluate, data_dir, *arguments, "--pseudo_label", label) for label in ("raw", "sam"))
+    assert raw.count == refined.count == 10
+    assert raw.mean != refined.mean
+
+
+def test_images_left_out_of_averages_stay_in_the_table(workplace, tmp_path, monkeypatch, capsys):
+    data_dir, model_id = workplace
+    stem = open_dataset("phantom", data_dir).stems("test")[2]
+    original = evaluate.load_model_and_data
+
+    def with_one_left_out(*args, **kwargs):
+        model, u_net, trained_on, data = original(*args, **kwargs)
+        object.__setattr__(data.description, "left_out_of_averages", (stem,))
+        return model, u_net, trained_on, data
+
+    monkeypatch.setattr(evaluate, "load_model_and_data", with_one_left_out)
+    assert run(evaluate, data_dir, "--model_id", model_id, "--results_dir", str(tmp_path)).count == 9
+    assert f"without {stem}" in capsys.readouterr().out
+    assert stem in (tmp_path / "phantom" / model_id / "test_raw" / "dice.csv").read_text()
+
+
+def test_pipeline_passes_ids_and_skips_what_is_there(workplace, tmp_path, capsys):
+    data_dir, _ = workplace
+    arguments = (*N, *SMALL, "--seed", "7", "--results_dir", str(tmp_path))
+    rows = run(run_pipeline, data_dir, *arguments)
+    with (tmp_path / "results.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [f"{row['what']}/{row['split']}" for row in table] == [
+        "initial/test", "raw/unlabelled", "refined/unlabelled", "final/test"]
+    assert [int(row["n_images"]) for row in table] == [10, 12, 12, 10]
+    assert [float(row["dice_mean"]) for row in table] == pytest.approx([s.mean for _, _, s in rows], abs=1e-3)
+    models = find_models(seed=7, dataset="phantom")
+    assert [model.parameters["stage"] for model in models] == ["final", "initial"]
+    assert models[0].parameters["initial_model_id"] == models[1].id
+    assert "demo" in capsys.readouterr().out
+    assert run(run_pipeline, data_dir, *arguments) == rows
+    assert len(find_models(seed=7, dataset="phantom")) == 2
+
+
+def error_line(capsys, stage, *arguments) -> str:
+    """Runs a stage that must stop with exit code 2 and returns its one line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run_stage(stage.main, stage.get_args_parser(), list(arguments))
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+PHANTOM = ("--dataset", "phantom")
+
+
+def test_missing_data_folder(capsys, tmp_path):
+    for stage in (training, run_pipeline):
+        assert "make_phantoms" in error_line(capsys, stage, *PHANTOM, "--data_dir", str(tmp_path))
+    line = error_line(capsys, training, "--data_dir", str(tmp_path))
+    assert str(tmp_path / "graz") in line
+
+
+def test_too_many_labelled_images(capsys, workplace):
+    line = error_line(capsys, training, *PHANTOM, "--data_dir", str(workplace[0]), "--num_train_samples", "44")
+    assert "43" in line
+
+
+def test_gpu_that_is_not_there(capsys, workplace):
+    assert "--gpu_id 99" in error_line(capsys, training, *PHANTOM, "--data_dir", str(workplace[0]), "--gpu_id", "99")
+
+
+def test_models_that_are_not_there(capsys, workplace):
+    data_dir, model_id = workplace
+    arguments = (*PHANTOM, "--data_dir", str(data_dir))
+    assert "offline-none" in error_line(capsys, save_segmentations, *arguments, "--model_id", "offline-none")
+    assert model_id in error_line(capsys, save_segmentations, *arguments, "--num_train_samples", "40")
+    assert model_id in error_line(capsys, evaluate, *arguments, "--num_train_samples", "40")
+
+
+def test_model_of_other_labels(capsys, workplace, tmp_path, monkeypatch):
+    data_dir, model_id = workplace
+    weights = fetch_model(model_id).weights
+    checkpoint = torch.load(weights, weights_only=True)
+    checkpoint["training"]["labels"] = ("heart", *checkpoint["training"]["labels"][1:])
+    kept = weights.read_bytes()
+    try:
+        torch.save(checkpoint, weights)
+        line = error_line(capsys, save_segmentations, *PHANTOM, "--data_dir", str(data_dir), "--model_id", model_id)
+        assert "heart" in line
+        weights.write_bytes(b"no checkpoint")
+        line = error_line(capsys, save_segmentations, *PHANTOM, "--data_dir", str(data_dir), "--model_id", model_id)
+        assert str(weights) in line
+    finally:
+        weights.write_bytes(kept)
+
+
+def test_masks_that_are_missing_or_of_other_labels(capsys, workplace):
+    data_dir, model_id = workplace
+    arguments = (*PHANTOM, "--data_dir", str(data_dir), *N, "--prompt1st", "pos_points")
+    line = error_line(capsys, training_on_pseudo_labels, *arguments)
+    assert "sam_pos_points_refine" in line and "save_refined_segmentations" in line
+    kind = "sam_pos_points_refine_pos_points_neg_points_highest_probability_released_demo"
+    with MaskWriter(mask_file(data_dir, model_id, kind), ("heart",), {}) as writer:
+        writer.write("1", np.zeros((1, 96, 64), bool))
+    assert "heart" in error_line(capsys, training_on_pseudo_labels, *arguments)
+
+
+def test_more_images_in_a_batch_than_there_are(capsys, workplace, refined):
+    line = error_line(capsys, training_on_pseudo_labels, *PHANTOM, "--data_dir", str(workplace[0]), *N)
+    assert "--batch_size" in line
+
+
+@pytest.mark.parametrize("arguments", [["--prompt1st", "circle"], ["--prompt2nd", "circle"]])
+def test_unknown_prompt(capsys, workplace, arguments):
+    data_dir, _ = workplace
+    for stage in (save_refined_segmentations, training_on_pseudo_labels, run_pipeline):
+        line = error_line(capsys, stage, *PHANTOM, "--data_dir", str(data_dir), *N, *arguments)
+        assert "circle" in line and "pos_points" in line
+
+
+def test_sam_checkpoint_that_is_missing_foreign_or_not_one(capsys, workplace, tmp_path):
+    data_dir, _ = workplace
+    arguments = (*PHANTOM, "--data_dir", str(data_dir), *N)
+    line = error_line(capsys, save_refined_segmentations, *arguments, "--sam_type", "vit_h")
+    assert "download_checkpoint vit_h" in line
+    foreign = tmp_path / "weights.pt"
+    foreign.write_bytes(b"no checkpoint")
+    for stage in (import_module("scripts.generate_img_embeddings"), save_refined_segmentations):
+        line = error_line(capsys, stage, *arguments, "--sam_type", "vit_b", "--sam_checkpoint", str(foreign))
+        assert "weights.pt: not a readable checkpoint" in line
+        demo = str(default_checkpoint("demo", data_dir))
+        line = error_line(capsys, stage, *arguments, "--sam_type", "vit_b", "--sam_checkpoint", demo)
+        assert "not a checkpoint of SAM type vit_b" in line
+
+
+def test_embeddings_of_another_checkpoint(capsys, workplace, refined, tmp_path):
+    data_dir, _ = workplace
+    copy = tmp_path / "other_name.safetensors"
+    shutil.copy(default_checkpoint("demo", data_dir), copy)
+    line = error_line(capsys, save_refined_segmentations, *PHANTOM, "--data_dir", str(data_dir), *N, "--prompt1st",
+                      "box", "pos_points", "--sam_checkpoint", str(copy))
+    assert "other_name.safetensors" in line and "was computed with the checkpoint demo_sam.safetensors" in line
+
+
+def test_unreadable_image(capsys, workplace):
+    data_dir, _ = workplace
+    path = open_dataset("phantom", data_dir).image_path(open_dataset("phantom", data_dir).stems("train")[0])
+    kept = path.read_bytes()
+    try:
+        path.write_bytes(kept[:100])
+        assert path.name in error_line(capsys, training, *PHANTOM, "--data_dir", str(data_dir), *N, *SMALL)
+    finally:
+        path.write_bytes(kept)
+
+
+def test_importing_a_stage_runs_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["python", "--no-such-argument"])
+    for module in STAGES:
+        sys.modules.pop(module, None)
+        assert import_module(module).main
+
+
+def test_paper_commands_parse():
+    commands = {
+        training: ["--gpu_id", "0"],
+        save_segmentations: [],
+        save_refined_segmentations: [],
+        training_on_pseudo_labels: ["--gpu_id", "0", "--pseudo_label", "sam", "--prompt1st", "box", "--prompt2nd",
+                                    "pos_points", "neg_points", "--num_train_samples", "43"],
+    }
+    for stage, arguments in commands.items():
+        args = stage.get_args_parser().parse_args(arguments)
+        assert args.dataset == "graz" and args.num_train_samples == 43
+    args = training.get_args_parser().parse_args([])
+    assert (args.epochs, args.lr, args.batch_size, args.data_sample_per_epoch, args.data_aug, args.seed,
+            args.base_width, args.n_last_channel, args.lr_scheduler) == (350, 1e-3, 16, 48, 0.03, 42, 64, 64, "cosine")
+
+
+def test_two_commands_of_the_readme():
+    readme, makefile = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile"))
+    assert "make demo" in readme and "make test" in readme
+    assert "\ndemo:" in makefile and "\ntest:" in makefile
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
