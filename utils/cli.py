@@ -2,8 +2,10 @@
 import argparse
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class InputError(Exception):
@@ -40,12 +42,13 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-def select_device(gpu_id: int | None) -> torch.device:
+def select_device(gpu_id: int | None) -> "torch.device":
     """The GPU of that number; without a number the first GPU, or the CPU where there is none.
 
     Raises:
         InputError: there is no such GPU.
     """
+    import torch  # takes seconds, and not every stage needs it
     count = torch.cuda.device_count()
     if gpu_id is None:
         return torch.device("cuda", 0) if count else torch.device("cpu")
