@@ -14,7 +14,7 @@ kept; delete the folder to draw them anew.
 import argparse
 import os
 from functools import partial
-from multiprocessing import Pool
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -74,7 +74,8 @@ def draw_images(images: list[CvatImage], folder: Path, num_workers: int) -> None
     missing = [image for image in images if not (folder / f"{image.stem}.png").exists()]
     if not missing:
         return
-    with Pool(min(num_workers, len(missing)), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    context = get_context("spawn")  # a fork would copy OpenCV's threads half-way and hang
+    with context.Pool(min(num_workers, len(missing)), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         drawn = pool.imap_unordered(partial(draw_image, folder=folder), missing)
         for _ in tqdm(drawn, desc="draw radiographs", total=len(missing), unit="image"):
             pass
