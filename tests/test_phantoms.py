@@ -14,6 +14,7 @@ from lxml import etree
 from skimage.draw import polygon2mask
 
 from scripts import make_phantoms
+from scripts.dataset_description import load_description
 from scripts.phantom_anatomy import Child, sample_bones, sample_child, sample_image
 from scripts.phantom_cvat import write_cvat
 from scripts.phantom_geometry import clip, exposed_field, fill_polygon, generator, polygon_area
@@ -135,6 +136,17 @@ def test_class_balance_is_like_that_of_real_wrists(labelled):
     shares = np.mean([draw_masks(image, tuple(real)).mean(axis=(1, 2)) for image in train], axis=0)
     ratio = (1 / shares - 1) / np.array(list(real.values()))
     assert np.all((ratio > 0.5) & (ratio < 2))
+
+
+def test_described_mean_and_spread_are_those_of_the_training_images(labelled):
+    description = load_description("phantom")
+    height, width = description.input_size
+    pixels = []
+    for image in [image for image in labelled if image.subset == "Train"]:
+        drawn = np.ascontiguousarray(render(image)[:, ::-1]) if "WRI-R" in image.stem else render(image)
+        pixels.append(cv2.resize(drawn, (width, height), interpolation=cv2.INTER_LINEAR) / 255)
+    assert np.mean(pixels) == pytest.approx(description.mean, rel=1e-6)
+    assert np.std(pixels) == pytest.approx(description.std, rel=1e-6)
 
 
 def test_image_shows_what_is_annotated(labelled):
