@@ -143,10 +143,9 @@ def test_described_mean_and_spread_are_those_of_the_training_images(labelled):
     height, width = description.input_size
     pixels = []
     for image in [image for image in labelled if image.subset == "Train"]:
-        drawn = np.ascontiguousarray(render(image)[:, ::-1]) if "WRI-R" in image.stem else render(image)
-        pixels.append(cv2.resize(drawn, (width, height), interpolation=cv2.INTER_LINEAR) / 255)
-    assert np.mean(pixels) == pytest.approx(description.mean, rel=1e-6)
-    assert np.std(pixels) == pytest.approx(description.std, rel=1e-6)
+        pixels.append(cv2.resize(render(image) / 255, (width, height), interpolation=cv2.INTER_LINEAR))
+    assert round(float(np.mean(pixels)), 5) == round(description.mean, 5)  # mirroring doesn't change them
+    assert round(float(np.std(pixels)), 5) == round(description.std, 5)
 
 
 def test_image_shows_what_is_annotated(labelled):
