@@ -141,9 +141,8 @@ def test_class_balance_is_like_that_of_real_wrists(labelled):
 def test_described_mean_and_spread_are_those_of_the_training_images(labelled):
     description = load_description("phantom")
     height, width = description.input_size
-    pixels = []
-    for image in [image for image in labelled if image.subset == "Train"]:
-        pixels.append(cv2.resize(render(image) / 255, (width, height), interpolation=cv2.INTER_LINEAR))
+    pixels = [cv2.resize(render(image) / 255, (width, height), interpolation=cv2.INTER_LINEAR)
+              for image in labelled if image.subset == "Train"]
     assert round(float(np.mean(pixels)), 5) == round(description.mean, 5)  # mirroring doesn't change them
     assert round(float(np.std(pixels)), 5) == round(description.std, 5)
 
