@@ -31,13 +31,13 @@ from scripts.arguments import (
     unlabelled_stems,
 )
 from scripts.save_refined_segmentations import refine_images
-from scripts.segmentation_dataset import AnnotatedImages, ImageDataset, load_image
+from scripts.segmentation_dataset import AnnotatedImages, ImageDataset
 from unet_training.prediction import predict
 from unet_training.u_net import UNet
 from utils.cli import InputError, run_stage, select_device, stage_parser
 from utils.dice import image_dice, multilabel_dice
 from utils.experiment import start
-from utils.files import atomic_path, write_png
+from utils.files import atomic_path, read_grey, write_png
 from utils.mask_store import MaskStore
 from utils.overlay import overlay, side_by_side, to_grey
 from utils.paths import RESULTS, mask_file
@@ -137,7 +137,7 @@ def overlays(args: argparse.Namespace, model_id: str, u_net: UNet, data: Annotat
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
     masks = dict(masks_of(args, model_id, u_net, data, sorted(set(chosen.values())), device))
     for name, stem in chosen.items():
-        grey = to_grey(load_image(data.image_path(stem), data.description)[0])
+        grey = to_grey(read_grey(data.image_path(stem)))
         panels = [overlay(grey, m) for m in (np.zeros_like(masks[stem]), data.mask(stem), masks[stem])]
         title = f"{args.pseudo_label}, Dice {100 * image_dice(dice[stem]):.1f} %"
         yield f"{name}_{stem}", side_by_side(panels, [stem[:24], "truth", title])

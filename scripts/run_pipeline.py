@@ -6,7 +6,7 @@
 The first line is the paper's setting. A rerun with the same arguments skips what is already there.
 
 Reads   the images and annotations of the data set, SAM's weights
-Writes  what the stages write, and in --results_dir: results.csv, dice.csv of each row, overlays (PNG)
+Writes  what the stages write, and in --results_dir: results.csv, pipeline.png, dice.csv and overlays of each row
 """  # noqa: E501 (a command to copy)
 import argparse
 import csv
@@ -14,25 +14,31 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+
 from scripts import evaluate, save_refined_segmentations, save_segmentations
 from scripts.arguments import (
     add_common_arguments,
     add_sam_arguments,
     add_unlabelled_arguments,
+    refined_kind,
     resolve_sam,
     task_parameters,
 )
-from scripts.segmentation_dataset import open_dataset
+from scripts.segmentation_dataset import AnnotatedImages, open_dataset
 from segment_anything.registry import check_present
 from unet_training import training, training_on_pseudo_labels
 from unet_training.hyper_params import add_initial_arguments, add_training_arguments
 from utils.cli import run_stage, stage_parser
 from utils.experiment import find_models
-from utils.files import atomic_path
-from utils.paths import RESULTS
+from utils.files import atomic_path, read_grey, write_png
+from utils.mask_store import MaskStore
+from utils.overlay import overlay, side_by_side, stack, to_grey
+from utils.paths import RESULTS, mask_file
 from utils.refinement import add_refinement_arguments, options_from
 
 Row = tuple[str, str, evaluate.Summary]
+PICTURED = 2
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -69,6 +75,7 @@ def main(args: argparse.Namespace) -> list[Row]:
                  for what, label in (("raw", "raw"), ("refined", "sam"))]
     rows.append(("final", "test", run(evaluate, args, model_id=final, split="test", pseudo_label="raw")))
     write_table(args.results_dir / "results.csv", rows)
+    write_png(args.results_dir / "pipeline.png", picture_of_the_pipeline(args, data, initial))
     print_table(args, resolve_sam(args, data)[0], rows)
     return rows
 
@@ -106,6 +113,21 @@ def write_table(path: Path, rows: list[Row]) -> None:
         writer = csv.writer(file)
         writer.writerow(["what", "split", "dice_mean", "dice_std", "n_images"])
         writer.writerows([what, split, f"{s.mean:.4f}", f"{s.std:.4f}", s.count] for what, split, s in rows)
+
+
+def picture_of_the_pipeline(args: argparse.Namespace, data: AnnotatedImages, initial: str) -> np.ndarray:
+    """The first unlabelled images with what the stages made of them (and the truth where it is known), RGB."""
+    kinds = {"raw": "initial U-Net", refined_kind(args, data): f"refined by SAM ({resolve_sam(args, data)[0]})"}
+    stores = {title: MaskStore(mask_file(args.data_dir, initial, kind), data.description.labels)
+              for kind, title in kinds.items()}
+    rows = []
+    for stem in data.unlabelled_stems(args.num_train_samples, args.split500, args.seed)[:PICTURED]:
+        grey = to_grey(read_grey(data.image_path(stem)))
+        masks = {"truth": data.mask(stem)} if data.has_truth(stem) else {}
+        masks |= {title: store.mask(stem) for title, store in stores.items()}
+        panels = [overlay(grey, mask) for mask in ((), *masks.values())]
+        rows.append(side_by_side(panels, [stem[:24], *masks]))
+    return stack(rows)
 
 
 def print_table(args: argparse.Namespace, sam_type: str, rows: list[Row]) -> None:

@@ -1,6 +1,6 @@
 import numpy as np
 
-from utils.overlay import class_colours, overlay, side_by_side, to_grey
+from utils.overlay import class_colours, overlay, side_by_side, stack, to_grey
 
 
 def test_classes_are_drawn_where_they_are_and_in_their_colours():
@@ -15,6 +15,8 @@ def test_classes_are_drawn_where_they_are_and_in_their_colours():
     np.testing.assert_array_equal(picture[2, 3], colours[0])  # the outline is opaque
     np.testing.assert_array_equal(picture[10, 20], (0.6 * 100 + 0.4 * colours[2]).astype(np.uint8))
     assert (grey == 100).all()
+    coarse = (overlay(grey, masks[:1, ::2, 1::2]) != 100).any(axis=-1)
+    assert coarse[2:10, 4:12].all() and not coarse[12:].any()
 
 
 def test_grey_stretches_any_range():
@@ -29,3 +31,6 @@ def test_panels_stand_side_by_side():
     joined = side_by_side(panels, ["left", "right"], height=48)
     assert joined.shape == (48 + 32, 2 * (32 + 8), 3)
     assert joined[60, 20, 0] == 50 and joined[60, 60, 0] == 200
+    stacked = stack([joined, joined[:, :50]])
+    assert stacked.shape == (160, 80, 3)
+    assert stacked[60, 60, 0] == 200 and stacked[140, 60, 0] == 0

@@ -24,18 +24,24 @@ def overlay(grey: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
     Args:
         grey: uint8, (H, W)
-        masks: bool, (C, H, W)
+        masks: bool, (C, h, w), brought to the image's size
     Returns:
         uint8 RGB, (H, W, 3)
     """
     canvas = np.repeat(grey[..., None], 3, axis=-1)
     for mask, colour in zip(masks, class_colours(len(masks)), strict=True):
-        if not mask.any():
-            continue
-        canvas[mask] = ((1 - FILL) * canvas[mask] + FILL * colour).astype(np.uint8)
-        outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        pixels = cv2.resize(mask.astype(np.uint8), grey.shape[::-1], interpolation=cv2.INTER_NEAREST)
+        inside = pixels > 0
+        canvas[inside] = ((1 - FILL) * canvas[inside] + FILL * colour).astype(np.uint8)
+        outlines, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, outlines, -1, colour.tolist(), 1)
     return canvas
+
+
+def stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Joins RGB pictures top to bottom, filled up with black to the widest."""
+    width = max(picture.shape[1] for picture in pictures)
+    return np.concatenate([np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0))) for picture in pictures])
 
 
 def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str], height: int = 480) -> np.ndarray:
