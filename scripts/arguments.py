@@ -46,6 +46,12 @@ def resolve_sam(args: argparse.Namespace, data: AnnotatedImages) -> tuple[str, P
     return sam_type, args.sam_checkpoint or default_checkpoint(sam_type, args.data_dir)
 
 
+def print_sam_notice(args: argparse.Namespace, data: AnnotatedImages) -> None:
+    """Prints what must be said of results of this type of SAM, if anything."""
+    if notice := SAM_TYPES[resolve_sam(args, data)[0]].notice:
+        print(f"refined masks: {notice}")
+
+
 def refined_kind(args: argparse.Namespace, data: AnnotatedImages) -> str:
     """Names the refinement that the arguments describe; different ones have different names."""
     return f"{options_from(args).name()}_{args.sam_type or data.description.sam_type}"

@@ -26,6 +26,7 @@ from scripts.arguments import (
     add_prediction_arguments,
     add_sam_arguments,
     load_model_and_data,
+    print_sam_notice,
     refined_kind,
     task_parameters,
     unlabelled_stems,
@@ -95,6 +96,8 @@ def main(args: argparse.Namespace) -> Summary:
     left_out = [stem for stem in stems if stem not in counted]
     print(f"{args.split}, {kind}: Dice {summary}" + (f", without {', '.join(left_out)}" if left_out else ""))
     print(f"per image and class, and overlays: {folder}")
+    if args.pseudo_label == "sam":
+        print_sam_notice(args, data)
     return summary
 
 

@@ -21,6 +21,7 @@ from scripts.arguments import (
     add_common_arguments,
     add_sam_arguments,
     add_unlabelled_arguments,
+    print_sam_notice,
     refined_kind,
     resolve_sam,
     task_parameters,
@@ -76,7 +77,7 @@ def main(args: argparse.Namespace) -> list[Row]:
     rows.append(("final", "test", run(evaluate, args, model_id=final, split="test", pseudo_label="raw")))
     write_table(args.results_dir / "results.csv", rows)
     write_png(args.results_dir / "pipeline.png", picture_of_the_pipeline(args, data, initial))
-    print_table(args, resolve_sam(args, data)[0], rows)
+    print_table(args, data, rows)
     return rows
 
 
@@ -130,13 +131,15 @@ def picture_of_the_pipeline(args: argparse.Namespace, data: AnnotatedImages, ini
     return stack(rows)
 
 
-def print_table(args: argparse.Namespace, sam_type: str, rows: list[Row]) -> None:
+def print_table(args: argparse.Namespace, data: AnnotatedImages, rows: list[Row]) -> None:
     names = {"initial": "initial U-Net", "raw": "raw pseudo labels", "refined": "refined pseudo labels",
              "final": "final U-Net"}
-    print(f"\nData set {args.dataset}, {args.num_train_samples} labelled images, seed {args.seed}, SAM type {sam_type}")
+    print(f"\nData set {args.dataset}, {args.num_train_samples} labelled images, seed {args.seed}, "
+          f"SAM type {resolve_sam(args, data)[0]}")
     print(f"{'':24}{'images':>18}  Dice in %, mean ± std")
     for what, split, summary in rows:
         print(f"{names[what]:24}{f'{summary.count} {split}':>18}  {summary.mean:6.2f} ± {summary.std:5.2f}")
+    print_sam_notice(args, data)
     print(f"table and overlays: {args.results_dir}")
 
 

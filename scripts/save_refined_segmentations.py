@@ -25,6 +25,7 @@ from scripts.arguments import (
     add_prediction_arguments,
     add_sam_arguments,
     load_model_and_data,
+    print_sam_notice,
     refined_kind,
     resolve_sam,
     task_parameters,
@@ -74,6 +75,7 @@ def main(args: argparse.Namespace) -> Path:
                     estimates.append(refined.estimated_dice)
             experiment.histogram("estimated dice per class", class_means(estimates), labels, 0)
     print(f"refined masks: {path} ({len(missing)} new)")
+    print_sam_notice(args, data)
     return path
 
 

@@ -30,7 +30,7 @@ SMALL_SIDE = 128  # pixels of the scenes of the first phase, whose steps take tw
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.train_demo_sam", __doc__)
     parser.add_argument("--steps", type=int, default=3200, help="optimiser steps")
-    parser.add_argument("--small_steps", type=int, default=1800,
+    parser.add_argument("--small_steps", type=int, default=1200,
                         help=f"how many of them, at first, see twice as many scenes of {SMALL_SIDE} pixels")
     parser.add_argument("--warmup_steps", type=int, default=150, help="steps in which the learning rate rises")
     parser.add_argument("--decay_steps", type=int, default=700, help="last steps, in which it falls to 0")

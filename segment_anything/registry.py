@@ -7,12 +7,12 @@ import torch
 
 from segment_anything.build_sam import build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
 from segment_anything.checkpoints import check_architecture, read_state_dict
+from segment_anything.demo_sam import DEMO_SAM_NOTICE, DEMO_SAM_WEIGHTS, build_demo_sam
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam
 from utils.cli import InputError
 
 _META_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 _MOBILE_SAM_URL = "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/"
-_DEMO_WEIGHTS = Path(__file__).with_name("demo_sam.safetensors")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class SamType:
         source: where a person finds the checkpoint
         url, size, sha256: for the download; None where nothing is published that could be checked (size in bytes)
         preprocessing: "longest_side" (SAM's own) or "squash" (MedSAM's), see `embeddings`
+        notice: what must be said wherever a result of this type is shown
         convert: turns the public checkpoint's keys into the model's
     """
 
@@ -35,6 +36,7 @@ class SamType:
     size: int | None = None
     sha256: str | None = None
     preprocessing: str = "longest_side"
+    notice: str = ""
     convert: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] = dict
 
 
@@ -46,11 +48,6 @@ def _build_vit_t() -> Sam:
 def _convert_vit_t(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     from segment_anything.tiny_vit import from_mobile_sam
     return from_mobile_sam(state_dict)
-
-
-def _build_demo() -> Sam:
-    from segment_anything.demo_sam import build_demo_sam
-    return build_demo_sam()
 
 
 def _meta(build: Callable[[], Sam], file_name: str, sha256: str, size: int | None = None) -> SamType:
@@ -69,7 +66,7 @@ SAM_TYPES: dict[str, SamType] = {
     "vit_t": SamType(_build_vit_t, "mobile_sam.pt", _MOBILE_SAM_URL + "mobile_sam.pt",
                      _MOBILE_SAM_URL + "mobile_sam.pt", 40_728_226,
                      "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f", convert=_convert_vit_t),
-    "demo": SamType(_build_demo, _DEMO_WEIGHTS.name, "this project's repository"),
+    "demo": SamType(build_demo_sam, DEMO_SAM_WEIGHTS.name, "this project's repository", notice=DEMO_SAM_NOTICE),
 }
 
 
@@ -85,7 +82,7 @@ def get_sam_type(name: str) -> SamType:
 def default_checkpoint(sam_type: str, data_dir: Path) -> Path:
     """Where the checkpoint of a type lies when no other file is named; it may not be there yet."""
     if sam_type == "demo":
-        return _DEMO_WEIGHTS
+        return DEMO_SAM_WEIGHTS
     return data_dir / "sam_checkpoints" / get_sam_type(sam_type).file_name
 
 
