@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from lxml import etree
 from PIL import Image
 
 from scripts import evaluate, run_pipeline, save_refined_segmentations, save_segmentations
@@ -207,6 +208,58 @@ def error_line(capsys, stage, *arguments) -> str:
     lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert len(lines) == 1
     return lines[0]
+
+
+@pytest.fixture
+def graz(phantom_data_dir, tmp_path, monkeypatch):
+    """A data folder in the layout of GRAZPEDWRI-DX, with the phantoms in the place of its radiographs."""
+    monkeypatch.setenv("SAM_BURDEN_RUNS", str(tmp_path / "runs"))
+    folder = tmp_path / "data" / "graz"
+    shutil.copytree(phantom_data_dir / "phantom" / "img_only_front_all_left", folder / "img_only_front_all_left")
+    (folder / "annotations").mkdir()
+    train = etree.parse(ROOT / "annotations_train.xml").getroot().findall("image")
+    parts = {"train1": [image for image in train if image.get("subset") == "Train"][:20],
+             "train2": [image for image in train if image.get("subset") == "Train"][20:],
+             "val": [image for image in train if image.get("subset") == "Validation"],
+             "test": etree.parse(ROOT / "annotations_test.xml").getroot().findall("image")}
+    for name, images in parts.items():
+        root = etree.Element("annotations")
+        etree.SubElement(root, "version").text = "1.1"
+        root.extend(images)
+        etree.ElementTree(root).write(folder / "annotations" / f"annotations_{name}.xml")
+    stems = [path.stem for path in (folder / "img_only_front_all_left").glob("*.png")]
+    rows = [f"{stem},{'R' if 'WRI-R' in stem else 'L'},1" for stem in stems]
+    (folder / "dataset.csv").write_text("\n".join(["filestem,laterality,projection", *rows]), encoding="utf-8-sig")
+    return folder
+
+
+def test_paper_commands_run_on_graz(graz, capsys):
+    def stage(module, *arguments):
+        return module.main(module.get_args_parser().parse_args(["--data_dir", str(graz.parent), *arguments]))
+
+    initial = stage(training, *SMALL)
+    assert "successively_training_files_order.csv" in capsys.readouterr().err  # sorted stems are taken, and it says so
+    raw = stage(save_segmentations)
+    assert "500" in capsys.readouterr().err
+    refined = stage(save_refined_segmentations, "--sam_type", "demo")
+    final = stage(training_on_pseudo_labels, "--pseudo_label", "sam", "--prompt1st", "box", "--prompt2nd", "pos_points",
+                  "neg_points", "--num_train_samples", "43", "--sam_type", "demo", "--epochs", "1", "--batch_size", "4")
+    assert raw.parent == refined.parent == graz.parent / "seg_masks" / initial
+    assert fetch_model(final).parameters["initial_model_id"] == initial
+    assert stage(evaluate, "--model_id", final, "--results_dir", str(graz.parent)).count == 10
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    (lambda xml: xml.write_bytes(xml.read_bytes()[:2000]), "annotations_val.xml"),
+    (lambda xml: xml.write_text("<html/>"), "annotations_val.xml"),
+    (lambda xml: xml.unlink(), "annotations_val.xml"),
+    (lambda xml: xml.write_text(xml.read_text().replace(' width="', ' width="1')), "pixels"),
+    (lambda xml: next((xml.parents[1] / "img_only_front_all_left").glob("0044_*")).unlink(), "no such image"),
+    (lambda xml: (xml.parents[1] / "dataset.csv").unlink(), "dataset.csv"),
+])
+def test_bad_annotations(graz, capsys, spoil, message):
+    spoil(graz / "annotations" / "annotations_val.xml")
+    assert message in error_line(capsys, training, "--data_dir", str(graz.parent), *SMALL)
 
 
 PHANTOM = ("--dataset", "phantom")

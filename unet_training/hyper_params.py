@@ -33,7 +33,11 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--infer_batch_size", type=positive_int, default=16, help="images in a validation batch")
     parser.add_argument("--data_aug", type=float, default=0.03,
                         help="standard deviation of the random affine matrix's entries, 0 for no augmentation")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that read images beside the training")
+
+
+def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num_workers", type=int, default=0,
+                        help="processes that read images beside the training; worth it for thousands of images")
 
 
 def add_initial_arguments(parser: argparse.ArgumentParser) -> None:

@@ -44,8 +44,8 @@ def main(args: argparse.Namespace) -> str:
     labels = data.description.labels
     model = UNet(len(labels), args.base_width, args.n_last_channel).to(device)
     sampler = RandomSampler(train, replacement=True, num_samples=args.data_sample_per_epoch)
-    train_batches = DataLoader(train, args.batch_size, sampler=sampler, num_workers=args.num_workers)
-    val_batches = DataLoader(validation, args.infer_batch_size, num_workers=args.num_workers)
+    train_batches = DataLoader(train, args.batch_size, sampler=sampler)
+    val_batches = DataLoader(validation, args.infer_batch_size)
     loss_function = bce_loss(data.description.positive_weights, device)
     parameters = task_parameters(args, "initial")
     state_file = training_state(runs_dir(), fingerprint(parameters))

@@ -27,7 +27,7 @@ from scripts.arguments import (
 )
 from scripts.segmentation_dataset import LabelledDataset, PseudoLabelDataset
 from unet_training.epoch import bce_loss
-from unet_training.hyper_params import add_training_arguments, schedule_from
+from unet_training.hyper_params import add_loading_arguments, add_training_arguments, schedule_from
 from unet_training.trainer import fingerprint, fit, publish
 from unet_training.u_net import UNet
 from utils.cli import InputError, run_stage, select_device, stage_parser
@@ -49,6 +49,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_sam_arguments(parser)
     add_refinement_arguments(parser)
     add_training_arguments(parser)
+    add_loading_arguments(parser)
     return parser
 
 
@@ -65,8 +66,9 @@ def main(args: argparse.Namespace) -> str:
     validation = LabelledDataset(data, data.stems("val"))
     torch.manual_seed(args.seed)
     model = UNet(**u_net.config).to(device) if args.train_from_scratch else u_net
-    train_batches = DataLoader(train, args.batch_size, shuffle=True, drop_last=True, num_workers=args.num_workers)
-    val_batches = DataLoader(validation, args.infer_batch_size, num_workers=args.num_workers)
+    train_batches = DataLoader(train, args.batch_size, shuffle=True, drop_last=True, num_workers=args.num_workers,
+                               persistent_workers=args.num_workers > 0)
+    val_batches = DataLoader(validation, args.infer_batch_size)
     loss_function = bce_loss(data.description.positive_weights, device)
     parameters = task_parameters(args, "final", initial_model_id=initial.id, masks=kind)
     state_file = training_state(runs_dir(), fingerprint(parameters))
