@@ -15,8 +15,8 @@ MULTIMASK_WEIGHT = 0.3
 GRADIENT_NORM = 1.0
 
 
-def training_step(sam: Sam, optimiser: torch.optim.Optimizer, side: int, batch_size: int, objects_per_image: int,
-                  seed: tuple[int, ...], bfloat16: bool) -> dict[str, float]:
+def training_step(sam: Sam, optimiser: torch.optim.Optimizer, side: int, hard: bool, batch_size: int,
+                  objects_per_image: int, seed: tuple[int, ...], bfloat16: bool) -> dict[str, float]:
     """Draws `batch_size` scenes of `side` pixels from `seed`, encodes each once, asks for its objects twice, and steps.
 
     A scene smaller than the encoder's input lies anywhere in it, and only that part is computed. Inside a process group
@@ -27,7 +27,7 @@ def training_step(sam: Sam, optimiser: torch.optim.Optimizer, side: int, batch_s
     """
     rng = np.random.default_rng(seed)
     device = sam.pixel_mean.device
-    scenes = [random_scene(rng, side) for _ in range(batch_size)]
+    scenes = [random_scene(rng, side, hard) for _ in range(batch_size)]
     images = torch.stack([encoder_input(sam, scene.image, side) for scene in scenes])
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         embeddings = sam.image_encoder(images)

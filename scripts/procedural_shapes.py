@@ -23,11 +23,14 @@ class Scene:
     masks: np.ndarray
 
 
-def random_scene(rng: np.random.Generator, longest_side: int = 256) -> Scene:
-    """One random scene whose longer side is `longest_side` pixels; the aspect ratio is random."""
+def random_scene(rng: np.random.Generator, longest_side: int = 256, hard: bool = False) -> Scene:
+    """One random scene whose longer side is `longest_side` pixels; the aspect ratio is random.
+
+    `hard` scenes show more of what is easily confused: long bars side by side, thin caps, packed objects.
+    """
     while True:
         height, width = _random_size(rng, longest_side)
-        outlines = [outline for layout in _random_layouts(rng) for outline in layout(rng, height, width)]
+        outlines = [outline for layout in _random_layouts(rng, hard) for outline in layout(rng, height, width)]
         coverages = [_coverage(outline, height, width) for outline in outlines]
         masks = [coverage >= 0.5 for coverage in coverages]
         asked = [mask for mask in masks if np.count_nonzero(mask) >= MIN_AREA]
@@ -40,10 +43,11 @@ def _random_size(rng: np.random.Generator, longest_side: int) -> tuple[int, int]
     return (longest_side, shorter) if rng.random() < 0.65 else (shorter, longest_side)
 
 
-def _random_layouts(rng: np.random.Generator) -> list:
-    layouts = [scattered, packed_blobs, packed_cells, bars_in_line]
+def _random_layouts(rng: np.random.Generator, hard: bool) -> list:
+    layouts = [scattered, packed_blobs, packed_cells, long_bars if hard else bars_in_line]
     count = rng.choice([1, 2, 3], p=[0.35, 0.45, 0.2])
-    return [layouts[index] for index in rng.choice(4, size=count, p=[0.25, 0.3, 0.15, 0.3])]
+    chances = [0.15, 0.35, 0.1, 0.4] if hard else [0.25, 0.3, 0.15, 0.3]
+    return [layouts[index] for index in rng.choice(4, size=count, p=chances)]
 
 
 # Outlines: float64, (K, 2), closed polygons.
@@ -129,12 +133,21 @@ def packed_cells(rng: np.random.Generator, height: int, width: int) -> Iterator[
         yield _cut_corners(centre + scale * rng.uniform(0.94, 1.06) * (limited - centre).astype(float), rounds=2)
 
 
-def bars_in_line(rng: np.random.Generator, height: int, width: int) -> Iterator[np.ndarray]:
-    """Neighbouring bars that fan out, each cut into one to three parts with narrow gaps between them."""
+def long_bars(rng: np.random.Generator, height: int, width: int) -> Iterator[np.ndarray]:
+    """As `bars_in_line`, up to longer than the image and further apart."""
+    return bars_in_line(rng, height, width, longest=1.15, widest_step=0.42)
+
+
+def bars_in_line(rng: np.random.Generator, height: int, width: int, longest: float = 0.75, widest_step: float = 0.32
+                 ) -> Iterator[np.ndarray]:
+    """Neighbouring bars that fan out, each cut into one to three parts with narrow gaps between them.
+
+    `longest` is relative to the image's longer side, `widest_step` from bar to bar to the bars' length.
+    """
     count, direction = rng.integers(1, 7), rng.uniform(0, 2 * np.pi)
     along, across = np.array([np.cos(direction), np.sin(direction)]), np.array([-np.sin(direction), np.cos(direction)])
-    length = max(height, width) * rng.uniform(0.25, 0.75)
-    step = length * rng.uniform(0.14, 0.32)
+    length = max(height, width) * rng.uniform(0.25, longest)
+    step = length * rng.uniform(0.14, widest_step)
     centre, fan = rng.uniform(0.15, 0.85, 2) * (width, height), rng.normal(0, 0.12)
     for index in range(count):
         offset = index - (count - 1) / 2

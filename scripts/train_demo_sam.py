@@ -1,7 +1,7 @@
 """Trains the embedded small SAM on random procedural shapes and writes its weights.
 
-    python -m scripts.train_demo_sam                                                     # half an hour on 2 cores
-    python -m scripts.train_demo_sam --steps 20 --processes 1 --output data/trial.safetensors     # a trial, 15 s
+    python -m scripts.train_demo_sam                                                     # 50 minutes on 2 cores
+    python -m scripts.train_demo_sam --steps 60 --warmup_steps 10 --decay_steps 20 --output data/trial.safetensors  # 1 minute
 
 Reads nothing. Writes `segment_anything/demo_sam.safetensors` (float16, with how it was trained in its metadata), and
 meanwhile `<output>.resume.pt` beside it, from which an interrupted run goes on. Prints the running loss and the Dice of
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from scripts.demo_sam_training import training_step
 from segment_anything.demo_sam import DEMO_SAM_NOTICE, DEMO_SAM_WEIGHTS, build_demo_sam
 from segment_anything.modeling import Sam
-from utils.cli import run_stage, select_device, stage_parser
+from utils.cli import InputError, run_stage, select_device, stage_parser
 from utils.files import atomic_path
 
 SAVE_EVERY = 100  # steps
@@ -29,11 +29,12 @@ SMALL_SIDE = 128  # pixels of the scenes of the first phase, whose steps take tw
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.train_demo_sam", __doc__)
-    parser.add_argument("--steps", type=int, default=3200, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=4800, help="optimiser steps")
     parser.add_argument("--small_steps", type=int, default=1200,
                         help=f"how many of them, at first, see twice as many scenes of {SMALL_SIDE} pixels")
     parser.add_argument("--warmup_steps", type=int, default=150, help="steps in which the learning rate rises")
-    parser.add_argument("--decay_steps", type=int, default=700, help="last steps, in which it falls to 0")
+    parser.add_argument("--decay_steps", type=int, default=2400,
+                        help="last steps, in which it falls to 0 and scenes are hard")
     parser.add_argument("--batch_size", type=int, default=1, help="full-size images per step and process")
     parser.add_argument("--objects_per_image", type=int, default=10, help="objects asked for in each image, at most")
     parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
@@ -49,6 +50,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    _begun_run(args)  # a wrong one is told here, not by a process further down
     if args.processes == 1 or select_device(args.gpu_id).type == "cuda":
         _train(args, rank=0)
         return
@@ -69,14 +71,17 @@ def _train(args: argparse.Namespace, rank: int) -> None:
     torch.manual_seed(args.seed)
     sam = build_demo_sam().to(select_device(args.gpu_id)).train()
     optimiser = torch.optim.AdamW(sam.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    first = _resume(args, sam, optimiser)
-    running = {}
+    first, running = 0, {}
+    if state := _begun_run(args):
+        first = state["steps_done"]
+        sam.load_state_dict(state["sam"])
+        optimiser.load_state_dict(state["optimiser"])
     with tqdm(range(first, args.steps), initial=first, total=args.steps, desc="small SAM", mininterval=2,
               disable=rank > 0) as bar:
         for step in bar:
-            small, share = _plan(vars(args), step)
+            small, hard, share = _plan(vars(args), step)
             optimiser.param_groups[0]["lr"] = args.lr * share
-            result = training_step(sam, optimiser, SMALL_SIDE if small else sam.image_encoder.img_size,
+            result = training_step(sam, optimiser, SMALL_SIDE if small else sam.image_encoder.img_size, hard,
                                    args.batch_size * (2 if small else 1), args.objects_per_image,
                                    (args.seed, step, rank), args.bfloat16)
             running = {name: 0.98 * running.get(name, value) + 0.02 * value for name, value in result.items()}
@@ -89,11 +94,11 @@ def _train(args: argparse.Namespace, rank: int) -> None:
               + ", ".join(f"{name} {value:.3f}" for name, value in running.items()))
 
 
-def _plan(settings: dict, step: int) -> tuple[bool, float]:
-    """Whether this step sees small scenes, and its share of the highest learning rate."""
+def _plan(settings: dict, step: int) -> tuple[bool, bool, float]:
+    """Whether this step sees small scenes, whether hard ones, and its share of the highest learning rate."""
     rise = (step + 1) / settings["warmup_steps"]
     fall = (settings["steps"] - step) / settings["decay_steps"]
-    return step < settings["small_steps"], min(1.0, rise, fall)
+    return step < settings["small_steps"], fall <= 1, min(1.0, rise, fall)
 
 
 def _resume_file(output: Path) -> Path:
@@ -112,21 +117,22 @@ def _save(args: argparse.Namespace, sam: Sam, optimiser: torch.optim.Optimizer, 
         torch.save(state, temporary)
 
 
-def _resume(args: argparse.Namespace, sam: Sam, optimiser: torch.optim.Optimizer) -> int:
-    """Goes on from an interrupted run; returns the number of steps already done.
+def _begun_run(args: argparse.Namespace) -> dict | None:
+    """The state of an interrupted run, if there is one.
 
     `--steps` and the like may have changed, as long as the steps already done would have been the same.
+
+    Raises:
+        InputError: they would not.
     """
     path = _resume_file(args.output)
     if not path.exists():
-        return 0
+        return None
     state = torch.load(path, map_location="cpu", weights_only=True)
     same_steps = all(_plan(state, step) == _plan(vars(args), step) for step in range(state["steps_done"]))
     if not same_steps or any(state[name] != getattr(args, name) for name in RECIPE):
-        return 0
-    sam.load_state_dict(state["sam"])
-    optimiser.load_state_dict(state["optimiser"])
-    return state["steps_done"]
+        raise InputError(f"{path}: is of a run with other settings; give those again, or remove the file to start anew")
+    return state
 
 
 if __name__ == "__main__":

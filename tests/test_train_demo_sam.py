@@ -11,6 +11,7 @@ from scripts import demo_sam_training, train_demo_sam
 from scripts.procedural_shapes import random_scene
 from scripts.simulated_prompts import simulate_prompts, tight_box
 from segment_anything.demo_sam import build_demo_sam
+from utils.cli import InputError
 
 
 def test_scenes_depend_on_the_seed_alone():
@@ -99,7 +100,7 @@ def test_steps_on_one_scene_lower_the_loss():
     torch.manual_seed(0)
     sam = build_demo_sam().train()
     optimiser = torch.optim.AdamW(sam.parameters(), lr=1e-3)
-    losses = [demo_sam_training.training_step(sam, optimiser, 64, 1, 3, (0, 0), bfloat16=False)["loss"]
+    losses = [demo_sam_training.training_step(sam, optimiser, 64, False, 1, 3, (0, 0), bfloat16=False)["loss"]
               for _ in range(12)]
     assert losses[-1] < 0.8 * losses[0]
 
@@ -118,7 +119,7 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path, monkeyp
     step = demo_sam_training.training_step
 
     def interrupted_step(*args):
-        if args[5][1] == 2:
+        if args[6][1] == 2:
             raise KeyboardInterrupt
         return step(*args)
 
@@ -126,6 +127,8 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         _train(tmp_path / "parts.safetensors")
     monkeypatch.setattr(train_demo_sam, "training_step", step)
+    with pytest.raises(InputError, match="other settings"):
+        _train(tmp_path / "parts.safetensors", "--seed", "1")
     _train(tmp_path / "parts.safetensors")
     whole, parts = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
