@@ -1,43 +1,53 @@
 """Trains the embedded small SAM on random procedural shapes and writes its weights.
 
-    python -m scripts.train_demo_sam                                                     # 50 minutes on 2 cores
-    python -m scripts.train_demo_sam --steps 60 --warmup_steps 10 --decay_steps 20 --output data/trial.safetensors  # 1 minute
+    python -m scripts.train_demo_sam --image_size 256 --scene_size 128 --steps 2600 --output data/first.safetensors
+    python -m scripts.train_demo_sam --initial data/first.safetensors
+    python -m scripts.train_demo_sam --steps 60 --warmup_steps 10 --decay_steps 20 --output data/trial.safetensors
 
-Reads nothing. Writes `segment_anything/demo_sam.safetensors` (float16, with how it was trained in its metadata), and
-meanwhile `<output>.resume.pt` beside it, from which an interrupted run goes on. Prints the running loss and the Dice of
-the two passes on the training shapes.
+The first two lines, about half an hour each on two CPU cores, make weights like the repository's, whose metadata say
+how they were made; the third one is a trial of a minute. Prints the running loss and the Dice of the two passes on the
+training shapes.
+
+Reads   random shapes that it draws itself, and with --initial the weights to go on from
+Writes  segment_anything/demo_sam.safetensors (float16, with how it was trained in its metadata), and meanwhile
+        <output>.resume.pt beside it, from which an interrupted run goes on
 """
 import argparse
+import json
 import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
 from scripts.demo_sam_training import training_step
-from segment_anything.demo_sam import DEMO_SAM_NOTICE, DEMO_SAM_WEIGHTS, build_demo_sam
+from segment_anything.demo_sam import DEMO_SAM_NOTICE, DEMO_SAM_WEIGHTS, IMAGE_SIZE, build_demo_sam
 from segment_anything.modeling import Sam
 from utils.cli import InputError, run_stage, select_device, stage_parser
 from utils.files import atomic_path
 
 SAVE_EVERY = 100  # steps
-RECIPE = ("batch_size", "objects_per_image", "lr", "weight_decay", "seed", "processes", "bfloat16")
-PLAN = ("steps", "small_steps", "warmup_steps", "decay_steps")
-SMALL_SIDE = 128  # pixels of the scenes of the first phase, whose steps take twice as many of them
+FULL_SIZE_EVERY = 8  # steps; the others see parts of the input
+RECIPE = ("image_size", "batch_size", "objects_per_image", "lr", "weight_decay", "seed", "processes", "bfloat16")
+POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+PLAN = ("steps", "scene_size", "warmup_steps", "decay_steps")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.train_demo_sam", __doc__)
-    parser.add_argument("--steps", type=int, default=4800, help="optimiser steps")
-    parser.add_argument("--small_steps", type=int, default=1200,
-                        help=f"how many of them, at first, see twice as many scenes of {SMALL_SIDE} pixels")
-    parser.add_argument("--warmup_steps", type=int, default=150, help="steps in which the learning rate rises")
-    parser.add_argument("--decay_steps", type=int, default=2400,
-                        help="last steps, in which it falls to 0 and scenes are hard")
-    parser.add_argument("--batch_size", type=int, default=1, help="full-size images per step and process")
+    parser.add_argument("--initial", type=Path, help="weights to go on from, also of another --image_size")
+    parser.add_argument("--image_size", type=int, default=IMAGE_SIZE, help="side of the encoder's input in pixels")
+    parser.add_argument("--scene_size", type=int, default=256,
+                        help="longest side of most scenes, which lie anywhere in the encoder's input, in pixels; "
+                             f"every {FULL_SIZE_EVERY}th step fills it")
+    parser.add_argument("--steps", type=int, default=2400, help="optimiser steps")
+    parser.add_argument("--warmup_steps", type=int, default=60, help="steps in which the learning rate rises")
+    parser.add_argument("--decay_steps", type=int, default=1000, help="last steps, in which it falls to 0")
+    parser.add_argument("--batch_size", type=int, default=1, help="scenes per step and process")
     parser.add_argument("--objects_per_image", type=int, default=10, help="objects asked for in each image, at most")
-    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
+    parser.add_argument("--lr", type=float, default=8e-4, help="highest learning rate")
     parser.add_argument("--weight_decay", type=float, default=0.02, help="AdamW's weight decay")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, shapes and prompts")
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True,
@@ -69,7 +79,9 @@ def _worker(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
 
 def _train(args: argparse.Namespace, rank: int) -> None:
     torch.manual_seed(args.seed)
-    sam = build_demo_sam().to(select_device(args.gpu_id)).train()
+    sam = build_demo_sam(args.image_size).to(select_device(args.gpu_id)).train()
+    if args.initial:
+        sam.load_state_dict(initial_weights(args.initial, args.image_size)[0])
     optimiser = torch.optim.AdamW(sam.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     first, running = 0, {}
     if state := _begun_run(args):
@@ -79,11 +91,10 @@ def _train(args: argparse.Namespace, rank: int) -> None:
     with tqdm(range(first, args.steps), initial=first, total=args.steps, desc="small SAM", mininterval=2,
               disable=rank > 0) as bar:
         for step in bar:
-            small, hard, share = _plan(vars(args), step)
+            share, full_size, hard = _plan(vars(args), step)
             optimiser.param_groups[0]["lr"] = args.lr * share
-            result = training_step(sam, optimiser, SMALL_SIDE if small else sam.image_encoder.img_size, hard,
-                                   args.batch_size * (2 if small else 1), args.objects_per_image,
-                                   (args.seed, step, rank), args.bfloat16)
+            result = training_step(sam, optimiser, args.image_size if full_size else args.scene_size, hard,
+                                   args.batch_size, args.objects_per_image, (args.seed, step, rank), args.bfloat16)
             running = {name: 0.98 * running.get(name, value) + 0.02 * value for name, value in result.items()}
             bar.set_postfix({name: f"{value:.3f}" for name, value in running.items()}, refresh=False)
             if rank == 0 and ((step + 1) % SAVE_EVERY == 0 or step + 1 == args.steps):
@@ -94,11 +105,29 @@ def _train(args: argparse.Namespace, rank: int) -> None:
               + ", ".join(f"{name} {value:.3f}" for name, value in running.items()))
 
 
-def _plan(settings: dict, step: int) -> tuple[bool, bool, float]:
-    """Whether this step sees small scenes, whether hard ones, and its share of the highest learning rate."""
+def _plan(settings: dict, step: int) -> tuple[float, bool, bool]:
+    """A step's share of the highest learning rate, whether its scenes fill the input, and whether they are hard."""
     rise = (step + 1) / settings["warmup_steps"]
     fall = (settings["steps"] - step) / settings["decay_steps"]
-    return step < settings["small_steps"], fall <= 1, min(1.0, rise, fall)
+    return min(1.0, rise, fall), (step + 1) % FULL_SIZE_EVERY == 0, step % 2 == 1
+
+
+def initial_weights(path: Path, image_size: int) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The weights of an earlier run, float32, with its metadata.
+
+    Those of another image size keep their positional frequencies per pixel.
+
+    Raises:
+        InputError: there is no such file of weights.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no dict)
+        weights[POSITIONS] *= image_size / int(metadata["image_size"])
+    except (OSError, SafetensorError, KeyError) as error:
+        raise InputError(f"{path}: no weights that this stage wrote ({error}); give another file") from None
+    return weights, metadata
 
 
 def _resume_file(output: Path) -> Path:
@@ -110,6 +139,8 @@ def _save(args: argparse.Namespace, sam: Sam, optimiser: torch.optim.Optimizer, 
     settings = {name: getattr(args, name) for name in (*PLAN, *RECIPE)}
     metadata = {"trained_by": "python -m scripts.train_demo_sam", "trained_on": "random procedural shapes only",
                 "notice": DEMO_SAM_NOTICE, "torch": torch.__version__, "steps_done": steps_done, **settings}
+    if args.initial:
+        metadata["initial"] = json.dumps(initial_weights(args.initial, args.image_size)[1])
     with atomic_path(args.output) as temporary:
         save_file(weights, temporary, {name: str(value) for name, value in metadata.items()})
     state = {"sam": sam.state_dict(), "optimiser": optimiser.state_dict(), "steps_done": steps_done, **settings}

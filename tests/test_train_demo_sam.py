@@ -1,9 +1,11 @@
 """The small SAM's training: shapes, simulated prompts, one step, the stage."""
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from skimage.measure import regionprops
 
@@ -80,7 +82,7 @@ def test_part_of_the_input_gets_the_same_prompts():
     """A scene in a corner of the input, computed alone: the decoder sees the positions of that corner."""
     torch.manual_seed(0)
     sam = build_demo_sam()
-    embedding = torch.randn(1, 128, 32, 32)
+    embedding = torch.randn(1, 128, 48, 48)
     scene = random_scene(np.random.default_rng(0), 128)
     truth = demo_sam_training.low_resolution_coverage(scene.masks[:2], 128, 2)
     prompts = simulate_prompts(np.random.default_rng(0), scene.masks, np.arange(2), truth.numpy())
@@ -106,13 +108,12 @@ def test_steps_on_one_scene_lower_the_loss():
 
 
 def _train(output: Path, *more: str) -> None:
-    arguments = ["--steps", "3", "--batch_size", "1", "--objects_per_image", "2", "--processes", "1",
+    arguments = ["--steps", "3", "--scene_size", "64", "--objects_per_image", "2", "--processes", "1",
                  "--no-bfloat16", "--output", str(output), *more]
     train_demo_sam.main(train_demo_sam.get_args_parser().parse_args(arguments))
 
 
 def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(train_demo_sam, "SMALL_SIDE", 64)
     monkeypatch.setattr(train_demo_sam, "SAVE_EVERY", 1)
     _train(tmp_path / "whole.safetensors")
 
@@ -133,6 +134,20 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path, monkeyp
     whole, parts = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.safetensors", "whole.safetensors"]
+
+
+def test_weights_of_another_image_size_keep_their_frequencies_per_pixel(tmp_path: Path):
+    _train(tmp_path / "small.safetensors", "--image_size", "256", "--steps", "1")
+    _train(tmp_path / "large.safetensors", "--initial", str(tmp_path / "small.safetensors"), "--lr", "0")
+    small, large = (load_file(tmp_path / f"{name}.safetensors") for name in ("small", "large"))
+    changed = [name for name in small if not torch.equal(small[name], large[name])]
+    assert changed == [train_demo_sam.POSITIONS]
+    torch.testing.assert_close(large[changed[0]], 1.5 * small[changed[0]], rtol=1e-3, atol=1e-3)
+    with safe_open(tmp_path / "large.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["initial"])["image_size"] == "256"
+    (tmp_path / "none.safetensors").write_bytes(b"no weights")
+    with pytest.raises(InputError, match="none"):
+        _train(tmp_path / "large.safetensors", "--initial", str(tmp_path / "none.safetensors"))
 
 
 def _average_in_group(rank: int, folder: str) -> None:
