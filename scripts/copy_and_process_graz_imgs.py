@@ -2,8 +2,7 @@
 
     python -m scripts.copy_and_process_graz_imgs --source <folder with the published images>
 
-About 50 radiographs a second on 2 cores, so some minutes for all 10,086 frontal ones.
-A rerun skips what is there.
+Some minutes for all 10,086 frontal ones. A rerun skips what is there.
 
 Reads   <source>/**/<stem>.png, 16 bit (brought to 8 bit with adaptive histogram equalisation) or 8 bit (as they are),
         and dataset.csv (columns filestem, laterality, projection)
