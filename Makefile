@@ -8,7 +8,8 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/python -m scripts.make_phantoms
 	$(BIN)/python -m scripts.run_pipeline --dataset phantom --num_train_samples 5 --seed $(SEED) --epochs 40 \
-	    --base_width 12 --n_last_channel 12 --input_size 192 112 --results_dir results/demo_seed$(SEED)
+	    --batch_size 4 --lr 4e-3 --base_width 8 --n_last_channel 8 --input_size 192 112 \
+	    --results_dir results/demo_seed$(SEED)
 
 test: .venv/installed
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Runs all stages in order, each on the model id of the one before, and tabulates the Dice.
 
     python -m scripts.run_pipeline --gpu_id 0
-    python -m scripts.run_pipeline --dataset phantom --num_train_samples 5 --epochs 40 --base_width 8 --n_last_channel 8 --input_size 192 112
+    python -m scripts.run_pipeline --dataset phantom --num_train_samples 5 --epochs 40 --batch_size 4 --lr 4e-3 --base_width 8 --input_size 192 112
 
 The first line is the paper's setting. A rerun with the same arguments skips what is already there.
 

@@ -1,7 +1,7 @@
 """Trains the initial U-Net on the first n labelled images (paper, section 2).
 
     python -m unet_training.training --gpu_id 0
-    python -m unet_training.training --dataset phantom --num_train_samples 5 --epochs 40 --base_width 12 --input_size 192 112
+    python -m unet_training.training --dataset phantom --num_train_samples 5 --epochs 40 --batch_size 4 --lr 4e-3 --base_width 8 --input_size 192 112
 
 The first line is the paper's setting, for a GPU; the second one takes about a minute on two CPU cores.
 Prints `model id: <id>` as its last line; the next stages take that id.

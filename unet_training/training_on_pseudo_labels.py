@@ -1,7 +1,7 @@
 """Trains the final U-Net on saved pseudo labels, raw or refined by SAM (paper, section 2).
 
     python -m unet_training.training_on_pseudo_labels --gpu_id 0 --pseudo_label sam --prompt1st box --prompt2nd pos_points neg_points --num_train_samples 43
-    python -m unet_training.training_on_pseudo_labels --dataset phantom --num_train_samples 5 --epochs 40
+    python -m unet_training.training_on_pseudo_labels --dataset phantom --num_train_samples 5 --epochs 40 --batch_size 4 --lr 4e-3
 
 The first line is the paper's setting, for a GPU; the second one takes a few minutes on two CPU cores.
 The network has the initial one's architecture and input size. Prints `model id: <id>` as its last line.
