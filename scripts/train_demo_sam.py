@@ -1,11 +1,12 @@
 """Trains the embedded small SAM on random procedural shapes and writes its weights.
 
     python -m scripts.train_demo_sam --image_size 256 --scene_size 128 --steps 2600 --output data/first.safetensors
-    python -m scripts.train_demo_sam --initial data/first.safetensors
+    python -m scripts.train_demo_sam --initial data/first.safetensors --output data/second.safetensors
+    python -m scripts.train_demo_sam --initial data/second.safetensors --steps 1700 --lr 5.6e-4 --decay_steps 1680
     python -m scripts.train_demo_sam --steps 60 --warmup_steps 10 --decay_steps 20 --output data/trial.safetensors
 
-The first two lines, about half an hour each on two CPU cores, make weights like the repository's, whose metadata say
-how they were made; the third one is a trial of a minute. Prints the running loss and the Dice of the two passes on the
+The first three lines, about half an hour each on two CPU cores, make weights like the repository's, whose metadata say
+how they were made; the last one is a trial of a minute. Prints the running loss and the Dice of the two passes on the
 training shapes.
 
 Reads   random shapes that it draws itself, and with --initial the weights to go on from
