@@ -40,5 +40,6 @@ def test_requirements_are_what_the_code_imports():
                 imported.update(alias.name.split(".")[0] for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 imported.add(node.module.split(".")[0])
-    packages = {PACKAGE_OF.get(name, name) for name in imported - OWN - set(sys.stdlib_module_names)}
+    own = OWN | {path.stem for path in (ROOT / "tests").glob("*.py")}
+    packages = {PACKAGE_OF.get(name, name) for name in imported - own - set(sys.stdlib_module_names)}
     assert packages == set(requirements()) - {"ruff", "torchvision"}  # a command, and what segment-anything imports

@@ -59,6 +59,13 @@ def test_interrupted_run_leaves_no_result_and_goes_on(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["raw.h5"]
 
 
+def test_run_that_fails_at_once_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "raw.h5"
+    with pytest.raises(InputError), MaskWriter(path, LABELS, {"clearml_model_id": "a mistake"}):
+        raise InputError("the checkpoint is broken")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_finished_file_stays_valid_while_it_is_extended(tmp_path):
     path = tmp_path / "raw.h5"
     write(path, ["1"])

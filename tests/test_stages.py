@@ -46,13 +46,14 @@ def workplace(phantom_data_dir, tmp_path_factory):
     shutil.copytree(phantom_data_dir, data_dir)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAM_BURDEN_RUNS", str(data_dir.parent / "runs"))
-        yield data_dir, run(training, data_dir, *N, *SMALL, "--epochs", "12")
+        more = ("--epochs", "20", "--data_sample_per_epoch", "24", "--lr", "1e-2")  # enough for masks that differ
+        yield data_dir, run(training, data_dir, *N, *SMALL, *more)
 
 
 @pytest.fixture(scope="module")
 def refined(workplace):
     data_dir, _ = workplace
-    return run(save_refined_segmentations, data_dir, *N)
+    return run(save_refined_segmentations, data_dir, *N, "--model_id", workplace[1])
 
 
 @pytest.mark.parametrize("module", STAGES)
@@ -308,7 +309,7 @@ def test_model_of_other_labels(capsys, workplace, tmp_path, monkeypatch):
 
 def test_masks_that_are_missing_or_of_other_labels(capsys, workplace):
     data_dir, model_id = workplace
-    arguments = (*PHANTOM, "--data_dir", str(data_dir), *N, "--prompt1st", "pos_points")
+    arguments = (*PHANTOM, "--data_dir", str(data_dir), "--model_id", model_id, "--prompt1st", "pos_points")
     line = error_line(capsys, training_on_pseudo_labels, *arguments)
     assert "sam_pos_points_refine" in line and "save_refined_segmentations" in line
     kind = "sam_pos_points_refine_pos_points_neg_points_highest_probability_released_demo"

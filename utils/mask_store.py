@@ -116,9 +116,12 @@ class MaskWriter:
         self._file.flush()
 
     def __exit__(self, error_type, error, traceback) -> None:
+        empty = len(self._file[GROUP]) == 0
         self._file.close()
         if error_type is None:
             self.part.replace(self.path)
+        elif empty:  # nothing to go on from, and its attributes may have been the mistake
+            self.part.unlink()
 
 
 def _open(path: Path) -> h5py.File:
