@@ -145,6 +145,11 @@ def test_weights_of_another_image_size_keep_their_frequencies_per_pixel(tmp_path
     torch.testing.assert_close(large[changed[0]], 1.5 * small[changed[0]], rtol=1e-3, atol=1e-3)
     with safe_open(tmp_path / "large.safetensors", "pt") as file:
         assert json.loads(file.metadata()["initial"])["image_size"] == "256"
+    _train(tmp_path / "mean.safetensors", "--initial", str(tmp_path / "large.safetensors"), "--lr", "0.1", "--average")
+    _train(tmp_path / "end.safetensors", "--initial", str(tmp_path / "large.safetensors"), "--lr", "0.1")
+    mean, end = (load_file(tmp_path / f"{name}.safetensors") for name in ("mean", "end"))
+    for name in mean:
+        torch.testing.assert_close(mean[name].float(), (large[name].float() + end[name].float()) / 2, rtol=2e-3, atol=2e-3)
     (tmp_path / "none.safetensors").write_bytes(b"no weights")
     with pytest.raises(InputError, match="none"):
         _train(tmp_path / "large.safetensors", "--initial", str(tmp_path / "none.safetensors"))
