@@ -6,8 +6,6 @@ without a download. It is no substitute for the published models.
 from functools import partial
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
@@ -48,10 +46,3 @@ def _image_encoder(image_size: int) -> ImageEncoderViT:
     encoder.blocks = nn.ModuleList(Block(CHANNELS, num_heads=4, mlp_ratio=3, norm_layer=norm, use_rel_pos=True,
                                          window_size=window) for window in WINDOWS)
     return encoder
-
-
-def load_demo_sam(weights: Path = DEMO_SAM_WEIGHTS) -> Sam:
-    """The trained small SAM, float32, in eval mode, on the CPU; the file holds float16."""
-    sam = build_demo_sam()
-    sam.load_state_dict({name: tensor.to(torch.float32) for name, tensor in load_file(weights).items()})
-    return sam

@@ -6,25 +6,23 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from scripts.dataset_description import load_description
 from scripts.phantom_radiograph import render
 from scripts.procedural_shapes import random_scene
 from scripts.simulated_prompts import tight_box
 from segment_anything import SamPredictor
-from segment_anything.demo_sam import DEMO_SAM_WEIGHTS, IMAGE_SIZE, build_demo_sam, load_demo_sam
+from segment_anything.demo_sam import DEMO_SAM_WEIGHTS, IMAGE_SIZE, build_demo_sam
+from segment_anything.registry import load_sam
 from utils.cvat_parser import draw_masks, parse_cvat
 from utils.dice import multilabel_dice
 from utils.prompts import extract_prompts
 
 UNSEEN = 987_654  # the training draws its scenes from (seed, step, rank)
-LABELS = ("Epiphyse Radius", "Epiphyse Ulna", "Os capitatum", "Os hamatum", "Os lunatum", "Os pisiforme",
-          "Os scaphoideum", "Os trapezium", "Os trapezoideum", "Os triquetrum", "Ossa metacarpalia I",
-          "Ossa metacarpalia II", "Ossa metacarpalia III", "Ossa metacarpalia IV", "Ossa metacarpalia V", "Radius",
-          "Ulna")
 
 
 @pytest.fixture(scope="module")
 def predictor() -> SamPredictor:
-    return SamPredictor(load_demo_sam())
+    return SamPredictor(load_sam("demo", DEMO_SAM_WEIGHTS))
 
 
 def _show(predictor: SamPredictor, image: np.ndarray) -> None:
@@ -81,7 +79,7 @@ def test_file_says_how_it_was_trained():
 
 
 def test_weights_fit_the_architecture_and_are_float32():
-    sam = load_demo_sam()
+    sam = load_sam("demo", DEMO_SAM_WEIGHTS)
     assert all(tensor.dtype == torch.float32 for tensor in sam.state_dict().values())
     assert not sam.training
 
@@ -139,10 +137,10 @@ def test_mask_prompts(predictor: SamPredictor):
 
 def test_phantom_bones():
     """Bones that it never saw, with tight boxes, and with boxes that are up to 15 % off on every side."""
-    predictor = SamPredictor(load_demo_sam())
+    predictor = SamPredictor(load_sam("demo", DEMO_SAM_WEIGHTS))
     tight, loose = [], []
     for image in parse_cvat(Path(__file__).parents[1] / "annotations_test.xml")[:4]:
-        masks = draw_masks(image, LABELS)
+        masks = draw_masks(image, load_description("phantom").labels)
         masks = masks[masks.any(axis=(1, 2))]
         _show(predictor, render(image))
         tight.append(_answers(predictor, masks))

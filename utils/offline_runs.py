@@ -15,8 +15,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from utils.files import atomic_path
+from utils.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 TELLING_PARAMETERS = ("stage", "dataset", "num_train_samples")  # what a list of models says beside the id
 LISTED_MODELS = 20
 
