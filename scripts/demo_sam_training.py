@@ -129,19 +129,18 @@ def _best_mask_loss(logits: Tensor, quality: Tensor, truth: Tensor) -> Tensor:
 
 
 def _mask_losses(logits: Tensor, truth: Tensor) -> Tensor:
-    """Cross entropy near the object, a little of it elsewhere, and the soft Dice loss; (K, M, S, S) -> (K, M).
+    """Cross entropy per pixel of the object's surroundings, and the soft Dice loss; (K, M, S, S) -> (K, M).
 
-    Small objects would drown in the mean over the image, hence the two regions.
+    A mean over the image would drown small objects, and with them the stray pixels far away from them.
     """
     target = truth[:, None].expand_as(logits)
     near = _surroundings(truth)[:, None]
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    area, rest = near.sum(dim=(-2, -1)), (1 - near).sum(dim=(-2, -1)).clamp(min=1)
-    near_mean, far_mean = (entropy * near).sum(dim=(-2, -1)) / area, (entropy * (1 - near)).sum(dim=(-2, -1)) / rest
+    entropy = entropy.sum(dim=(-2, -1)) / near.sum(dim=(-2, -1))
     probability = logits.sigmoid()
     overlap = 2 * (probability * target).sum(dim=(-2, -1))
     dice = (overlap + 1) / (probability.sum(dim=(-2, -1)) + target.sum(dim=(-2, -1)) + 1)
-    return near_mean + 0.5 * far_mean + 1 - dice
+    return entropy + 1 - dice
 
 
 def _surroundings(truth: Tensor) -> Tensor:

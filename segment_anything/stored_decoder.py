@@ -1,4 +1,5 @@
 """SAM's prompt encoder and mask decoder on stored image embeddings; the image encoder is never loaded."""
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from segment_anything.checkpoints import CheckpointId, identify
 from segment_anything.embeddings import ImageEmbedding, check_same_checkpoint
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from segment_anything.registry import load_prompt_modules
+from segment_anything.single_mask import SingleMaskDecoder
 
 
 class StoredEmbeddingDecoder:
@@ -22,7 +24,7 @@ class StoredEmbeddingDecoder:
         self.checkpoint = checkpoint
         self.device = torch.device(device)
         self.prompt_encoder = prompt_encoder.to(device)
-        self.mask_decoder = mask_decoder.to(device)
+        self._mask_decoder = SingleMaskDecoder(mask_decoder.to(device))
         with torch.inference_mode():
             self._image_pe = prompt_encoder.get_dense_pe()  # the same for every image and prompt
 
@@ -61,19 +63,30 @@ class StoredEmbeddingDecoder:
             points=None if points is None else (self._batch(points), self._batch(labels)),
             boxes=None if box is None else self._batch(box),
             masks=None if mask_input is None else mask_input[None, None])
-        logits, iou = self.mask_decoder(image_embeddings=features, image_pe=self._image_pe,
-                                        sparse_prompt_embeddings=sparse, dense_prompt_embeddings=dense,
-                                        multimask_output=False)
-        return logits[0, 0], iou[0, 0].item()
+        logits, iou = self._mask_decoder(features + dense, self._image_pe, sparse)
+        return logits, iou.item()
 
     def _batch(self, coordinates: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(coordinates, dtype=torch.float32, device=self.device)[None]
 
     @torch.inference_mode()
-    def upscale(self, logits: torch.Tensor, embedding: ImageEmbedding) -> torch.Tensor:
-        """Logits (4h, 4w) -> logits (H, W) at the image's original size; the padding is cut off on the way."""
-        height, width = embedding.input_size
-        side = embedding.encoder_input_size
-        square = F.interpolate(logits[None, None], (side, side), mode="bilinear", align_corners=False)
-        return F.interpolate(square[..., :height, :width], embedding.original_size, mode="bilinear",
-                             align_corners=False)[0, 0]
+    def upscale(self, logits: torch.Tensor, embedding: ImageEmbedding,
+                mask_size: tuple[int, int] | None = None) -> torch.Tensor:
+        """Logits (4h, 4w) -> logits (H, W) at the image's original size; the padding is cut off on the way.
+
+        With `mask_size` only the pixels that a nearest-exact resize to that size keeps.
+        """
+        side, mask_size = embedding.encoder_input_size, mask_size or embedding.original_size
+        rows, columns = (_upscaling_matrix(*lengths, self.device) for lengths in zip(
+            logits.shape, (side, side), embedding.input_size, embedding.original_size, mask_size, strict=True))
+        return rows @ logits @ columns.T
+
+
+@lru_cache(maxsize=8)
+def _upscaling_matrix(low: int, side: int, inside: int, original: int, final: int,
+                      device: torch.device) -> torch.Tensor:
+    """SAM's two bilinear resizes and the crop between them along one axis, at `final` positions: (final, low)."""
+    steps = torch.eye(low, device=device)[None]
+    square = F.interpolate(steps, side, mode="linear", align_corners=False)
+    full = F.interpolate(square[..., :inside], original, mode="linear", align_corners=False)
+    return F.interpolate(full, final, mode="nearest-exact")[0].T.contiguous()

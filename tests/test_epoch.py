@@ -1,3 +1,4 @@
+import argparse
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ from scipy.ndimage import map_coordinates
 from torch import nn
 
 from unet_training.epoch import bce_loss, random_affine, train_epoch, validate, warp
+from unet_training.hyper_params import add_training_arguments, loss_from
 
 CPU = torch.device("cpu")
 
@@ -21,6 +23,14 @@ def test_loss_equals_its_formula():
         p = 1 / (1 + math.exp(-logit))
         total -= weights[channel] * target * math.log(p) + (1 - target) * math.log(1 - p)
     assert bce_loss(weights, CPU)(logits, truth).item() == pytest.approx(total.item() / logits.numel(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("arguments", "weights"), [([], [2, 30, 1]), (["--max_positive_weight", "5"], [2, 5, 1])])
+def test_positive_weights_are_bounded_only_where_asked(arguments, weights):
+    parser = argparse.ArgumentParser()
+    add_training_arguments(parser)
+    loss = loss_from(parser.parse_args(arguments), [2, 30, 1], CPU)
+    assert loss.pos_weight.ravel().tolist() == weights
 
 
 @pytest.mark.parametrize(("mode", "order"), [("bilinear", 1), ("nearest", 0)])

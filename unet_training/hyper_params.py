@@ -1,8 +1,11 @@
 """The hyperparameters of training (paper, section 2), as arguments with the paper's values."""
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from unet_training.epoch import bce_loss
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,15 @@ class Schedule:
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=positive_int, default=350, help="passes over the training data")
-    parser.add_argument("--lr", type=float, default=1e-3, help="initial learning rate of AdamW")
+    parser.add_argument("--lr", type=positive_float, default=1e-3, help="initial learning rate of AdamW")
     parser.add_argument("--lr_scheduler", choices=("cosine", "constant"), default="cosine",
                         help="learning rate over the epochs; cosine ends at lr / 100")
     parser.add_argument("--batch_size", type=positive_int, default=16, help="images in a training batch")
     parser.add_argument("--infer_batch_size", type=positive_int, default=16, help="images in a validation batch")
     parser.add_argument("--data_aug", type=float, default=0.03,
                         help="standard deviation of the random affine matrix's entries, 0 for no augmentation")
+    parser.add_argument("--max_positive_weight", type=positive_float, metavar="W",
+                        help="bound the loss's positive weights by W (left out: the data set's, as in the paper)")
 
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,9 +60,22 @@ def schedule_from(args: argparse.Namespace) -> Schedule:
     return Schedule(args.epochs, args.lr, args.lr_scheduler, args.data_aug)
 
 
+def loss_from(args: argparse.Namespace, weights: Sequence[float], device: torch.device) -> torch.nn.Module:
+    """The loss with a data set's positive weights, bounded where the arguments say so."""
+    return bce_loss([min(weight, args.max_positive_weight or weight) for weight in weights], device)
+
+
 def positive_int(text: str) -> int:
     """An argparse type for counts."""
     value = int(text)
     if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """An argparse type for rates and weights."""
+    value = float(text)
+    if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{value} is not a positive number")
     return value

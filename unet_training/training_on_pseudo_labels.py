@@ -26,8 +26,7 @@ from scripts.arguments import (
     unlabelled_stems,
 )
 from scripts.segmentation_dataset import LabelledDataset, PseudoLabelDataset
-from unet_training.epoch import bce_loss
-from unet_training.hyper_params import add_loading_arguments, add_training_arguments, schedule_from
+from unet_training.hyper_params import add_loading_arguments, add_training_arguments, loss_from, schedule_from
 from unet_training.trainer import fingerprint, fit, publish
 from unet_training.u_net import UNet
 from utils.cli import InputError, run_stage, select_device, stage_parser
@@ -69,7 +68,7 @@ def main(args: argparse.Namespace) -> str:
     train_batches = DataLoader(train, args.batch_size, shuffle=True, drop_last=True, num_workers=args.num_workers,
                                persistent_workers=args.num_workers > 0)
     val_batches = DataLoader(validation, args.infer_batch_size)
-    loss_function = bce_loss(data.description.positive_weights, device)
+    loss_function = loss_from(args, data.description.positive_weights, device)
     parameters = task_parameters(args, "final", initial_model_id=initial.id, masks=kind)
     state_file = training_state(runs_dir(), fingerprint(parameters))
     with start("training_on_pseudo_labels", parameters, tags=("final", args.dataset, kind)) as experiment:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from segment_anything.embeddings import ImageEmbedding
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
@@ -106,7 +105,7 @@ def refine(probabilities: np.ndarray, embedding: ImageEmbedding, decoder: Stored
     mask, estimated_dice = cleaned.copy(), np.full(len(cleaned), np.nan)
     for channel in np.flatnonzero(prompts.valid):
         logits, iou = two_passes(decoder, features, prompts, channel, options)
-        mask[channel] = _resize_mask(decoder.upscale(logits, embedding) > 0, mask_size)
+        mask[channel] = (decoder.upscale(logits, embedding, mask_size) > 0).cpu().numpy()
         estimated_dice[channel] = 2 * iou / (1 + iou)
     return Refined(mask, estimated_dice, cleaned)
 
@@ -124,12 +123,6 @@ def two_passes(decoder: StoredEmbeddingDecoder, features: torch.Tensor, prompts:
     if second.empty:
         return logits, iou
     return decoder.decode(features, second.box, second.points, second.labels, mask_input=logits)
-
-
-def _resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
-    """bool (H, W) -> bool of another size, by the nearest pixel centre."""
-    resized = F.interpolate(mask[None, None].to(torch.uint8), size, mode="nearest-exact")
-    return resized[0, 0].bool().cpu().numpy()
 
 
 def add_refinement_arguments(parser: argparse.ArgumentParser) -> None:

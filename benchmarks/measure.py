@@ -1,0 +1,105 @@
+"""Times a baseline and ours in turn, prints the ratios, and keeps them."""
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import cv2
+import torch
+
+from utils.files import atomic_path
+from utils.paths import ROOT
+
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+TITLE = "# Benchmarks\n\nEach section was written by the command in its title with `--record`, in one run.\n"
+HEADER = ("| step | baseline ms | ours ms | ratio | largest difference | changed pixels |\n"
+          "|---|---:|---:|---:|---:|---:|")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of a benchmark; times are medians in milliseconds, per image."""
+
+    step: str
+    baseline_ms: float
+    ours_ms: float
+    max_abs_diff: float
+    changed_pixels: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster ours is."""
+        return self.baseline_ms / self.ours_ms
+
+    def cells(self) -> list[str]:
+        """The line as printed."""
+        return [self.step, f"{self.baseline_ms:.2f}", f"{self.ours_ms:.2f}", f"{self.ratio:.1f}",
+                f"{self.max_abs_diff:.1e}", str(self.changed_pixels)]
+
+
+class Stopwatch:
+    """Collects the times of named steps of a baseline and of ours."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._seconds: dict[tuple[str, str], list[float]] = {}
+
+    def time(self, step: str, who: str, function: Callable, *arguments: object) -> object:
+        """Calls `function(*arguments)`, notes how long it took, and returns its result."""
+        self._wait()
+        start = time.perf_counter()
+        result = function(*arguments)
+        self._wait()
+        self._seconds.setdefault((step, who), []).append(time.perf_counter() - start)
+        return result
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def step(self, name: str, max_abs_diff: float, changed_pixels: int) -> Step:
+        """The medians of one step, without its first round, which warms up."""
+        baseline, ours = (1e3 * median(self._seconds[name, who][1:]) for who in ("baseline", "ours"))
+        return Step(name, baseline, ours, max_abs_diff, changed_pixels)
+
+
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the lines to this file, too")
+    parser.add_argument("--record", action="store_true", help=f"put the table into benchmarks/{RESULTS.name}")
+
+
+def report(args: argparse.Namespace, benchmark: str, what: str, steps: list[Step]) -> None:
+    """Prints the table, and keeps it where the arguments say so. `what` describes inputs and settings."""
+    machine = describe_machine()
+    rows = [HEADER, *("| " + " | ".join(step.cells()) + " |" for step in steps)]
+    print("\n".join([machine, what, *rows]))
+    if args.json:
+        with atomic_path(args.json) as temporary:
+            temporary.write_text(json.dumps([{**asdict(step), "ratio": step.ratio} for step in steps], indent=1))
+    if args.record:
+        _record(f"## python -m benchmarks.{benchmark}", "\n".join(["", machine, "", what, "", *rows, ""]))
+
+
+def _record(heading: str, text: str) -> None:
+    """Replaces the section of that heading."""
+    sections = (RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else TITLE).split("\n## ")
+    kept = [section for section in sections[1:] if f"## {section}".partition("\n")[0] != heading]
+    with atomic_path(RESULTS) as temporary:
+        parts = [sections[0], *sorted([*kept, (heading + "\n" + text).removeprefix("## ")])]
+        temporary.write_text("\n## ".join(part.rstrip("\n") + "\n" for part in parts), encoding="utf-8")
+
+
+def describe_machine() -> str:
+    """Processor or GPU, threads, versions; one line."""
+    cpu = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        cpu = next((line.partition(":")[2].strip() for line in info.read_text().splitlines()
+                    if line.startswith("model name")), cpu)
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return (f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}; torch {torch.__version__}, "
+            f"OpenCV {cv2.__version__}")

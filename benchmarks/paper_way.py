@@ -1,0 +1,92 @@
+"""The plain baseline: the refinement as the paper's code goes about it, for benchmarks and tests alone."""
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from segment_anything.embeddings import ImageEmbedding
+from segment_anything.modeling import MaskDecoder, PromptEncoder
+from utils.prompts import ClassPrompt, Prompts, extract_prompts, scale_prompts, select_prompt
+from utils.refinement import RefinementOptions
+
+LABEL_ITERATIONS = 384  # of the max pooling that spreads component labels
+
+
+def clean_masks(probabilities: torch.Tensor) -> torch.Tensor:
+    """Keeps the component of the highest mean probability; (C, H, W) -> bool (C, H, W).
+
+    Components are found by iterated 3x3 max pooling of pixel numbers. A component through which a number needs more
+    than `LABEL_ITERATIONS` steps falls apart.
+    """
+    masks = probabilities > 0.5
+    number = torch.arange(1, masks[0].numel() + 1, dtype=torch.float32, device=masks.device).view(masks.shape[1:])
+    labels = (number * masks)[:, None]
+    for _ in range(LABEL_ITERATIONS):
+        labels = F.max_pool2d(labels, 3, stride=1, padding=1) * masks[:, None]
+    for mask, label, probability in zip(masks, labels[:, 0], probabilities, strict=True):
+        components = [label == value for value in label.unique() if value > 0]
+        if components:
+            mask[:] = max(components, key=lambda component: probability[component].double().mean().item())
+    return masks
+
+
+def save_embedding(path: Path, embedding: ImageEmbedding) -> None:
+    """HDF5, gzip level 9."""
+    with h5py.File(path, "w") as file:
+        file.create_dataset("embedding", data=embedding.embedding.numpy(), compression="gzip", compression_opts=9)
+
+
+def read_embedding(path: Path) -> torch.Tensor:
+    """(D, h, w); read anew for every prompt."""
+    with h5py.File(path, "r") as file:
+        return torch.from_numpy(file["embedding"][()])
+
+
+@torch.inference_mode()
+def decode(prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, embedding: torch.Tensor, prompt: ClassPrompt,
+           mask_input: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """One prompt through the package's modules: logits (1, 1, 4h, 4w) and predicted IoU (1, 1)."""
+    device = embedding.device
+    points = None if prompt.points is None else (
+        torch.as_tensor(prompt.points, dtype=torch.float32, device=device)[None],
+        torch.as_tensor(prompt.labels, dtype=torch.float32, device=device)[None])
+    box = None if prompt.box is None else torch.as_tensor(prompt.box, dtype=torch.float32, device=device)[None]
+    sparse, dense = prompt_encoder(points=points, boxes=box, masks=mask_input)
+    return mask_decoder(image_embeddings=embedding[None], image_pe=prompt_encoder.get_dense_pe(),
+                        sparse_prompt_embeddings=sparse, dense_prompt_embeddings=dense, multimask_output=False)
+
+
+def upscale(logits: torch.Tensor, embedding: ImageEmbedding, size: tuple[int, int]) -> torch.Tensor:
+    """As SAM's `postprocess_masks`, then the nearest-exact resize to the masks' size; bool (H, W)."""
+    side = (embedding.encoder_input_size, embedding.encoder_input_size)
+    square = F.interpolate(logits, side, mode="bilinear", align_corners=False)
+    cropped = square[..., :embedding.input_size[0], :embedding.input_size[1]]
+    mask = F.interpolate(cropped, embedding.original_size, mode="bilinear", align_corners=False) > 0
+    return F.interpolate(mask.float(), size, mode="nearest-exact")[0, 0] > 0
+
+
+def two_passes(prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, embedding: torch.Tensor, prompts: Prompts,
+               channel: int, options: RefinementOptions) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both passes of one class: logits (1, 1, 4h, 4w) and predicted IoU (1, 1)."""
+    modules = prompt_encoder, mask_decoder
+    first = decode(*modules, embedding, select_prompt(prompts, channel, options.prompt1st))
+    second = select_prompt(prompts, channel, options.prompt2nd)
+    return first if second.empty else decode(*modules, embedding, second, first[0])
+
+
+def refine(probabilities: torch.Tensor, embedding_file: Path, embedding: ImageEmbedding, prompt_encoder: PromptEncoder,
+           mask_decoder: MaskDecoder, options: RefinementOptions) -> tuple[np.ndarray, np.ndarray]:
+    """The whole refinement of one image: masks, bool (C, H, W), and estimated Dice (C,). Of `embedding` only the sizes
+    are used: its values are read from `embedding_file`, once for each prompt."""
+    masks = clean_masks(probabilities)
+    prompts = scale_prompts(extract_prompts(masks.cpu().numpy()), masks.shape[1:], embedding.input_size)
+    estimates = np.full(len(masks), np.nan)
+    for channel in np.flatnonzero(prompts.valid):
+        for _ in range(2):
+            features = read_embedding(embedding_file).to(probabilities.device)
+        logits, iou = two_passes(prompt_encoder, mask_decoder, features, prompts, channel, options)
+        masks[channel] = upscale(logits, embedding, masks.shape[1:])
+        estimates[channel] = 2 * iou.item() / (1 + iou.item())
+    return masks.cpu().numpy(), estimates

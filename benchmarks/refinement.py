@@ -1,0 +1,157 @@
+"""Times the refinement of one image, step by step, the paper's way (`benchmarks/paper_way.py`) and ours.
+
+    python -m benchmarks.refinement
+    python -m benchmarks.refinement --sam_type vit_t --sam_checkpoint mobile_sam.pt --record
+
+Both work in turn on the same images, which repeats the measurement as often as there are images; the first one only
+warms up. Probabilities are made from the sample data's annotations: 17 classes at 384 x 224, blurred, with stray
+components.
+
+Reads   annotations_train.xml; --image_folder, left out: the sample data's images (python -m scripts.make_phantoms)
+Writes  nothing, or the table: --json FILE, and --record into benchmarks/RESULTS.md
+"""
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from benchmarks import paper_way
+from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
+from scripts.dataset_description import load_description
+from scripts.segmentation_dataset import resize_masks
+from segment_anything.checkpoints import identify
+from segment_anything.embeddings import compute_embedding, load_embedding, save_embedding
+from segment_anything.registry import (
+    SAM_TYPES,
+    check_present,
+    default_checkpoint,
+    get_sam_type,
+    load_prompt_modules,
+    load_sam,
+)
+from segment_anything.stored_decoder import StoredEmbeddingDecoder
+from utils.cli import InputError, run_stage, select_device, stage_parser
+from utils.cvat_parser import draw_masks, parse_cvat
+from utils.files import read_grey
+from utils.mask_cleaning import clean_masks
+from utils.paths import DATA, ROOT
+from utils.prompts import extract_prompts, scale_prompts
+from utils.refinement import RefinementOptions, refine, two_passes
+
+OPTIONS = RefinementOptions()
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = stage_parser("benchmarks.refinement", __doc__)
+    parser.add_argument("--sam_type", choices=tuple(SAM_TYPES), default="demo", help="which SAM")
+    parser.add_argument("--sam_checkpoint", type=Path, help="its weights (left out: where the stages look for them)")
+    parser.add_argument("--image_folder", type=Path, help="folder of radiographs, PNG",
+                        default=DATA / "phantom" / load_description("phantom").image_folder)
+    parser.add_argument("--images", type=int, default=4, help="how many images, one round each")
+    parser.add_argument("--gpu_id", type=int, help="GPU to use (left out: the first one, or the CPU)")
+    add_report_arguments(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> list[Step]:
+    """Returns the lines of the table."""
+    device = select_device(args.gpu_id)
+    checkpoint = args.sam_checkpoint or default_checkpoint(args.sam_type, DATA)
+    check_present(args.sam_type, checkpoint)
+    paths = sorted(args.image_folder.glob("*.png"))[:args.images]
+    if len(paths) < 2:
+        raise InputError(f"{args.image_folder}: needs two PNG images or more; `python -m scripts.make_phantoms` draws "
+                         "the sample data, or name another folder with --image_folder")
+    bench = Bench(args.sam_type, checkpoint, device)
+    with tempfile.TemporaryDirectory() as folder:
+        for path, probabilities in zip(paths, predictions(), strict=False):
+            bench.compare(read_grey(path), probabilities, Path(folder))
+    steps = bench.steps()
+    report(args, "refinement", f"SAM type {args.sam_type} on {device.type}, {len(paths)} images, the first one to "
+           f"warm up; {bench.prompted / len(paths):.1f} classes prompted in an image", steps)
+    return steps
+
+
+def predictions() -> Iterator[np.ndarray]:
+    """What a trained U-Net might say: blurred true masks with blobs of doubt, float32, (17, 384, 224)."""
+    description = load_description("phantom")
+    rng = np.random.default_rng(0)
+    for image in parse_cvat(ROOT / "annotations_train.xml"):
+        masks = resize_masks(draw_masks(image, description.labels), description.input_size)
+        doubt = [cv2.GaussianBlur(rng.random(mask.shape, np.float32), (0, 0), 3) for mask in masks]
+        blurred = [cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 1.5) for mask in masks]
+        yield np.clip(np.stack(blurred) * 0.9 + 6 * (np.stack(doubt) - 0.5), 0, 1)
+
+
+class Bench:
+    """Runs both ways on one image after the other, and keeps times and differences."""
+
+    def __init__(self, sam_type: str, checkpoint: Path, device: torch.device):
+        self.sam = load_sam(sam_type, checkpoint).to(device)
+        self.modules = [module.to(device) for module in load_prompt_modules(sam_type, checkpoint)]
+        self.decoder = StoredEmbeddingDecoder.load(sam_type, checkpoint, device)
+        self.preprocessing, self.checkpoint = get_sam_type(sam_type).preprocessing, identify(checkpoint)
+        self.device, self.watch, self.prompted = device, Stopwatch(device), 0
+        self.differences: dict[str, list[tuple[float, int]]] = {}
+
+    def compare(self, grey: np.ndarray, probabilities: np.ndarray, folder: Path) -> None:
+        """One round of all steps; the results of each are compared."""
+        embedding = compute_embedding(self.sam, grey, self.preprocessing, self.checkpoint)
+        gzipped, plain = folder / "gzip.h5", folder / "plain.h5"
+        paper_way.save_embedding(gzipped, embedding)
+        save_embedding(plain, embedding)
+        on_device = torch.from_numpy(probabilities).to(self.device)
+
+        theirs, ours = self.time("mask cleaning", partial(paper_way.clean_masks, on_device),
+                                 partial(clean_masks, probabilities))
+        self.note("mask cleaning", 0, theirs.cpu().numpy() != ours)
+        prompts = scale_prompts(extract_prompts(ours), ours.shape[1:], embedding.input_size)
+        channels = np.flatnonzero(prompts.valid)
+        self.prompted += len(channels)
+
+        def read_for_every_prompt() -> torch.Tensor:
+            return [paper_way.read_embedding(gzipped) for _ in range(2 * len(channels))][-1]
+
+        theirs, ours = self.time("reading the embedding", read_for_every_prompt,
+                                 partial(load_embedding, plain, self.checkpoint))
+        self.note("reading the embedding", (theirs - ours.embedding).abs().max().item())
+
+        features = self.decoder.features(embedding)
+        theirs, ours = self.time(
+            "mask decoder, both passes, all classes",
+            lambda: [paper_way.two_passes(*self.modules, features[0], prompts, each, OPTIONS) for each in channels],
+            lambda: [two_passes(self.decoder, features, prompts, each, OPTIONS) for each in channels])
+        self.note("mask decoder, both passes, all classes",
+                  max((a[0, 0] - b).abs().max().item() for (a, _), (b, _) in zip(theirs, ours, strict=True)))
+
+        size, logits = probabilities.shape[1:], [each for each, _ in ours]
+        theirs, ours = self.time(
+            "upscaling, all classes", lambda: [paper_way.upscale(each[None, None], embedding, size) for each in logits],
+            lambda: [self.decoder.upscale(each, embedding, size) > 0 for each in logits])
+        self.note("upscaling, all classes", 0, (torch.stack(theirs) != torch.stack(ours)).cpu().numpy())
+
+        theirs, ours = self.time(
+            "whole refinement", lambda: paper_way.refine(on_device, gzipped, embedding, *self.modules, OPTIONS),
+            lambda: refine(probabilities, load_embedding(plain, self.checkpoint), self.decoder, OPTIONS))
+        self.note("whole refinement", np.nanmax(np.abs(theirs[1] - ours.estimated_dice)), theirs[0] != ours.mask)
+
+    def time(self, step: str, baseline: Callable, ours: Callable) -> tuple:
+        """The results of both."""
+        return self.watch.time(step, "baseline", baseline), self.watch.time(step, "ours", ours)
+
+    def note(self, step: str, difference: float, changed: np.ndarray | bool = False) -> None:
+        self.differences.setdefault(step, []).append((float(difference), int(np.count_nonzero(changed))))
+
+    def steps(self) -> list[Step]:
+        """All lines; differences are the largest, changed pixels the sum over all images."""
+        return [self.watch.step(step, max(value for value, _ in found), sum(pixels for _, pixels in found))
+                for step, found in self.differences.items()]
+
+
+if __name__ == "__main__":
+    run_stage(main, get_args_parser())
