@@ -29,7 +29,12 @@ from scripts.arguments import (
 from scripts.segmentation_dataset import AnnotatedImages, open_dataset
 from segment_anything.registry import check_present
 from unet_training import training, training_on_pseudo_labels
-from unet_training.hyper_params import add_initial_arguments, add_loading_arguments, add_training_arguments
+from unet_training.hyper_params import (
+    add_final_arguments,
+    add_initial_arguments,
+    add_loading_arguments,
+    add_training_arguments,
+)
 from utils.cli import run_stage, stage_parser
 from utils.experiment import find_models
 from utils.files import atomic_path, read_grey, write_png
@@ -49,8 +54,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_training_arguments(parser)
     add_loading_arguments(parser)
     add_unlabelled_arguments(parser)
-    parser.add_argument("--train_from_scratch", action=argparse.BooleanOptionalAction, default=True,
-                        help="start the final U-Net from random weights, or else from the initial one")
+    add_final_arguments(parser)
     add_sam_arguments(parser)
     add_refinement_arguments(parser)
     parser.add_argument("--results_dir", type=Path, default=RESULTS, help="folder of the table and the pictures")

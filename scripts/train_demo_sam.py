@@ -5,7 +5,7 @@
     python -m scripts.train_demo_sam --steps 60 --warmup_steps 10 --decay_steps 20 --output data/trial.safetensors
 
 The first two lines take about half an hour each on two CPU cores, the third one is a trial of a minute. The weights in
-the repository were made by five runs, each from the weights of the one before; their metadata give the settings.
+the repository were made by six runs, each from the weights of the one before; their metadata give the settings.
 Prints the running loss and the Dice of the two passes on the training shapes.
 
 Reads   random shapes that it draws itself, and with --initial the weights to go on from

@@ -8,7 +8,7 @@ from scipy.ndimage import map_coordinates
 from torch import nn
 
 from unet_training.epoch import bce_loss, random_affine, train_epoch, validate, warp
-from unet_training.hyper_params import add_training_arguments, loss_from
+from unet_training.hyper_params import add_final_arguments, loss_from
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def test_loss_equals_its_formula():
 @pytest.mark.parametrize(("arguments", "weights"), [([], [2, 30, 1]), (["--max_positive_weight", "5"], [2, 5, 1])])
 def test_positive_weights_are_bounded_only_where_asked(arguments, weights):
     parser = argparse.ArgumentParser()
-    add_training_arguments(parser)
+    add_final_arguments(parser)
     loss = loss_from(parser.parse_args(arguments), [2, 30, 1], CPU)
     assert loss.pos_weight.ravel().tolist() == weights
 

@@ -36,13 +36,19 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--infer_batch_size", type=positive_int, default=16, help="images in a validation batch")
     parser.add_argument("--data_aug", type=float, default=0.03,
                         help="standard deviation of the random affine matrix's entries, 0 for no augmentation")
-    parser.add_argument("--max_positive_weight", type=positive_float, metavar="W",
-                        help="bound the loss's positive weights by W (left out: the data set's, as in the paper)")
 
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_workers", type=int, default=0,
                         help="processes that read images beside the training; worth it for thousands of images")
+
+
+def add_final_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--train_from_scratch", action=argparse.BooleanOptionalAction, default=True,
+                        help="start the final U-Net from random weights, or else fine-tune the initial one")
+    parser.add_argument("--max_positive_weight", type=positive_float, metavar="W",
+                        help="bound the loss's positive weights by W where the labels are pseudo labels "
+                             "(left out: the data set's, as in the paper)")
 
 
 def add_initial_arguments(parser: argparse.ArgumentParser) -> None:

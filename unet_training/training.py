@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from scripts.arguments import add_common_arguments, task_parameters
 from scripts.segmentation_dataset import LabelledDataset, open_dataset
-from unet_training.hyper_params import add_initial_arguments, add_training_arguments, loss_from, schedule_from
+from unet_training.epoch import bce_loss
+from unet_training.hyper_params import add_initial_arguments, add_training_arguments, schedule_from
 from unet_training.trainer import fingerprint, fit, publish
 from unet_training.u_net import Training, UNet
 from utils.cli import run_stage, select_device, stage_parser
@@ -45,7 +46,7 @@ def main(args: argparse.Namespace) -> str:
     sampler = RandomSampler(train, replacement=True, num_samples=args.data_sample_per_epoch)
     train_batches = DataLoader(train, args.batch_size, sampler=sampler)
     val_batches = DataLoader(validation, args.infer_batch_size)
-    loss_function = loss_from(args, data.description.positive_weights, device)
+    loss_function = bce_loss(data.description.positive_weights, device)
     parameters = task_parameters(args, "initial")
     state_file = training_state(runs_dir(), fingerprint(parameters))
     with start("training", parameters, tags=("initial", args.dataset)) as experiment:

@@ -26,7 +26,13 @@ from scripts.arguments import (
     unlabelled_stems,
 )
 from scripts.segmentation_dataset import LabelledDataset, PseudoLabelDataset
-from unet_training.hyper_params import add_loading_arguments, add_training_arguments, loss_from, schedule_from
+from unet_training.hyper_params import (
+    add_final_arguments,
+    add_loading_arguments,
+    add_training_arguments,
+    loss_from,
+    schedule_from,
+)
 from unet_training.trainer import fingerprint, fit, publish
 from unet_training.u_net import UNet
 from utils.cli import InputError, run_stage, select_device, stage_parser
@@ -43,8 +49,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_model_arguments(parser)
     add_unlabelled_arguments(parser)
     parser.add_argument("--pseudo_label", choices=("raw", "sam"), default="sam", help="which saved masks to train on")
-    parser.add_argument("--train_from_scratch", action=argparse.BooleanOptionalAction, default=True,
-                        help="start from random weights, or else fine-tune the initial U-Net")
+    add_final_arguments(parser)
     add_sam_arguments(parser)
     add_refinement_arguments(parser)
     add_training_arguments(parser)
