@@ -72,8 +72,8 @@ def main(args: argparse.Namespace) -> list[Step]:
         for path, probabilities in zip(paths, predictions(), strict=False):
             bench.compare(read_grey(path), probabilities, Path(folder))
     steps = bench.steps()
-    report(args, "refinement", f"SAM type {args.sam_type} on {device.type}, {len(paths)} images, the first one to "
-           f"warm up; {bench.prompted / len(paths):.1f} classes prompted in an image", steps)
+    report(args, f"refinement --sam_type {args.sam_type}", f"{device.type}, {len(paths)} images, the first one to warm "
+           f"up; {bench.prompted / len(paths):.1f} classes prompted in an image", steps)
     return steps
 
 
