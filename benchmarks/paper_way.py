@@ -1,9 +1,13 @@
-"""The plain baseline: the refinement as the paper's code goes about it, for benchmarks and tests alone."""
+"""The plain baseline: as the paper's code goes about it, for benchmarks and tests alone."""
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
+from scipy import sparse
+from scipy.sparse.linalg import cg
+from torch import nn
 from torch.nn import functional as F
 
 from segment_anything.embeddings import ImageEmbedding
@@ -90,3 +94,49 @@ def refine(probabilities: torch.Tensor, embedding_file: Path, embedding: ImageEm
         masks[channel] = upscale(logits, embedding, masks.shape[1:])
         estimates[channel] = 2 * iou.item() / (1 + iou.item())
     return masks.cpu().numpy(), estimates
+
+
+def train_step(model: nn.Module, images: torch.Tensor, masks: torch.Tensor, loss_function: nn.Module,
+               optimizer: torch.optim.Optimizer, device: torch.device, data_aug: float) -> tuple[float, list[float]]:
+    """One step on a batch as `unet_training.epoch.train_epoch` takes it; waits for the loss and each class's Dice."""
+    model.train()
+    images, masks = images.to(device), masks.to(device).float()
+    matrices = torch.eye(2, 3, device=device) + data_aug * torch.randn(len(images), 2, 3, device=device)
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    images = F.grid_sample(images, grid, mode="bilinear", align_corners=False)
+    masks = F.grid_sample(masks, grid, mode="nearest", align_corners=False)
+    optimizer.zero_grad()
+    logits = model(images)
+    loss = loss_function(logits, masks)
+    loss.backward()
+    optimizer.step()
+    predicted, truth = logits.detach().sigmoid() > 0.5, masks > 0.5
+    dice = [2 * (p & t).sum().item() / max(1, (p.sum() + t.sum()).item())
+            for p, t in zip(predicted.unbind(1), truth.unbind(1), strict=True)]
+    return loss.item(), dice
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: Sequence[tuple[torch.Tensor, str]], device: torch.device, path: Path) -> None:
+    """Masks of one image after the other, into HDF5 of gzip level 9, a data set per stem."""
+    model.eval()
+    with h5py.File(path, "w") as file:
+        for image, stem in (images[index] for index in range(len(images))):
+            mask = model(image[None].to(device)).sigmoid()[0] > 0.5
+            file.create_dataset(stem, data=mask.cpu().numpy(), compression="gzip", compression_opts=9)
+
+
+def random_walk(grey: np.ndarray, seeded: np.ndarray, seeds: np.ndarray, sigma: float,
+                tolerance: float = 1e-5) -> np.ndarray:
+    """As `utils.random_walk.random_walk`: the graph edge by edge of the whole image, and conjugate gradients for one
+    class after the other, until the residual is `tolerance` of the right side."""
+    index = np.arange(grey.size).reshape(grey.shape)
+    edges = np.concatenate([np.stack([index[:, :-1].ravel(), index[:, 1:].ravel()], axis=1),
+                            np.stack([index[:-1].ravel(), index[1:].ravel()], axis=1)])
+    weights = np.exp(-np.diff(grey.ravel()[edges], axis=1)[:, 0] ** 2 / sigma ** 2)
+    incidence = sparse.coo_array((np.tile([1.0, -1.0], len(edges)), (np.arange(len(edges)).repeat(2), edges.ravel())),
+                                 (len(edges), grey.size)).tocsc()
+    laplacian = (incidence.T @ sparse.diags_array(weights) @ incidence + 1e-5 * sparse.eye_array(grey.size)).tocsr()
+    free, fixed = np.flatnonzero(~seeded), np.flatnonzero(seeded)
+    inner, outer = laplacian[free][:, free], laplacian[free][:, fixed]
+    return np.stack([cg(inner, -outer @ seed.ravel()[fixed].astype(float), rtol=tolerance)[0] for seed in seeds])

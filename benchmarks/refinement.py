@@ -12,34 +12,27 @@ Writes  nothing, or the table: --json FILE, and --record into benchmarks/RESULTS
 """
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
 from benchmarks import paper_way
+from benchmarks.inputs import add_input_arguments, checkpoint_from, images_from, predictions
 from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
-from scripts.dataset_description import load_description
-from scripts.segmentation_dataset import resize_masks
 from segment_anything.checkpoints import identify
 from segment_anything.embeddings import compute_embedding, load_embedding, save_embedding
 from segment_anything.registry import (
-    SAM_TYPES,
-    check_present,
-    default_checkpoint,
     get_sam_type,
     load_prompt_modules,
     load_sam,
 )
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
-from utils.cli import InputError, run_stage, select_device, stage_parser
-from utils.cvat_parser import draw_masks, parse_cvat
+from utils.cli import run_stage, select_device, stage_parser
 from utils.files import read_grey
 from utils.mask_cleaning import clean_masks
-from utils.paths import DATA, ROOT
 from utils.prompts import extract_prompts, scale_prompts
 from utils.refinement import RefinementOptions, refine, two_passes
 
@@ -48,12 +41,7 @@ OPTIONS = RefinementOptions()
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("benchmarks.refinement", __doc__)
-    parser.add_argument("--sam_type", choices=tuple(SAM_TYPES), default="demo", help="which SAM")
-    parser.add_argument("--sam_checkpoint", type=Path, help="its weights (left out: where the stages look for them)")
-    parser.add_argument("--image_folder", type=Path, help="folder of radiographs, PNG",
-                        default=DATA / "phantom" / load_description("phantom").image_folder)
-    parser.add_argument("--images", type=int, default=4, help="how many images, one round each")
-    parser.add_argument("--gpu_id", type=int, help="GPU to use (left out: the first one, or the CPU)")
+    add_input_arguments(parser)
     add_report_arguments(parser)
     return parser
 
@@ -61,31 +49,15 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> list[Step]:
     """Returns the lines of the table."""
     device = select_device(args.gpu_id)
-    checkpoint = args.sam_checkpoint or default_checkpoint(args.sam_type, DATA)
-    check_present(args.sam_type, checkpoint)
-    paths = sorted(args.image_folder.glob("*.png"))[:args.images]
-    if len(paths) < 2:
-        raise InputError(f"{args.image_folder}: needs two PNG images or more; `python -m scripts.make_phantoms` draws "
-                         "the sample data, or name another folder with --image_folder")
+    checkpoint, paths = checkpoint_from(args), images_from(args)
     bench = Bench(args.sam_type, checkpoint, device)
     with tempfile.TemporaryDirectory() as folder:
         for path, probabilities in zip(paths, predictions(), strict=False):
             bench.compare(read_grey(path), probabilities, Path(folder))
     steps = bench.steps()
-    report(args, f"refinement --sam_type {args.sam_type}", f"{device.type}, {len(paths)} images, the first one to warm "
+    report(args, f"refinement --sam_type {args.sam_type}", device, f"{len(paths)} images, the first one to warm "
            f"up; {bench.prompted / len(paths):.1f} classes prompted in an image", steps)
     return steps
-
-
-def predictions() -> Iterator[np.ndarray]:
-    """What a trained U-Net might say: blurred true masks with blobs of doubt, float32, (17, 384, 224)."""
-    description = load_description("phantom")
-    rng = np.random.default_rng(0)
-    for image in parse_cvat(ROOT / "annotations_train.xml"):
-        masks = resize_masks(draw_masks(image, description.labels), description.input_size)
-        doubt = [cv2.GaussianBlur(rng.random(mask.shape, np.float32), (0, 0), 3) for mask in masks]
-        blurred = [cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 1.5) for mask in masks]
-        yield np.clip(np.stack(blurred) * 0.9 + 6 * (np.stack(doubt) - 0.5), 0, 1)
 
 
 class Bench:

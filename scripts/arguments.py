@@ -6,6 +6,7 @@ import torch
 
 from scripts.dataset_description import DATASET_NAMES
 from scripts.segmentation_dataset import AnnotatedImages, open_dataset
+from segment_anything.embeddings import PRECISIONS
 from segment_anything.registry import SAM_TYPES, default_checkpoint
 from unet_training.hyper_params import positive_int
 from unet_training.u_net import Training, UNet, load_checkpoint
@@ -38,12 +39,20 @@ def add_sam_arguments(parser: argparse.ArgumentParser) -> None:
                         help="which SAM (left out: vit_h, or demo for the sample data)")
     parser.add_argument("--sam_checkpoint", type=Path,
                         help="its weights (left out: the file of the public name in <data_dir>/sam_checkpoints)")
+    parser.add_argument("--embeddings", choices=PRECISIONS, default="float32",
+                        help="float16: half the size on disk; bf16: also computed in bfloat16 (not vit_t), much faster")
 
 
 def resolve_sam(args: argparse.Namespace, data: AnnotatedImages) -> tuple[str, Path]:
     """SAM's type and weights file, as the arguments or the data set say."""
     sam_type = args.sam_type or data.description.sam_type
     return sam_type, args.sam_checkpoint or default_checkpoint(sam_type, args.data_dir)
+
+
+def sam_name(args: argparse.Namespace, data: AnnotatedImages) -> str:
+    """SAM's type, and the precision of its embeddings unless that is the paper's."""
+    sam_type, _ = resolve_sam(args, data)
+    return sam_type if args.embeddings == "float32" else f"{sam_type}_{args.embeddings}"
 
 
 def print_sam_notice(args: argparse.Namespace, data: AnnotatedImages) -> None:
@@ -54,7 +63,7 @@ def print_sam_notice(args: argparse.Namespace, data: AnnotatedImages) -> None:
 
 def refined_kind(args: argparse.Namespace, data: AnnotatedImages) -> str:
     """Names the refinement that the arguments describe; different ones have different names."""
-    return f"{options_from(args).name()}_{args.sam_type or data.description.sam_type}"
+    return f"{options_from(args).name()}_{sam_name(args, data)}"
 
 
 def task_parameters(args: argparse.Namespace, stage: str, **more: str) -> dict:

@@ -4,17 +4,17 @@
     python -m scripts.generate_img_embeddings --dataset phantom
     python -m scripts.generate_img_embeddings --dataset jsrt --num_train_samples 20 --sam_type vit_t --sam_checkpoint mobile_sam.pt
 
-About 4 MB an image (vit_h, vit_l, vit_b, vit_t, medsam). A rerun only computes what is missing.
+About 4 MB an image (vit_h, vit_l, vit_b, vit_t, medsam), 2 MB with --embeddings float16 or bf16. A rerun only computes what is missing.
 
 Reads   images of the data set at their original resolution, SAM's weights (python -m scripts.download_checkpoint vit_h)
-Writes  data/<dataset>/sam_embeddings/<sam type>/<stem>.h5 (layout: segment_anything/embeddings.py)
+Writes  data/<dataset>/sam_embeddings/<sam type>/<stem>.h5, or <sam type>_<precision>/ (layout: segment_anything/embeddings.py)
 """  # noqa: E501 (a command to copy)
 import argparse
 from collections.abc import Sequence
 
 import torch
 
-from scripts.arguments import add_common_arguments, add_sam_arguments, add_unlabelled_arguments, resolve_sam
+from scripts.arguments import add_common_arguments, add_sam_arguments, add_unlabelled_arguments, resolve_sam, sam_name
 from scripts.segmentation_dataset import AnnotatedImages, open_dataset
 from segment_anything.embeddings import save_missing_embeddings
 from utils.cli import run_stage, select_device, stage_parser
@@ -41,14 +41,15 @@ def main(args: argparse.Namespace) -> None:
     else:
         stems = data.stems(args.split)
     embed_images(args, data, stems, device)
-    print(f"embeddings: {embedding_folder(args.data_dir, args.dataset, resolve_sam(args, data)[0])}")
+    print(f"embeddings: {embedding_folder(args.data_dir, args.dataset, sam_name(args, data))}")
 
 
 def embed_images(args: argparse.Namespace, data: AnnotatedImages, stems: Sequence[str], device: torch.device) -> None:
     """Computes what is missing of these images' embeddings; loads SAM's encoder only if something is."""
     sam_type, checkpoint = resolve_sam(args, data)
-    folder = embedding_folder(args.data_dir, args.dataset, sam_type)
-    save_missing_embeddings([(stem, data.image_path(stem)) for stem in stems], folder, sam_type, checkpoint, device)
+    folder = embedding_folder(args.data_dir, args.dataset, sam_name(args, data))
+    save_missing_embeddings([(stem, data.image_path(stem)) for stem in stems], folder, sam_type, checkpoint, device,
+                            args.embeddings)
 
 
 if __name__ == "__main__":

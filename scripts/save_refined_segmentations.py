@@ -28,6 +28,7 @@ from scripts.arguments import (
     print_sam_notice,
     refined_kind,
     resolve_sam,
+    sam_name,
     task_parameters,
     unlabelled_stems,
 )
@@ -41,7 +42,8 @@ from unet_training.prediction import predict
 from unet_training.u_net import UNet
 from utils.cli import run_stage, select_device, stage_parser
 from utils.experiment import start
-from utils.mask_store import MaskWriter
+from utils.mask_store import MaskStore, MaskWriter
+from utils.overlap import overlapped
 from utils.paths import embedding_folder, mask_file
 from utils.refinement import Refined, add_refinement_arguments, options_from, refine
 
@@ -68,11 +70,11 @@ def main(args: argparse.Namespace) -> Path:
         parameters = task_parameters(args, "refine")
         with start("save_refined_segmentations", parameters, ("refine", args.dataset)) as experiment:
             experiment.use_model(model.id)
-            estimates = []
             with writer:
-                for stem, refined in refine_images(args, u_net, data, missing, device):
-                    writer.write(stem, refined.mask, refined.estimated_dice)
-                    estimates.append(refined.estimated_dice)
+                writer.write_all((stem, refined.mask, refined.estimated_dice) for stem, refined in
+                                 refine_images(args, u_net, data, missing, device))
+            store = MaskStore(path, labels)
+            estimates = [store.estimated_dice(stem) for stem in missing]
             experiment.histogram("estimated dice per class", class_means(estimates), labels, 0)
     print(f"refined masks: {path} ({len(missing)} new)")
     print_sam_notice(args, data)
@@ -86,9 +88,10 @@ def refine_images(args: argparse.Namespace, u_net: UNet, data: AnnotatedImages, 
     sam_type, checkpoint = resolve_sam(args, data)
     embed_images(args, data, stems, device)
     decoder = StoredEmbeddingDecoder.load(sam_type, checkpoint, device)
-    folder = embedding_folder(args.data_dir, args.dataset, sam_type)
-    for stem, probabilities in predict(u_net, ImageDataset(data, stems), device, args.infer_batch_size):
-        embedding = load_embedding(embedding_path(folder, stem), decoder.checkpoint)
+    folder = embedding_folder(args.data_dir, args.dataset, sam_name(args, data))
+    predicted = predict(u_net, ImageDataset(data, stems), device, args.infer_batch_size)
+    embeddings = overlapped(lambda stem: load_embedding(embedding_path(folder, stem), decoder.checkpoint), stems)
+    for (stem, probabilities), embedding in zip(predicted, embeddings, strict=True):
         yield stem, refine(probabilities, embedding, decoder, options)
 
 

@@ -47,8 +47,8 @@ def main(args: argparse.Namespace) -> Path:
         with start("save_segmentations", parameters, ("predict", args.dataset)) as experiment:
             experiment.use_model(model.id)
             with writer:
-                for stem, probabilities in predict(u_net, ImageDataset(data, missing), device, args.infer_batch_size):
-                    writer.write(stem, probabilities > 0.5)
+                predicted = predict(u_net, ImageDataset(data, missing), device, args.infer_batch_size)
+                writer.write_all((stem, probabilities > 0.5) for stem, probabilities in predicted)
     print(f"raw masks: {path} ({len(missing)} new)")
     return path
 

@@ -1,11 +1,13 @@
 """SAM image embeddings, computed once per image and kept on disk (paper, image embeddings).
 
-One HDF5 file per image, `<folder>/<stem>.h5`: dataset `embedding`, float32 (D, h, w), uncompressed because that reads
-fastest; attributes `original_size`, `input_size`, `encoder_input_size`, `checkpoint`, `checkpoint_sha256`.
+One HDF5 file per image, `<folder>/<stem>.h5`: dataset `embedding`, float32 or float16 (D, h, w), uncompressed because
+that reads fastest; attributes `original_size`, `input_size`, `encoder_input_size`, `checkpoint`, `checkpoint_sha256`.
 """
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -14,11 +16,16 @@ import torch
 from tqdm import tqdm
 
 from segment_anything.checkpoints import CheckpointId, identify
+from segment_anything.fast_encoder import accelerate
 from segment_anything.modeling import Sam
 from segment_anything.registry import check_present, get_sam_type, load_sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from utils.cli import InputError
 from utils.files import atomic_path, read_grey
+from utils.overlap import overlapped
+
+PRECISIONS = ("float32", "float16", "bf16")
+GPU_BATCH = 4  # images in the encoder at once; one at a time on the CPU, where more don't pay
 
 
 @dataclass(frozen=True)
@@ -73,12 +80,37 @@ def _squash(grey: np.ndarray, side: int) -> np.ndarray:
     return (whole - whole.min()) / max(whole.max() - whole.min(), 1e-8)
 
 
+class _Prepared(NamedTuple):
+    """An image before the encoder: the latter two as `encoder_input` returns them."""
+
+    original_size: tuple[int, int]
+    pixels: torch.Tensor
+    input_size: tuple[int, int]
+
+
 def compute_embedding(sam: Sam, grey: np.ndarray, preprocessing: str, checkpoint: CheckpointId) -> ImageEmbedding:
     """Embeds one grey image, uint8 or uint16, (H, W), on the model's device."""
-    with torch.inference_mode():
-        image, input_size = encoder_input(sam, grey, preprocessing)
-        embedding = sam.image_encoder(image)[0].float().cpu()
-    return ImageEmbedding(embedding, grey.shape, input_size, sam.image_encoder.img_size, checkpoint)
+    return _encode(sam, [_Prepared(grey.shape, *encoder_input(sam, grey, preprocessing))], checkpoint)[0]
+
+
+def compute_embeddings(sam: Sam, paths: Sequence[Path], preprocessing: str,
+                       checkpoint: CheckpointId) -> Iterator[ImageEmbedding]:
+    """Embeds image files in their order; the next ones are read while the device computes."""
+    def prepare(path: Path) -> _Prepared:
+        grey = read_grey(path)
+        return _Prepared(grey.shape, *encoder_input(sam, grey, preprocessing))
+
+    at_once = 1 if sam.device.type == "cpu" else GPU_BATCH
+    images = overlapped(prepare, paths, threads=at_once)
+    while batch := list(itertools.islice(images, at_once)):
+        yield from _encode(sam, batch, checkpoint)
+
+
+@torch.inference_mode()
+def _encode(sam: Sam, images: Sequence[_Prepared], checkpoint: CheckpointId) -> list[ImageEmbedding]:
+    embeddings = sam.image_encoder(torch.cat([image.pixels for image in images])).cpu()
+    return [ImageEmbedding(embedding, image.original_size, image.input_size, sam.image_encoder.img_size, checkpoint)
+            for embedding, image in zip(embeddings, images, strict=True)]
 
 
 def embedding_path(folder: Path, stem: str) -> Path:
@@ -86,10 +118,10 @@ def embedding_path(folder: Path, stem: str) -> Path:
     return folder / f"{stem}.h5"
 
 
-def save_embedding(path: Path, embedding: ImageEmbedding) -> None:
-    """Writes one embedding, complete or not at all."""
+def save_embedding(path: Path, embedding: ImageEmbedding, dtype: type = np.float32) -> None:
+    """Writes one embedding as numbers of that type, complete or not at all."""
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        file["embedding"] = embedding.embedding.numpy()
+        file["embedding"] = embedding.embedding.numpy().astype(dtype, copy=False)
         file.attrs["original_size"] = embedding.original_size
         file.attrs["input_size"] = embedding.input_size
         file.attrs["encoder_input_size"] = embedding.encoder_input_size
@@ -109,7 +141,7 @@ def load_embedding(path: Path, checkpoint: CheckpointId) -> ImageEmbedding:
         with h5py.File(path, "r") as file:
             check_same_checkpoint(path, _checkpoint_of(file), checkpoint)
             height, width = file.attrs["original_size"].tolist()
-            return ImageEmbedding(torch.from_numpy(file["embedding"][()]), (height, width),
+            return ImageEmbedding(torch.from_numpy(file["embedding"][()]).float(), (height, width),
                                   tuple(file.attrs["input_size"].tolist()), int(file.attrs["encoder_input_size"]),
                                   checkpoint)
     except (OSError, KeyError) as error:
@@ -127,12 +159,13 @@ def check_same_checkpoint(what: Path | str, found: CheckpointId, asked: Checkpoi
 
 
 def save_missing_embeddings(images: Sequence[tuple[str, Path]], folder: Path, sam_type: str, checkpoint: Path,
-                            device: torch.device) -> int:
+                            device: torch.device, precision: str = "float32") -> int:
     """Computes the embeddings that are not there yet, one file per image. SAM is loaded only if one is missing.
 
     Args:
         images: stem and image file of each
-        folder: of this SAM type, holds `<stem>.h5`
+        folder: of this SAM type and precision, holds `<stem>.h5`
+        precision: "float32"; "float16" halves the files; "bf16" does so, and computes a ViT's blocks in bfloat16
     Returns:
         how many were computed
     Raises:
@@ -144,9 +177,14 @@ def save_missing_embeddings(images: Sequence[tuple[str, Path]], folder: Path, sa
     if not missing:
         return 0
     sam = load_sam(sam_type, checkpoint).to(device)
-    for stem, path in tqdm(missing, desc=f"SAM embeddings ({sam_type})", unit="image"):
-        embedding = compute_embedding(sam, read_grey(path), get_sam_type(sam_type).preprocessing, checkpoint_id)
-        save_embedding(embedding_path(folder, stem), embedding)
+    accelerate(sam.image_encoder, torch.bfloat16 if precision == "bf16" else torch.float32)
+    stored = np.float32 if precision == "float32" else np.float16
+    embeddings = compute_embeddings(sam, [path for _, path in missing], get_sam_type(sam_type).preprocessing,
+                                    checkpoint_id)
+    named = zip((embedding_path(folder, stem) for stem, _ in missing), embeddings, strict=True)
+    for _ in overlapped(lambda each: save_embedding(*each, stored),
+                        tqdm(named, f"SAM embeddings ({sam_type})", len(missing), unit="image")):
+        pass
     return len(missing)
 
 

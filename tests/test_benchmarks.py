@@ -31,8 +31,8 @@ def test_a_recorded_section_replaces_its_older_self_alone(monkeypatch, tmp_path)
     monkeypatch.setattr(measure, "RESULTS", tmp_path / "RESULTS.md")
     args = measure.argparse.Namespace(json=None, record=True)
     for benchmark, step in (("b", "old"), ("a", "kept"), ("b", "new")):
-        measure.report(args, benchmark, "what", [measure.Step(step, 4, 2, 0, 0)])
+        measure.report(args, benchmark, torch.device("cpu"), "what", [measure.Step(step, 4, 2, 0, 0)])
     text = measure.RESULTS.read_text()
     assert text.count("## python -m benchmarks.") == 2
     assert "old" not in text
-    assert text.index("| kept | 4.00 | 2.00 | 2.0 |") < text.index("| new |")
+    assert text.index("| kept | 4.00 | 2.00 | 2.00 |") < text.index("| new |")

@@ -103,11 +103,26 @@ def test_files_hold_what_was_computed_and_a_rerun_skips_them(monkeypatch, tmp_pa
     loaded = load_embedding(folder / "b.h5", identify(checkpoint))
     expected = compute_embedding(load_sam("small", checkpoint), radiograph(90, 50), "longest_side",
                                  identify(checkpoint))
-    assert torch.equal(loaded.embedding, expected.embedding)
+    torch.testing.assert_close(loaded.embedding, expected.embedding, rtol=0, atol=1e-5)
     assert (loaded.original_size, loaded.input_size, loaded.checkpoint) == (
         (90, 50), (128, 71), identify(checkpoint))
     monkeypatch.setattr(embeddings_module, "load_sam", None)  # nothing is missing, so nothing is loaded
     assert save_missing_embeddings(images, folder, "small", checkpoint, cpu) == 0
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float16", 1e-3), ("bf16", 0.1)])
+def test_half_precision_halves_the_files_and_is_read_as_float32(tmp_path, checkpoint, images, precision, tolerance):
+    cpu = torch.device("cpu")
+    for each in ("float32", precision):
+        save_missing_embeddings(images, tmp_path / each, "small", checkpoint, cpu, each)
+    for stem, _ in images:
+        exact, half = (load_embedding(tmp_path / each / f"{stem}.h5", identify(checkpoint)).embedding
+                       for each in ("float32", precision))
+        assert half.dtype == torch.float32
+        assert not torch.equal(half, exact)
+        torch.testing.assert_close(half, exact, rtol=0, atol=tolerance)
+    with h5py.File(tmp_path / precision / "a.h5") as file:
+        assert file["embedding"].dtype == np.float16
 
 
 def test_a_damaged_file_is_computed_again(tmp_path, checkpoint, images):

@@ -45,9 +45,10 @@ def warp(images: torch.Tensor, matrices: torch.Tensor, mode: str) -> torch.Tenso
 
 
 def train_epoch(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], loss_function: nn.Module,
-                optimizer: torch.optim.Optimizer, device: torch.device, data_aug: float) -> EpochStatistics:
+                optimizer: torch.optim.Optimizer, device: torch.device, data_aug: float,
+                bf16: bool = False) -> EpochStatistics:
     """One pass over `batches` of (B, 1, H, W) images and (B, C, H, W) bool masks, with affine augmentation
-    of strength `data_aug` (0: none)."""
+    of strength `data_aug` (0: none). `bf16`: convolutions in bfloat16; weights, loss and optimizer stay float32."""
     model.train()
     losses, dice = [], []
     for images, masks in batches:
@@ -55,7 +56,8 @@ def train_epoch(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Te
         if data_aug:
             matrices = random_affine(len(images), data_aug, device)
             images, masks = warp(images, matrices, "bilinear"), warp(masks, matrices, "nearest")
-        logits = model(images)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = model(images).float()
         loss = loss_function(logits, masks)
         optimizer.zero_grad()
         loss.backward()

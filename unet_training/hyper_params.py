@@ -10,12 +10,13 @@ from unet_training.epoch import bce_loss
 
 @dataclass(frozen=True)
 class Schedule:
-    """epochs: number of passes; lr: initial learning rate; data_aug: see `epoch.random_affine`."""
+    """epochs: number of passes; lr: initial learning rate; data_aug, bf16: see `epoch.train_epoch`."""
 
     epochs: int
     lr: float
     lr_scheduler: str
     data_aug: float
+    bf16: bool = False
 
     def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0)
@@ -36,6 +37,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--infer_batch_size", type=positive_int, default=16, help="images in a validation batch")
     parser.add_argument("--data_aug", type=float, default=0.03,
                         help="standard deviation of the random affine matrix's entries, 0 for no augmentation")
+    parser.add_argument("--bf16", action="store_true", help="train in bfloat16 where the network allows, faster; "
+                        "validation and prediction stay float32")
 
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +66,7 @@ def add_initial_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def schedule_from(args: argparse.Namespace) -> Schedule:
-    return Schedule(args.epochs, args.lr, args.lr_scheduler, args.data_aug)
+    return Schedule(args.epochs, args.lr, args.lr_scheduler, args.data_aug, args.bf16)
 
 
 def loss_from(args: argparse.Namespace, weights: Sequence[float], device: torch.device) -> torch.nn.Module:

@@ -39,7 +39,8 @@ def fit(model: UNet, train_batches: Iterable, val_batches: Iterable, loss_functi
                     initial=len(history), total=schedule.epochs)
     for epoch in progress:
         lr = optimizer.param_groups[0]["lr"]
-        train = train_epoch(model, train_batches, loss_function, optimizer, device, schedule.data_aug)
+        train = train_epoch(model, train_batches, loss_function, optimizer, device, schedule.data_aug,
+                            schedule.bf16)
         validation = validate(model, val_batches, loss_function, device)
         scheduler.step()
         history.append(_record(train, validation, lr))

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from utils.memory import keep_freed_memory
+
 if TYPE_CHECKING:
     import torch
 
@@ -16,6 +18,7 @@ def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.Argum
               argv: list[str] | None = None) -> None:
     """Runs `main(args)`. An `InputError` becomes one line on standard error and exit code 2."""
     args = parser.parse_args(argv)
+    keep_freed_memory()
     try:
         main(args)
     except InputError as error:

@@ -7,7 +7,7 @@ While it is being written the file is called `<name>.part`, and takes its name w
 """
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -15,6 +15,7 @@ import numpy as np
 
 from utils.cli import InputError
 from utils.files import atomic_path
+from utils.overlap import overlapped
 
 GROUP = "segmentation_mask"
 
@@ -114,6 +115,11 @@ class MaskWriter:
         if estimated_dice is not None:
             dataset.attrs["estimated_dice"] = estimated_dice
         self._file.flush()
+
+    def write_all(self, masks: Iterable[tuple[str, np.ndarray] | tuple[str, np.ndarray, np.ndarray]]) -> None:
+        """Stores what `masks` yields, the arguments of `write`; each is compressed while the next one is computed."""
+        for _ in overlapped(lambda each: self.write(*each), masks):
+            pass
 
     def __exit__(self, error_type, error, traceback) -> None:
         empty = len(self._file[GROUP]) == 0

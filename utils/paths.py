@@ -11,9 +11,9 @@ def mask_file(data_dir: Path, model_id: str, kind: str) -> Path:
     return data_dir / "seg_masks" / model_id / f"{kind}.h5"
 
 
-def embedding_folder(data_dir: Path, dataset: str, sam_type: str) -> Path:
-    """One file an image, `<stem>.h5`."""
-    return data_dir / dataset / "sam_embeddings" / sam_type
+def embedding_folder(data_dir: Path, dataset: str, sam_name: str) -> Path:
+    """One file an image, `<stem>.h5`; `sam_name` is SAM's type, and the precision unless that is float32."""
+    return data_dir / dataset / "sam_embeddings" / sam_name
 
 
 def training_state(runs_dir: Path, fingerprint: str) -> Path:

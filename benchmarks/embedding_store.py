@@ -1,0 +1,70 @@
+"""Times writing and reading image embeddings: the paper's gzip-9 HDF5, read once for each prompt, and ours.
+
+    python -m benchmarks.embedding_store
+    python -m benchmarks.embedding_store --sam_type vit_t --sam_checkpoint mobile_sam.pt
+
+Reading stands for the refinement of one image with 17 classes and two passes. Changed pixels are those of the refined
+masks.
+
+Reads   --image_folder, left out: the sample data's images (python -m scripts.make_phantoms); annotations_train.xml
+Writes  nothing, or the table: --json FILE, and --record into benchmarks/RESULTS.md
+"""
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import paper_way
+from benchmarks.inputs import add_input_arguments, checkpoint_from, images_from, predictions
+from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
+from segment_anything.embeddings import compute_embedding, load_embedding, save_embedding
+from segment_anything.registry import get_sam_type, load_sam
+from segment_anything.stored_decoder import StoredEmbeddingDecoder
+from utils.cli import run_stage, select_device, stage_parser
+from utils.files import read_grey
+from utils.refinement import RefinementOptions, refine
+
+READS = 34  # 17 classes, two passes
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = stage_parser("benchmarks.embedding_store", __doc__)
+    add_input_arguments(parser)
+    add_report_arguments(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> list[Step]:
+    """Returns the lines of the table."""
+    device, checkpoint, paths = select_device(args.gpu_id), checkpoint_from(args), images_from(args)
+    sam, preprocessing = load_sam(args.sam_type, checkpoint).to(device), get_sam_type(args.sam_type).preprocessing
+    decoder, watch = StoredEmbeddingDecoder.load(args.sam_type, checkpoint, device), Stopwatch(device)
+    found: dict[str, list[tuple[float, int]]] = {}
+    pixels = 0
+    with tempfile.TemporaryDirectory() as name:
+        gzipped, ours = Path(name) / "gzip.h5", Path(name) / "ours.h5"
+        for path, probabilities in zip(paths, predictions(), strict=False):
+            embedding = compute_embedding(sam, read_grey(path), preprocessing, decoder.checkpoint)
+            exact = refine(probabilities, embedding, decoder, RefinementOptions()).mask
+            pixels += exact.size
+            for dtype in (np.float32, np.float16):
+                write, read = f"write, {dtype.__name__}", f"read for one refinement, {dtype.__name__}"
+                watch.time(write, "baseline", paper_way.save_embedding, gzipped, embedding)
+                watch.time(write, "ours", save_embedding, ours, embedding, dtype)
+                watch.time(read, "baseline", lambda: [paper_way.read_embedding(gzipped) for _ in range(READS)])
+                loaded = watch.time(read, "ours", load_embedding, ours, decoder.checkpoint)
+                difference = (loaded.embedding - embedding.embedding).abs().max().item()
+                masks = refine(probabilities, loaded, decoder, RefinementOptions()).mask
+                for step in (write, read):
+                    found.setdefault(step, []).append((difference, int((masks != exact).sum())))
+                sizes = gzipped.stat().st_size, ours.stat().st_size
+    steps = [watch.step(step, max(each[0] for each in values), sum(each[1] for each in values))
+             for step, values in found.items()]
+    report(args, f"embedding_store --sam_type {args.sam_type}", device, f"{len(paths)} images, the first one to "
+           f"warm up; {pixels} mask pixels; bytes of the last image: gzip-9 {sizes[0]}, float16 {sizes[1]}", steps)
+    return steps
+
+
+if __name__ == "__main__":
+    run_stage(main, get_args_parser())

@@ -1,0 +1,54 @@
+"""What the benchmarks work on: radiographs, predicted masks of them, SAM's weights."""
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from scripts.dataset_description import load_description
+from scripts.segmentation_dataset import resize_masks
+from segment_anything.registry import SAM_TYPES, check_present, default_checkpoint
+from utils.cli import InputError
+from utils.cvat_parser import draw_masks, parse_cvat
+from utils.paths import DATA, ROOT
+
+
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sam_type", choices=tuple(SAM_TYPES), default="demo", help="which SAM")
+    parser.add_argument("--sam_checkpoint", type=Path, help="its weights (left out: where the stages look for them)")
+    parser.add_argument("--gpu_id", type=int, help="GPU to use (left out: the first one, or the CPU)")
+    add_image_arguments(parser)
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image_folder", type=Path, help="folder of radiographs, PNG",
+                        default=DATA / "phantom" / load_description("phantom").image_folder)
+    parser.add_argument("--images", type=int, default=4, help="how many images, one round each")
+
+
+def checkpoint_from(args: argparse.Namespace) -> Path:
+    """SAM's weights; an InputError where they aren't there."""
+    checkpoint = args.sam_checkpoint or default_checkpoint(args.sam_type, DATA)
+    check_present(args.sam_type, checkpoint)
+    return checkpoint
+
+
+def images_from(args: argparse.Namespace) -> list[Path]:
+    """The first images of the folder, at least two of them: the first round only warms up."""
+    paths = sorted(args.image_folder.glob("*.png"))[:args.images]
+    if len(paths) < 2:
+        raise InputError(f"{args.image_folder}: needs two PNG images or more; `python -m scripts.make_phantoms` draws "
+                         "the sample data, or name another folder with --image_folder")
+    return paths
+
+
+def predictions() -> Iterator[np.ndarray]:
+    """What a trained U-Net might say: blurred true masks with blobs of doubt, float32, (17, 384, 224)."""
+    description = load_description("phantom")
+    rng = np.random.default_rng(0)
+    for image in parse_cvat(ROOT / "annotations_train.xml"):
+        masks = resize_masks(draw_masks(image, description.labels), description.input_size)
+        doubt = [cv2.GaussianBlur(rng.random(mask.shape, np.float32), (0, 0), 3) for mask in masks]
+        blurred = [cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 1.5) for mask in masks]
+        yield np.clip(np.stack(blurred) * 0.9 + 6 * (np.stack(doubt) - 0.5), 0, 1)

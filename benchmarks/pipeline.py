@@ -1,0 +1,185 @@
+"""Times the stages between the two trainings from disk to disk, and measures how much memory they need for how many images.
+
+    python -m benchmarks.pipeline
+    python -m benchmarks.pipeline --images 10086
+
+The images are the folder's, over and over under new names. In place of a trained U-Net stands a small one (width 8)
+whose answers are replaced by masks made from annotations. The paper's way works on the first images alone.
+
+Reads   --image_folder, left out: the sample data's images (python -m scripts.make_phantoms)
+Writes  a temporary folder (--work_dir says where; 1.2 MB an image with the small SAM, 4 MB with the others), and the
+        table: --json FILE, and --record into benchmarks/RESULTS.md
+"""  # noqa: E501 (its first line is the help's)
+import argparse
+import itertools
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks import paper_way
+from benchmarks.inputs import add_input_arguments, checkpoint_from, predictions
+from benchmarks.measure import Step, add_report_arguments, report
+from scripts import save_refined_segmentations
+from scripts.generate_img_embeddings import embed_images
+from scripts.save_refined_segmentations import refine_images
+from scripts.segmentation_dataset import AnnotatedImages, ImageDataset, open_dataset
+from segment_anything.embeddings import compute_embedding, embedding_path, load_embedding
+from segment_anything.registry import get_sam_type, load_prompt_modules, load_sam
+from segment_anything.stored_decoder import StoredEmbeddingDecoder
+from unet_training.hyper_params import positive_int
+from unet_training.prediction import predict
+from unet_training.u_net import UNet
+from utils.cli import run_stage, select_device, stage_parser
+from utils.files import read_grey
+from utils.mask_store import MaskStore, MaskWriter
+from utils.memory import keep_freed_memory
+from utils.paths import embedding_folder
+from utils.refinement import RefinementOptions
+
+BATCH = 16
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = stage_parser("benchmarks.pipeline", __doc__)
+    add_input_arguments(parser)
+    parser.set_defaults(images=100)
+    parser.add_argument("--baseline_images", type=positive_int, default=3, help="how many the paper's way works on")
+    parser.add_argument("--work_dir", type=Path, help="where the temporary folder is made")
+    add_report_arguments(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> list[Step]:
+    """Returns the lines of the table."""
+    device = select_device(args.gpu_id)
+    checkpoint_from(args)
+    with tempfile.TemporaryDirectory(dir=args.work_dir) as name:
+        data = copied_images(args, Path(name))
+        model = StandIn(len(data.description.labels), device)
+        stems = data.unlabelled_stems(0, False, 0)
+        ours = Ours(args, data, model, device, Path(name))
+        measured = {stage: measure(getattr(ours, stage), stems) for stage in ("embeddings", "prediction", "refinement")}
+        steps = compare(args, ours, stems[:args.baseline_images], {stage: each[0] for stage, each in measured.items()})
+    memory = ", ".join(f"{stage} {megabytes:.0f} MB" for stage, (_, megabytes) in measured.items())
+    report(args, f"pipeline --images {args.images} --sam_type {args.sam_type}", device,
+           f"times per image; memory beyond what the process held before the stage, models included: {memory}; the "
+           f"paper's way on {args.baseline_images} images", steps)
+    return steps
+
+
+def copied_images(args: argparse.Namespace, folder: Path) -> AnnotatedImages:
+    """A phantom data set of as many unlabelled images as asked for, hard links to the folder's."""
+    originals = sorted(args.image_folder.glob("*.png"))
+    data = open_dataset("phantom", folder)
+    images = folder / "phantom" / data.description.image_folder
+    images.mkdir(parents=True)
+    for number in range(args.images):
+        (images / f"copy_{number:05}.png").symlink_to(originals[number % len(originals)].resolve())
+    return data
+
+
+def measure(stage: Callable, stems: list[str]) -> tuple[float, float]:
+    """Milliseconds per image, and megabytes of memory that the process took beyond what it held before."""
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    start = time.perf_counter()
+    stage(stems)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return 1e3 * seconds / len(stems), max(0, peak - before) / 1e6
+
+
+class StandIn(nn.Module):
+    """Computes as a small U-Net does, and says what a trained one might of a few images, in turn."""
+
+    def __init__(self, classes: int, device: torch.device):
+        super().__init__()
+        self.u_net = UNet(classes, base_width=8, n_last_channel=8).to(device).eval()
+        self.answers = torch.from_numpy(np.stack(list(itertools.islice(predictions(), 8)))).logit(eps=1e-4).to(device)
+        self.count = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.u_net(images)
+        chosen = [number % len(self.answers) for number in range(self.count, self.count + len(images))]
+        self.count += len(images)
+        return self.answers[chosen]
+
+
+class Ours:
+    """The stages' own functions on all images."""
+
+    def __init__(self, args: argparse.Namespace, data: AnnotatedImages, model: StandIn, device: torch.device,
+                 folder: Path):
+        self.args = save_refined_segmentations.get_args_parser().parse_args(
+            ["--dataset", "phantom", "--data_dir", str(folder), "--sam_type", args.sam_type,
+             *(["--sam_checkpoint", str(args.sam_checkpoint)] if args.sam_checkpoint else [])])
+        self.data, self.model, self.device, self.folder = data, model, device, folder
+        self.labels = data.description.labels
+
+    def embeddings(self, stems: list[str]) -> None:
+        embed_images(self.args, self.data, stems, self.device)
+
+    def prediction(self, stems: list[str]) -> None:
+        self.model.count = 0
+        with (writer := MaskWriter(self.folder / "raw.h5", self.labels, {})):
+            writer.write_all((stem, probabilities > 0.5) for stem, probabilities in
+                             predict(self.model, ImageDataset(self.data, stems), self.device, BATCH))
+
+    def refinement(self, stems: list[str]) -> None:
+        self.model.count = 0
+        with (writer := MaskWriter(self.folder / "refined.h5", self.labels, {})):
+            writer.write_all((stem, refined.mask, refined.estimated_dice) for stem, refined in
+                             refine_images(self.args, self.model, self.data, stems, self.device))
+
+
+def compare(args: argparse.Namespace, ours: Ours, stems: list[str], ours_ms: dict[str, float]) -> list[Step]:
+    """The same by the paper's way, on a few images; times and differences."""
+    checkpoint, device, folder = checkpoint_from(args), ours.device, ours.folder
+    sam, preprocessing = load_sam(args.sam_type, checkpoint).to(device), get_sam_type(args.sam_type).preprocessing
+    modules = [module.to(device) for module in load_prompt_modules(args.sam_type, checkpoint)]
+    identity = StoredEmbeddingDecoder.load(args.sam_type, checkpoint).checkpoint
+    images, theirs = ImageDataset(ours.data, stems), {}
+
+    def embed(stems: list[str]) -> None:
+        for stem in stems:
+            theirs[stem] = compute_embedding(sam, read_grey(ours.data.image_path(stem)), preprocessing, identity)
+            paper_way.save_embedding(folder / f"{stem}_gzip.h5", theirs[stem])
+
+    def predict_one_by_one(_: list[str]) -> None:
+        ours.model.count = 0
+        paper_way.predict(ours.model, images, device, folder / "raw_gzip.h5")
+
+    def refine(_: list[str]) -> None:
+        ours.model.count = 0
+        with h5py.File(folder / "refined_gzip.h5", "w") as file, torch.inference_mode():
+            for image, stem in (images[index] for index in range(len(images))):
+                masks, _ = paper_way.refine(ours.model(image[None].to(device)).sigmoid()[0], folder / f"{stem}_gzip.h5",
+                                            theirs[stem], *modules, RefinementOptions())
+                file.create_dataset(stem, data=masks, compression="gzip", compression_opts=9)
+
+    baseline = {"embeddings": embed, "prediction": predict_one_by_one, "refinement": refine}
+    keep_freed_memory(False)
+    baseline_ms = {stage: measure(baseline[stage], stems)[0] for stage in ours_ms}
+    stored = embedding_folder(folder, "phantom", args.sam_type)
+    difference = max((load_embedding(embedding_path(stored, stem), identity).embedding - theirs[stem].embedding)
+                     .abs().max().item() for stem in stems)
+    changed = {stage: changed_pixels(folder / f"{name}_gzip.h5", MaskStore(folder / f"{name}.h5", ours.labels), stems)
+               for stage, name in (("prediction", "raw"), ("refinement", "refined"))}
+    return [Step(stage, baseline_ms[stage], ours_ms[stage], difference if stage == "embeddings" else 0,
+                 changed.get(stage, 0)) for stage in ours_ms]
+
+
+def changed_pixels(theirs: Path, ours: MaskStore, stems: list[str]) -> int:
+    with h5py.File(theirs) as file:
+        return sum(int(np.count_nonzero(file[stem][()] != ours.mask(stem))) for stem in stems)
+
+
+if __name__ == "__main__":
+    run_stage(main, get_args_parser())

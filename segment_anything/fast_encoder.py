@@ -1,0 +1,78 @@
+"""The blocks of SAM's ViT image encoders, arranged for speed: same weights, same result up to rounding."""
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segment_anything.modeling import ImageEncoderViT
+from segment_anything.modeling.image_encoder import Block, get_rel_pos
+
+QUERIES = 512  # at once on the CPU
+
+
+def accelerate(encoder: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    """Replaces the blocks of an `ImageEncoderViT` in place; other encoders (TinyViT) stay as they are.
+
+    Args:
+        encoder: with its weights loaded; for inference only afterwards
+        dtype: of the blocks' matrix products and attention; everything else stays float32
+    """
+    if isinstance(encoder, ImageEncoderViT):
+        encoder.blocks = nn.ModuleList(FastBlock(block, dtype) for block in encoder.blocks)
+
+
+class FastBlock(nn.Module):
+    """Stands for one block of `ImageEncoderViT`: (B, H, W, C) float32 -> the same.
+
+    Relative positions enter attention as the bias of its scores. Windows are padded after the projection to queries,
+    keys and values, which makes of upstream's zeros just its bias.
+    """
+
+    def __init__(self, block: Block, dtype: torch.dtype):
+        super().__init__()
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.attn, self.mlp = block.attn.to(dtype), block.mlp.to(dtype)
+        self.window_size, self.dtype = block.window_size, dtype
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self._attention(self.norm1(tokens).to(self.dtype))
+        return tokens + self.mlp(self.norm2(tokens).to(self.dtype))
+
+    def _attention(self, tokens: Tensor) -> Tensor:
+        batch, height, width, _ = tokens.shape
+        side_y, side_x = (self.window_size,) * 2 if self.window_size else (height, width)
+        rows, columns = -(-height // side_y), -(-width // side_x)
+        qkv = self.attn.qkv(tokens)
+        if missing := (rows * side_y - height, columns * side_x - width) != (0, 0):
+            padded = self.attn.qkv.bias.expand(batch, rows * side_y, columns * side_x, -1).clone()
+            padded[:, :height, :width] = qkv
+            qkv = padded
+        # (q/k/v, batch, row and column of the window, head, y, x, channel)
+        qkv = qkv.view(batch, rows, side_y, columns, side_x, 3, self.attn.num_heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
+        seen = self._attend(*qkv.reshape(3, batch * rows * columns, *qkv.shape[4:]))
+        seen = seen.view(batch, rows, columns, *seen.shape[1:]).permute(0, 1, 4, 2, 5, 3, 6)
+        seen = seen.reshape(batch, rows * side_y, columns * side_x, -1)
+        return self.attn.proj(seen[:, :height, :width] if missing else seen)
+
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """All (windows, heads, y, x, channel)."""
+        height, width = queries.shape[2:4]
+        flat = [each.flatten(2, 3) for each in (queries, keys, values)]
+        if not self.attn.use_rel_pos:
+            return F.scaled_dot_product_attention(*flat).view_as(queries)
+        along_y = torch.einsum("bnyxc,ykc->bnyxk", queries, get_rel_pos(height, height, self.attn.rel_pos_h))
+        along_x = torch.einsum("bnyxc,xkc->bnyxk", queries, get_rel_pos(width, width, self.attn.rel_pos_w))
+        at_once = height * width if queries.is_cuda else QUERIES
+        portions = zip(*(each.split(at_once, dim=2) for each in (
+            flat[0], along_y.flatten(2, 3), along_x.flatten(2, 3))), strict=True)
+        return torch.cat([_attention(some, *flat[1:], (y[..., :, None] + x[..., None, :]).flatten(3))
+                          for some, y, x in portions], dim=2).view_as(queries)
+
+
+def _attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """Scaled dot product attention, all (windows, heads, tokens, channel); bias (windows, heads, queries, keys)."""
+    if queries.is_cuda:
+        return F.scaled_dot_product_attention(queries, keys, values, bias)
+    # on the CPU PyTorch's own takes twice as long in bfloat16, and a tenth less in float32
+    scaled = queries * queries.shape[-1] ** -0.5
+    scores = torch.baddbmm(*(each.flatten(0, 1) for each in (bias, scaled, keys.mT)))
+    return (scores.softmax(dim=2) @ values.flatten(0, 1)).view_as(queries)

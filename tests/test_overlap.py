@@ -1,0 +1,39 @@
+"""Overlapped reading and writing: order, errors, and how far ahead it runs."""
+import threading
+
+import pytest
+
+from utils.overlap import overlapped
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_results_come_in_order(threads):
+    assert list(overlapped(lambda item: item * item, range(20), threads)) == [item * item for item in range(20)]
+    assert list(overlapped(str, [], threads)) == []
+
+
+def test_an_error_comes_in_place_of_its_result():
+    results = overlapped(lambda item: 1 // item, [2, 1, 0, 5])
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_the_next_item_is_worked_on_meanwhile_and_no_more_than_that():
+    begun, taken = threading.Semaphore(0), []
+
+    def items():
+        for item in range(10):
+            taken.append(item)
+            yield item
+
+    def work(item: int) -> int:
+        begun.release()
+        return item
+
+    results = overlapped(work, items())
+    assert next(results) == 0
+    assert begun.acquire(timeout=5)
+    assert begun.acquire(timeout=5)  # the second one began before it was asked for
+    assert taken == [0, 1]
+    results.close()
