@@ -36,6 +36,13 @@ def clean_masks(probabilities: torch.Tensor) -> torch.Tensor:
     return masks
 
 
+def dilate(masks: torch.Tensor, radius: int = 8) -> torch.Tensor:
+    """Dilation by a square, as the maximum over all windows; bool, (C, H, W)."""
+    padded = F.pad(masks.float(), (radius,) * 4)
+    side = 2 * radius + 1
+    return padded.unfold(1, side, 1).unfold(2, side, 1).amax(dim=(3, 4)) > 0
+
+
 def save_embedding(path: Path, embedding: ImageEmbedding) -> None:
     """HDF5, gzip level 9."""
     with h5py.File(path, "w") as file:
@@ -85,6 +92,7 @@ def refine(probabilities: torch.Tensor, embedding_file: Path, embedding: ImageEm
     """The whole refinement of one image: masks, bool (C, H, W), and estimated Dice (C,). Of `embedding` only the sizes
     are used: its values are read from `embedding_file`, once for each prompt."""
     masks = clean_masks(probabilities)
+    dilate(masks)  # the released code computes this, and goes on with what it had before
     prompts = scale_prompts(extract_prompts(masks.cpu().numpy()), masks.shape[1:], embedding.input_size)
     estimates = np.full(len(masks), np.nan)
     for channel in np.flatnonzero(prompts.valid):

@@ -5,13 +5,19 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import measure, paper_way, refinement
-from utils.mask_cleaning import clean_masks
+from benchmarks import embedding_store, encoder, measure, paper_way, pipeline, random_walk, refinement, training
+from utils.mask_cleaning import apply_morphology, clean_masks
 
 
 def test_the_papers_way_of_cleaning_keeps_the_same_component():
     probabilities = np.random.default_rng(0).random((3, 14, 23), dtype=np.float32)
     np.testing.assert_array_equal(paper_way.clean_masks(torch.from_numpy(probabilities)), clean_masks(probabilities))
+
+
+def test_the_papers_way_of_dilating_is_one():
+    masks = np.random.default_rng(0).random((2, 40, 33)) > 0.99
+    expected = apply_morphology(masks, "dilation", "square", 8)
+    np.testing.assert_array_equal(paper_way.dilate(torch.from_numpy(masks)), expected)
 
 
 def test_refinement_changes_no_mask(phantom_data_dir, tmp_path):
@@ -25,6 +31,30 @@ def test_refinement_changes_no_mask(phantom_data_dir, tmp_path):
     lines = json.loads(file.read_text())
     assert set(lines[0]) == {"step", "baseline_ms", "ours_ms", "ratio", "max_abs_diff", "changed_pixels"}
     assert lines[0]["ratio"] == pytest.approx(lines[0]["baseline_ms"] / lines[0]["ours_ms"])
+
+
+@pytest.mark.parametrize(("benchmark", "arguments", "equal"), [
+    (encoder, [], ["image encoder demo, float32"]),
+    (embedding_store, [], ["write, float32", "read for one refinement, float32"]),
+    (random_walk, ["--radius", "3"], ["random walk, all classes"]),
+    (pipeline, ["--baseline_images", "1"], ["embeddings", "prediction", "refinement"]),
+])
+def test_other_stages_give_the_same_where_nothing_was_asked_to_differ(phantom_data_dir, benchmark, arguments, equal):
+    images = phantom_data_dir / "phantom" / "img_only_front_all_left"
+    parser = benchmark.get_args_parser()
+    steps = benchmark.main(parser.parse_args(["--image_folder", str(images), "--images", "2", *arguments]))
+    assert set(equal) <= {step.step for step in steps}
+    for step in steps:
+        assert min(step.baseline_ms, step.ours_ms) > 0
+        assert step.step not in equal or step.changed_pixels <= (2 if benchmark is random_walk else 0)
+
+
+def test_training_in_float32_ends_in_the_same_weights(phantom_data_dir):
+    arguments = ["--data_dir", str(phantom_data_dir), "--rounds", "1", "--base_width", "2", "--batch_size", "2",
+                 "--input_size", "64", "48"]
+    steps = {step.step: step for step in training.main(training.get_args_parser().parse_args(arguments))}
+    assert steps["training step, float32"].max_abs_diff == 0 < steps["training step, bf16 option"].max_abs_diff
+    assert steps["prediction"].changed_pixels == 0
 
 
 def test_a_recorded_section_replaces_its_older_self_alone(monkeypatch, tmp_path):
