@@ -20,7 +20,7 @@ from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
 from utils.mask_cleaning import clean_masks
-from utils.random_walk import SIGMA, random_walk, seeded_pixels
+from utils.random_walk import SETTINGS, random_walk, seeded_pixels
 
 STEP = "random walk, all classes"
 
@@ -28,21 +28,22 @@ STEP = "random walk, all classes"
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("benchmarks.random_walk", __doc__)
     add_image_arguments(parser)
-    parser.add_argument("--radius", type=int, default=8, help="of the background's erosion, in pixels")
+    parser.add_argument("--radius", type=int, default=SETTINGS["active"].radius, help="of the background's erosion")
     add_report_arguments(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> list[Step]:
     """Returns the line of the table."""
+    sigma = SETTINGS["active"].sigma
     watch, differences, changed, dice = Stopwatch(torch.device("cpu")), [], 0, []
     for path, probabilities in zip(paths := images_from(args), predictions(), strict=False):
         seeds = clean_masks(probabilities)
         grey = cv2.resize(read_grey(path), seeds.shape[:0:-1]).astype(np.float64)
         seeded = seeded_pixels(seeds, args.radius)
-        theirs = watch.time(STEP, "baseline", paper_way.random_walk, grey, seeded, seeds, SIGMA)
-        ours = watch.time(STEP, "ours", random_walk, grey, seeded, seeds, SIGMA)
-        exact = paper_way.random_walk(grey, seeded, seeds, SIGMA, tolerance=1e-12) > 0.5
+        theirs = watch.time(STEP, "baseline", paper_way.random_walk, grey, seeded, seeds, sigma)
+        ours = watch.time(STEP, "ours", random_walk, grey, seeded, seeds, sigma)
+        exact = paper_way.random_walk(grey, seeded, seeds, sigma, tolerance=1e-12) > 0.5
         differences.append(np.abs(theirs - ours).max())
         changed += int(((theirs > 0.5) != (ours > 0.5)).sum())
         dice.append(2 * (exact & (ours > 0.5)).sum() / (exact.sum() + (ours > 0.5).sum()))

@@ -14,6 +14,7 @@ from utils.cli import InputError
 from utils.experiment import Model, fetch_model, find_models
 from utils.offline_runs import describe
 from utils.paths import DATA
+from utils.random_walk import SETTINGS
 from utils.refinement import options_from
 
 
@@ -64,6 +65,29 @@ def print_sam_notice(args: argparse.Namespace, data: AnnotatedImages) -> None:
 def refined_kind(args: argparse.Namespace, data: AnnotatedImages) -> str:
     """Names the refinement that the arguments describe; different ones have different names."""
     return f"{options_from(args).name()}_{sam_name(args, data)}"
+
+
+def add_random_walk_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--random_walk", choices=tuple(SETTINGS), default="released",
+                        help="settings of the random walk: the released code's, at which it never acts, or others")
+
+
+def random_walk_kind(args: argparse.Namespace) -> str:
+    """Names the random walk's refinement that the arguments describe."""
+    return f"random_walk_{args.random_walk}_{args.ccl_selection}"
+
+
+def add_pseudo_label_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--pseudo_label", choices=("raw", "sam", "random_walk"), default=default,
+                        help="the U-Net's masks as they are, refined by SAM, or by a random walk")
+    add_random_walk_argument(parser)
+
+
+def pseudo_label_kind(args: argparse.Namespace, data: AnnotatedImages) -> str:
+    """Names the masks that `--pseudo_label` and the options of their refinement mean."""
+    if args.pseudo_label == "sam":
+        return refined_kind(args, data)
+    return "raw" if args.pseudo_label == "raw" else random_walk_kind(args)
 
 
 def task_parameters(args: argparse.Namespace, stage: str, **more: str) -> dict:

@@ -4,7 +4,7 @@
     python -m scripts.evaluate --model_id ID --split val --pseudo_label sam
     python -m scripts.evaluate --dataset phantom --model_id ID --split unlabelled --pseudo_label sam
 
-Saved masks are measured where there are some, else the model predicts (and SAM refines) on the spot. Unlabelled images
+Saved masks are measured where there are some, else they are predicted and refined on the spot. Unlabelled images
 can be measured where their truth is known, as that of the sample data is.
 
 Reads   a model by its id, a labelled split, with `--pseudo_label sam` SAM's weights and embeddings
@@ -24,13 +24,15 @@ from scripts.arguments import (
     add_common_arguments,
     add_model_arguments,
     add_prediction_arguments,
+    add_pseudo_label_argument,
     add_sam_arguments,
     load_model_and_data,
     print_sam_notice,
-    refined_kind,
+    pseudo_label_kind,
     task_parameters,
     unlabelled_stems,
 )
+from scripts.save_random_walk_segmentations import walk_images
 from scripts.save_refined_segmentations import refine_images
 from scripts.segmentation_dataset import AnnotatedImages, ImageDataset
 from unet_training.prediction import predict
@@ -63,8 +65,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_model_arguments(parser)
     add_prediction_arguments(parser)
     parser.add_argument("--split", choices=("train", "val", "test", "unlabelled"), default="test", help="which images")
-    parser.add_argument("--pseudo_label", choices=("raw", "sam"), default="raw",
-                        help="the U-Net's masks as they are, or refined by SAM")
+    add_pseudo_label_argument(parser, default="raw")
     parser.add_argument("--results_dir", type=Path, default=RESULTS, help="folder of the results")
     add_sam_arguments(parser)
     add_refinement_arguments(parser)
@@ -80,7 +81,7 @@ def main(args: argparse.Namespace) -> Summary:
     if without_truth:
         raise InputError(f"data set {args.dataset}: the true masks of the {args.split} images are not known "
                          f"({without_truth[0]}, ...); name another --split")
-    kind = "raw" if args.pseudo_label == "raw" else refined_kind(args, data)
+    kind = pseudo_label_kind(args, data)
     folder = args.results_dir / args.dataset / model.id / f"{args.split}_{kind}"
     with start("evaluate", task_parameters(args, "evaluate", masks=kind), ("evaluate", args.dataset)) as experiment:
         experiment.use_model(model.id)
@@ -104,7 +105,7 @@ def main(args: argparse.Namespace) -> Summary:
 def masks_of(args: argparse.Namespace, model_id: str, u_net: UNet, data: AnnotatedImages, stems: list[str],
              device: torch.device) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (stem, bool (C, H, W)): the saved masks if they are all there, else computed now."""
-    kind = "raw" if args.pseudo_label == "raw" else refined_kind(args, data)
+    kind = pseudo_label_kind(args, data)
     path = mask_file(args.data_dir, model_id, kind)
     saved = MaskStore(path, data.description.labels) if path.exists() else ()
     if all(stem in saved for stem in stems):
@@ -112,6 +113,8 @@ def masks_of(args: argparse.Namespace, model_id: str, u_net: UNet, data: Annotat
     elif args.pseudo_label == "raw":
         for stem, probabilities in predict(u_net, ImageDataset(data, stems), device, args.infer_batch_size):
             yield stem, probabilities > 0.5
+    elif args.pseudo_label == "random_walk":
+        yield from walk_images(args, u_net, data, stems, device)
     else:
         yield from ((stem, refined.mask) for stem, refined in refine_images(args, u_net, data, stems, device))
 

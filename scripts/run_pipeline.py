@@ -16,14 +16,16 @@ from types import ModuleType
 
 import numpy as np
 
-from scripts import evaluate, save_refined_segmentations, save_segmentations
+from scripts import evaluate, save_random_walk_segmentations, save_refined_segmentations, save_segmentations
 from scripts.arguments import (
     add_common_arguments,
+    add_pseudo_label_argument,
     add_sam_arguments,
     add_unlabelled_arguments,
     print_sam_notice,
-    refined_kind,
+    pseudo_label_kind,
     resolve_sam,
+    sam_name,
     task_parameters,
 )
 from scripts.segmentation_dataset import AnnotatedImages, open_dataset
@@ -45,6 +47,7 @@ from utils.refinement import add_refinement_arguments, options_from
 
 Row = tuple[str, str, evaluate.Summary]
 PICTURED = 2
+REFINERS = {"sam": save_refined_segmentations, "random_walk": save_random_walk_segmentations}
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -55,6 +58,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_loading_arguments(parser)
     add_unlabelled_arguments(parser)
     add_final_arguments(parser)
+    add_pseudo_label_argument(parser, default="sam")
     add_sam_arguments(parser)
     add_refinement_arguments(parser)
     parser.add_argument("--results_dir", type=Path, default=RESULTS, help="folder of the table and the pictures")
@@ -65,20 +69,24 @@ def main(args: argparse.Namespace) -> list[Row]:
     """Returns the rows of the table."""
     data = open_dataset(args.dataset, args.data_dir, args.input_size)
     options_from(args)  # a mistake in what comes late is told before the hours of training
-    check_present(*resolve_sam(args, data))
+    if args.pseudo_label == "sam":
+        check_present(*resolve_sam(args, data))
     headline("initial U-Net")
     initial = trained_once(training, args, "initial")
     headline("raw pseudo labels")
     run(save_segmentations, args, model_id=initial)
-    headline("refined pseudo labels")
-    run(save_refined_segmentations, args, model_id=initial)
+    measured = {"raw": "raw"}
+    if args.pseudo_label in REFINERS:
+        measured["refined"] = args.pseudo_label
+        headline("refined pseudo labels")
+        run(REFINERS[args.pseudo_label], args, model_id=initial)
     headline("final U-Net")
-    final = trained_once(training_on_pseudo_labels, args, "final", model_id=initial, pseudo_label="sam")
+    final = trained_once(training_on_pseudo_labels, args, "final", model_id=initial)
     headline("evaluation")
     rows = [("initial", "test", run(evaluate, args, model_id=initial, split="test", pseudo_label="raw"))]
     if all(data.has_truth(stem) for stem in data.unlabelled_stems(args.num_train_samples, args.split500, args.seed)):
         rows += [(what, "unlabelled", run(evaluate, args, model_id=initial, split="unlabelled", pseudo_label=label))
-                 for what, label in (("raw", "raw"), ("refined", "sam"))]
+                 for what, label in measured.items()]
     rows.append(("final", "test", run(evaluate, args, model_id=final, split="test", pseudo_label="raw")))
     write_table(args.results_dir / "results.csv", rows)
     write_png(args.results_dir / "pipeline.png", picture_of_the_pipeline(args, data, initial))
@@ -123,7 +131,8 @@ def write_table(path: Path, rows: list[Row]) -> None:
 
 def picture_of_the_pipeline(args: argparse.Namespace, data: AnnotatedImages, initial: str) -> np.ndarray:
     """The first unlabelled images with what the stages made of them (and the truth where it is known), RGB."""
-    kinds = {"raw": "initial U-Net", refined_kind(args, data): f"refined by SAM ({resolve_sam(args, data)[0]})"}
+    kinds = {"raw": "initial U-Net"}
+    kinds.setdefault(pseudo_label_kind(args, data), refinement_of(args, data))
     stores = {title: MaskStore(mask_file(args.data_dir, initial, kind), data.description.labels)
               for kind, title in kinds.items()}
     rows = []
@@ -136,15 +145,21 @@ def picture_of_the_pipeline(args: argparse.Namespace, data: AnnotatedImages, ini
     return stack(rows)
 
 
+def refinement_of(args: argparse.Namespace, data: AnnotatedImages) -> str:
+    return {"raw": "no refinement", "sam": f"SAM type {sam_name(args, data)}",
+            "random_walk": f"random walk ({args.random_walk})"}[args.pseudo_label]
+
+
 def print_table(args: argparse.Namespace, data: AnnotatedImages, rows: list[Row]) -> None:
     names = {"initial": "initial U-Net", "raw": "raw pseudo labels", "refined": "refined pseudo labels",
              "final": "final U-Net"}
     print(f"\nData set {args.dataset}, {args.num_train_samples} labelled images, seed {args.seed}, "
-          f"SAM type {resolve_sam(args, data)[0]}")
+          f"{refinement_of(args, data)}")
     print(f"{'':24}{'images':>18}  Dice in %, mean ± std")
     for what, split, summary in rows:
         print(f"{names[what]:24}{f'{summary.count} {split}':>18}  {summary.mean:6.2f} ± {summary.std:5.2f}")
-    print_sam_notice(args, data)
+    if args.pseudo_label == "sam":
+        print_sam_notice(args, data)
     print(f"table and overlays: {args.results_dir}")
 
 

@@ -165,11 +165,16 @@ def load_image(path: Path, description: DatasetDescription) -> np.ndarray:
     Raises:
         InputError: the image is missing or unreadable.
     """
+    scaled = read_scaled(path, description.input_size)
+    return ((scaled - description.mean) / description.std).astype(np.float32)[None]
+
+
+def read_scaled(path: Path, size: Sequence[int]) -> np.ndarray:
+    """Reads a radiograph as float32 in [0, 1], resized bilinearly to `size` (H, W); errors as of `load_image`."""
     grey = read_grey(path)
-    height, width = description.input_size
-    scaled = grey.astype(np.float32) / np.iinfo(grey.dtype).max
-    resized = cv2.resize(scaled, (width, height), interpolation=cv2.INTER_LINEAR)
-    return ((resized - description.mean) / description.std).astype(np.float32)[None]
+    height, width = size
+    return cv2.resize(grey.astype(np.float32) / np.iinfo(grey.dtype).max, (width, height),
+                      interpolation=cv2.INTER_LINEAR)
 
 
 def resize_masks(masks: np.ndarray, size: Sequence[int]) -> np.ndarray:

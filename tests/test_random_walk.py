@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import skimage.segmentation
 
-from utils.random_walk import random_walk, random_walk_masks
+from utils.random_walk import SETTINGS, Settings, random_walk, random_walk_masks
 
 
 def scene(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,14 +53,14 @@ def test_labels_equal_scikit_image_where_masks_do_not_overlap():
 
 def test_an_uneroded_background_leaves_nothing_to_decide():
     grey, masks = scene(30, 20)
-    for radius in (0, 1):
-        np.testing.assert_array_equal(random_walk_masks(grey, masks, radius, 19.87), masks)
+    for settings in (Settings(0, 19.87), SETTINGS["released"]):
+        np.testing.assert_array_equal(random_walk_masks(grey, masks, settings), masks)
 
 
 def test_masks_grow_to_the_images_edge():
     grey, masks = scene(60, 44)
     truth = np.hypot(*(np.mgrid[:60, :44] - np.array([30, 22])[:, None, None])) < 20
-    grown = random_walk_masks(grey, masks[:1], 12, 19.87)[0]
+    grown = random_walk_masks(grey, masks[:1], Settings(12, 19.87))[0]
     assert (grown & ~masks[0]).any()
     assert not (grown & ~truth).sum() > 0.02 * truth.sum()
     assert 2 * (grown & truth).sum() / (grown.sum() + truth.sum()) > 0.95
@@ -68,4 +68,4 @@ def test_masks_grow_to_the_images_edge():
 
 @pytest.mark.parametrize("masks", [np.zeros((3, 8, 9), bool), np.ones((3, 8, 9), bool)])
 def test_no_foreground_and_no_background(masks):
-    np.testing.assert_array_equal(random_walk_masks(np.zeros((8, 9)), masks, 4, 10.0), masks)
+    np.testing.assert_array_equal(random_walk_masks(np.zeros((8, 9)), masks, Settings(4, 10.0)), masks)

@@ -12,22 +12,29 @@ import torch
 from lxml import etree
 from PIL import Image
 
-from scripts import evaluate, run_pipeline, save_refined_segmentations, save_segmentations
-from scripts.segmentation_dataset import open_dataset
+from scripts import (
+    evaluate,
+    run_pipeline,
+    save_random_walk_segmentations,
+    save_refined_segmentations,
+    save_segmentations,
+)
+from scripts.segmentation_dataset import load_image, open_dataset
 from segment_anything.registry import default_checkpoint
 from tests.conftest import ROOT
 from unet_training import training, training_on_pseudo_labels
 from unet_training.u_net import load_checkpoint
 from utils.cli import run_stage
 from utils.experiment import fetch_model, find_models
+from utils.mask_cleaning import clean_masks
 from utils.mask_store import MaskStore, MaskWriter
 from utils.paths import mask_file
 
 STAGES = ["scripts.make_phantoms", "scripts.copy_and_process_graz_imgs", "scripts.prepare_jsrt",
           "unet_training.training", "scripts.save_segmentations", "scripts.generate_img_embeddings",
-          "scripts.save_refined_segmentations", "unet_training.training_on_pseudo_labels", "scripts.evaluate",
-          "scripts.run_pipeline", "scripts.download_checkpoint", "scripts.train_demo_sam",
-          "scripts.upload_offline_runs"]
+          "scripts.save_refined_segmentations", "scripts.save_random_walk_segmentations",
+          "unet_training.training_on_pseudo_labels", "scripts.evaluate", "scripts.run_pipeline",
+          "scripts.download_checkpoint", "scripts.train_demo_sam", "scripts.upload_offline_runs"]
 SMALL = ["--epochs", "2", "--base_width", "4", "--n_last_channel", "4", "--input_size", "96", "64",
          "--data_sample_per_epoch", "8", "--batch_size", "4"]
 N = ["--num_train_samples", "3"]
@@ -125,6 +132,38 @@ def test_other_options_go_to_another_file(workplace, refined):
     assert box_alone != refined and box_alone.parent == refined.parent and refined.exists()
 
 
+def test_half_precision_embeddings_and_their_masks_have_names_of_their_own(workplace, refined):
+    data_dir, _ = workplace
+    half = run(save_refined_segmentations, data_dir, *N, "--embeddings", "float16")
+    assert half.name == refined.name.replace("_demo", "_demo_float16")
+    assert len(list((data_dir / "phantom" / "sam_embeddings" / "demo_float16").iterdir())) == 12
+    labels = open_dataset("phantom", data_dir).description.labels
+    exact, rounded = MaskStore(refined, labels), MaskStore(half, labels)
+    assert np.mean([exact.mask(stem) != rounded.mask(stem) for stem in exact.stems]) < 1e-4
+
+
+def test_random_walk_starts_from_the_cleaned_masks_and_acts_only_where_asked(workplace, tmp_path):
+    data_dir, model_id = workplace
+    settings = ("released", "active")
+    files = [run(save_random_walk_segmentations, data_dir, *N, "--random_walk", each) for each in settings]
+    assert [path.stem for path in files] == [f"random_walk_{each}_highest_probability" for each in settings]
+    data = open_dataset("phantom", data_dir, (96, 64))
+    released, active = (MaskStore(path, data.description.labels) for path in files)
+    u_net = load_checkpoint(fetch_model(model_id).weights, torch.device("cpu"))[0].eval()
+    image = torch.from_numpy(load_image(data.image_path(released.stems[0]), data.description))
+    with torch.inference_mode():
+        cleaned = clean_masks(u_net(image[None])[0].sigmoid().numpy())
+    np.testing.assert_array_equal(released.mask(released.stems[0]), cleaned)
+    assert all((active.mask(stem) >= released.mask(stem)).all() for stem in active.stems)
+    assert any((active.mask(stem) != released.mask(stem)).any() for stem in active.stems)
+    arguments = ["--pseudo_label", "random_walk", "--random_walk", "active"]
+    final = run(training_on_pseudo_labels, data_dir, *N, *arguments, "--epochs", "1", "--batch_size", "4")
+    assert fetch_model(final).parameters["masks"] == files[1].stem
+    on_the_spot = run(evaluate, data_dir, "--model_id", model_id, "--split", "val", *arguments, "--results_dir",
+                      str(tmp_path))
+    assert on_the_spot.count == 10
+
+
 @pytest.mark.parametrize("arguments", [["--pseudo_label", "sam"], ["--pseudo_label", "raw", "--no-train_from_scratch"]])
 def test_final_model_trains_on_the_masks_that_the_arguments_name(workplace, refined, arguments):
     data_dir, model_id = workplace
@@ -198,6 +237,10 @@ def test_pipeline_passes_ids_and_skips_what_is_there(workplace, tmp_path, capsys
     assert "demo" in capsys.readouterr().out
     assert run(run_pipeline, data_dir, *arguments) == rows
     assert len(find_models(seed=7, dataset="phantom")) == 2
+    others = [run(run_pipeline, data_dir, *arguments, "--pseudo_label", label) for label in ("raw", "random_walk")]
+    assert [[what for what, _, _ in each] for each in others] == [["initial", "raw", "final"],
+                                                                  ["initial", "raw", "refined", "final"]]
+    assert len(find_models(seed=7, dataset="phantom", stage="initial")) == 1
 
 
 def error_line(capsys, stage, *arguments) -> str:

@@ -1,4 +1,4 @@
-"""Trains the final U-Net on saved pseudo labels, raw or refined by SAM (paper, section 2).
+"""Trains the final U-Net on saved pseudo labels, raw or refined (paper, section 2).
 
     python -m unet_training.training_on_pseudo_labels --gpu_id 0 --pseudo_label sam --prompt1st box --prompt2nd pos_points neg_points --num_train_samples 43
     python -m unet_training.training_on_pseudo_labels --dataset phantom --num_train_samples 5 --epochs 40 --batch_size 4 --lr 4e-3
@@ -6,7 +6,8 @@
 The first line is the paper's setting, for a GPU; the second one takes a few minutes on two CPU cores.
 The network has the initial one's architecture and input size. Prints `model id: <id>` as its last line.
 
-Reads   the masks that scripts.save_segmentations or scripts.save_refined_segmentations saved for the initial model,
+Reads   the masks that scripts.save_segmentations, scripts.save_refined_segmentations or
+        scripts.save_random_walk_segmentations saved for the initial model,
         their images, and the labelled validation images
 Writes  a model, known by its id: on the ClearML server, or in runs/ without one
 """  # noqa: E501 (a command to copy)
@@ -18,10 +19,11 @@ from torch.utils.data import DataLoader
 from scripts.arguments import (
     add_common_arguments,
     add_model_arguments,
+    add_pseudo_label_argument,
     add_sam_arguments,
     add_unlabelled_arguments,
     load_model_and_data,
-    refined_kind,
+    pseudo_label_kind,
     task_parameters,
     unlabelled_stems,
 )
@@ -48,7 +50,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_common_arguments(parser)
     add_model_arguments(parser)
     add_unlabelled_arguments(parser)
-    parser.add_argument("--pseudo_label", choices=("raw", "sam"), default="sam", help="which saved masks to train on")
+    add_pseudo_label_argument(parser, default="sam")
     add_final_arguments(parser)
     add_sam_arguments(parser)
     add_refinement_arguments(parser)
@@ -61,7 +63,7 @@ def main(args: argparse.Namespace) -> str:
     """Returns the id of the trained model."""
     device = select_device(args.gpu_id)
     initial, u_net, training, data = load_model_and_data(args, device)
-    kind = "raw" if args.pseudo_label == "raw" else refined_kind(args, data)
+    kind = pseudo_label_kind(args, data)
     masks = MaskStore(mask_file(args.data_dir, initial.id, kind), training.labels)
     train = PseudoLabelDataset(data, unlabelled_stems(args, initial, data), masks)
     if len(train) < args.batch_size:

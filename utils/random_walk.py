@@ -1,27 +1,38 @@
 """Refinement by a random walk on the image instead of SAM (Grady 2006; the paper's comparison)."""
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import skimage.morphology
 from scipy import sparse
 from scipy.sparse.linalg import splu
 
-SIGMA = 19.87  # of the released code, tuned by its authors
 DIAGONAL = 1e-5  # added to the Laplacian, so that pixels far from every seed have a solution
 
 
-def random_walk_masks(grey: np.ndarray, cleaned: np.ndarray, radius: int, sigma: float = SIGMA) -> np.ndarray:
+@dataclass(frozen=True)
+class Settings:
+    """radius: of the background's erosion, see `seeded_pixels`; sigma: of the weights, see `random_walk`."""
+
+    radius: int
+    sigma: float
+
+
+SETTINGS = {"released": Settings(1, 19.87), "active": Settings(8, 19.87)}  # the released code's never erode
+
+
+def random_walk_masks(grey: np.ndarray, cleaned: np.ndarray, settings: Settings) -> np.ndarray:
     """Lets cleaned masks grow into the ring between them and the background, along the image's edges.
 
     Args:
         grey: 0..255, (H, W), at the masks' size
         cleaned: bool, (C, H, W)
-        radius, sigma: see `seeded_pixels`, `random_walk`
     Returns:
         bool, (C, H, W)
     """
-    seeded, masks = seeded_pixels(cleaned, radius), cleaned.copy()
+    seeded, masks = seeded_pixels(cleaned, settings.radius), cleaned.copy()
     if not seeded.all():
-        masks[:, ~seeded] = random_walk(grey, seeded, cleaned, sigma) > 0.5
+        masks[:, ~seeded] = random_walk(grey, seeded, cleaned, settings.sigma) > 0.5
     return masks
 
 

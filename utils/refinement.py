@@ -133,8 +133,7 @@ def add_refinement_arguments(parser: argparse.ArgumentParser) -> None:
                        help=f"prompts of the first pass, from {', '.join(PROMPT_NAMES)}")
     group.add_argument("--prompt2nd", nargs="*", default=list(default.prompt2nd), metavar="PROMPT",
                        help="prompts of the second pass; nothing after the argument: no second pass")
-    group.add_argument("--ccl_selection", default=default.ccl_selection, metavar="SELECTION",
-                       help=f"which connected component of each class is kept: {', '.join(SELECTIONS)}")
+    add_ccl_argument(group)
     group.add_argument("--morphology", default=default.morphology, metavar="BEHAVIOUR",
                        help="released: no effect, as in the paper's released code; paper: applied, as it is described")
     group.add_argument("--morphology_operation", default=default.morphology_operation, metavar="OPERATION",
@@ -143,6 +142,11 @@ def add_refinement_arguments(parser: argparse.ArgumentParser) -> None:
                        help=f"with --morphology paper: {', '.join(ELEMENTS)}")
     group.add_argument("--morphology_radius", type=int, default=default.morphology_radius, metavar="PIXELS",
                        help="with --morphology paper: radius of the element")
+
+
+def add_ccl_argument(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--ccl_selection", default=RefinementOptions().ccl_selection, metavar="SELECTION",
+                        help=f"which connected component of each class is kept: {', '.join(SELECTIONS)}")
 
 
 def options_from(args: argparse.Namespace) -> RefinementOptions:
