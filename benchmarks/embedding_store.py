@@ -6,7 +6,7 @@
 Reading stands for the refinement of one image with 17 classes and two passes. Changed pixels are those of the refined
 masks.
 
-Reads   --image_folder, left out: the sample data's images (python -m scripts.make_phantoms); annotations_train.xml
+Reads   --image_folder (left out: benchmarks/inputs.py says which); annotations_train.xml
 Writes  nothing, or the table: --json FILE, and --record into benchmarks/RESULTS.md
 """
 import argparse
@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import paper_way
-from benchmarks.inputs import add_input_arguments, checkpoint_from, images_from, predictions
+from benchmarks.inputs import add_input_arguments, checkpoint_from, describe, device_from, images_from, predictions
 from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
 from segment_anything.embeddings import compute_embedding, load_embedding, save_embedding
 from segment_anything.registry import get_sam_type, load_sam
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
-from utils.cli import run_stage, select_device, stage_parser
+from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
 from utils.refinement import RefinementOptions, refine
 
@@ -37,7 +37,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> list[Step]:
     """Returns the lines of the table."""
-    device, checkpoint, paths = select_device(args.gpu_id), checkpoint_from(args), images_from(args)
+    device, checkpoint, paths = device_from(args), checkpoint_from(args), images_from(args)
     sam, preprocessing = load_sam(args.sam_type, checkpoint).to(device), get_sam_type(args.sam_type).preprocessing
     decoder, watch = StoredEmbeddingDecoder.load(args.sam_type, checkpoint, device), Stopwatch(device)
     found: dict[str, list[tuple[float, int]]] = {}
@@ -61,8 +61,9 @@ def main(args: argparse.Namespace) -> list[Step]:
                 sizes = gzipped.stat().st_size, ours.stat().st_size
     steps = [watch.step(step, max(each[0] for each in values), sum(each[1] for each in values))
              for step, values in found.items()]
-    report(args, f"embedding_store --sam_type {args.sam_type}", device, f"{len(paths)} images, the first one to "
-           f"warm up; {pixels} mask pixels; bytes of the last image: gzip-9 {sizes[0]}, float16 {sizes[1]}", steps)
+    report(args, f"embedding_store --sam_type {args.sam_type}", device,
+           f"{describe(paths)}; {pixels} mask pixels; bytes of the last image: gzip-9 {sizes[0]}, float16 {sizes[1]}",
+           steps)
     return steps
 
 

@@ -6,7 +6,7 @@
 Where the weights of the type are missing they are random, which takes as long. With the real ones the masks of a whole
 refinement are compared, too: changed pixels, and their Dice with those of the package's encoder.
 
-Reads   --image_folder, left out: the sample data's images (python -m scripts.make_phantoms); annotations_train.xml
+Reads   --image_folder (left out: benchmarks/inputs.py says which); annotations_train.xml
 Writes  nothing, or the table: --json FILE, and --record into benchmarks/RESULTS.md
 """
 import argparse
@@ -15,7 +15,7 @@ import copy
 import numpy as np
 import torch
 
-from benchmarks.inputs import add_input_arguments, images_from, predictions
+from benchmarks.inputs import add_input_arguments, describe, device_from, images_from, predictions
 from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
 from segment_anything.checkpoints import CheckpointId
 from segment_anything.embeddings import ImageEmbedding, compute_embedding
@@ -23,7 +23,7 @@ from segment_anything.fast_encoder import accelerate
 from segment_anything.modeling import Sam
 from segment_anything.registry import default_checkpoint, get_sam_type, load_sam
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
-from utils.cli import run_stage, select_device, stage_parser
+from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
 from utils.paths import DATA
 from utils.refinement import RefinementOptions, refine
@@ -41,7 +41,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> list[Step]:
     """Returns the lines of the table."""
-    device = select_device(args.gpu_id)
+    device = device_from(args)
     paths = images_from(args)
     checkpoint = args.sam_checkpoint or default_checkpoint(args.sam_type, DATA)
     upstream = load_sam(args.sam_type, checkpoint) if checkpoint.is_file() else random_sam(args.sam_type)
@@ -61,8 +61,8 @@ def main(args: argparse.Namespace) -> list[Step]:
              for step, found in differences.items()]
     notes = "".join(f"; {step}: masks' Dice with upstream's {np.mean([each[2] for each in found]):.4f}"
                     for step, found in differences.items() if decoder)
-    report(args, f"encoder --sam_type {args.sam_type}", device, f"{len(paths)} images, the first one to warm "
-           f"up; {'weights ' + identity.name if decoder else identity.name}{notes}", steps)
+    report(args, f"encoder --sam_type {args.sam_type}", device,
+           f"{describe(paths)}; {'weights ' + identity.name if decoder else identity.name}{notes}", steps)
     return steps
 
 

@@ -5,26 +5,42 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 from scripts.dataset_description import load_description
 from scripts.segmentation_dataset import resize_masks
 from segment_anything.registry import SAM_TYPES, check_present, default_checkpoint
-from utils.cli import InputError
+from unet_training.hyper_params import positive_int
+from utils.cli import InputError, select_device
 from utils.cvat_parser import draw_masks, parse_cvat
 from utils.paths import DATA, ROOT
+
+REAL = ROOT.parent / "shared" / "data" / "jsrt" / "images"  # chest radiographs, where they lie beside the project
+DRAWN = DATA / "phantom" / load_description("phantom").image_folder
 
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sam_type", choices=tuple(SAM_TYPES), default="demo", help="which SAM")
     parser.add_argument("--sam_checkpoint", type=Path, help="its weights (left out: where the stages look for them)")
-    parser.add_argument("--gpu_id", type=int, help="GPU to use (left out: the first one, or the CPU)")
+    add_device_argument(parser)
     add_image_arguments(parser)
 
 
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where to compute (left out: the GPU, if any)")
+
+
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image_folder", type=Path, help="folder of radiographs, PNG",
-                        default=DATA / "phantom" / load_description("phantom").image_folder)
-    parser.add_argument("--images", type=int, default=4, help="how many images, one round each")
+    parser.add_argument("--image_folder", type=Path, default=REAL if REAL.is_dir() else DRAWN,
+                        help="folder of radiographs, PNG")
+    parser.add_argument("--images", type=positive_int, default=4, help="how many images, one round each")
+
+
+def device_from(args: argparse.Namespace) -> torch.device:
+    """Raises InputError where the GPU that is asked for isn't there."""
+    if args.device == "cpu":
+        return torch.device("cpu")
+    return select_device(0 if args.device == "cuda" else None)
 
 
 def checkpoint_from(args: argparse.Namespace) -> Path:
@@ -41,6 +57,11 @@ def images_from(args: argparse.Namespace) -> list[Path]:
         raise InputError(f"{args.image_folder}: needs two PNG images or more; `python -m scripts.make_phantoms` draws "
                          "the sample data, or name another folder with --image_folder")
     return paths
+
+
+def describe(paths: list[Path]) -> str:
+    """How many images of which data set."""
+    return f"{len(paths)} images ({paths[0].parents[1].name}), the first one to warm up"
 
 
 def predictions() -> Iterator[np.ndarray]:

@@ -3,10 +3,10 @@
     python -m benchmarks.pipeline
     python -m benchmarks.pipeline --images 10086
 
-The images are the folder's, over and over under new names. In place of a trained U-Net stands a small one (width 8)
+The images are the folder's, over and over under new names. In place of a trained U-Net stands one of random weights
 whose answers are replaced by masks made from annotations. The paper's way works on the first images alone.
 
-Reads   --image_folder, left out: the sample data's images (python -m scripts.make_phantoms)
+Reads   --image_folder (left out: benchmarks/inputs.py says which)
 Writes  a temporary folder (--work_dir says where; 1.2 MB an image with the small SAM, 4 MB with the others), and the
         table: --json FILE, and --record into benchmarks/RESULTS.md
 """  # noqa: E501 (its first line is the help's)
@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from benchmarks import paper_way
-from benchmarks.inputs import add_input_arguments, checkpoint_from, predictions
+from benchmarks.inputs import add_input_arguments, checkpoint_from, device_from, predictions
 from benchmarks.measure import Step, add_report_arguments, report
 from scripts import save_refined_segmentations
 from scripts.generate_img_embeddings import embed_images
@@ -37,7 +37,7 @@ from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from unet_training.hyper_params import positive_int
 from unet_training.prediction import predict
 from unet_training.u_net import UNet
-from utils.cli import run_stage, select_device, stage_parser
+from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
 from utils.mask_store import MaskStore, MaskWriter
 from utils.memory import keep_freed_memory
@@ -52,6 +52,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_input_arguments(parser)
     parser.set_defaults(images=100)
     parser.add_argument("--baseline_images", type=positive_int, default=3, help="how many the paper's way works on")
+    parser.add_argument("--base_width", type=positive_int, default=8, help="channels of the U-Net's first level")
     parser.add_argument("--work_dir", type=Path, help="where the temporary folder is made")
     add_report_arguments(parser)
     return parser
@@ -59,17 +60,17 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> list[Step]:
     """Returns the lines of the table."""
-    device = select_device(args.gpu_id)
+    device = device_from(args)
     checkpoint_from(args)
     with tempfile.TemporaryDirectory(dir=args.work_dir) as name:
         data = copied_images(args, Path(name))
-        model = StandIn(len(data.description.labels), device)
+        model = StandIn(len(data.description.labels), args.base_width, device)
         stems = data.unlabelled_stems(0, False, 0)
         ours = Ours(args, data, model, device, Path(name))
         measured = {stage: measure(getattr(ours, stage), stems) for stage in ("embeddings", "prediction", "refinement")}
         steps = compare(args, ours, stems[:args.baseline_images], {stage: each[0] for stage, each in measured.items()})
     memory = ", ".join(f"{stage} {megabytes:.0f} MB" for stage, (_, megabytes) in measured.items())
-    report(args, f"pipeline --images {args.images} --sam_type {args.sam_type}", device,
+    report(args, f"pipeline --sam_type {args.sam_type} --images {args.images} --base_width {args.base_width}", device,
            f"times per image; memory beyond what the process held before the stage, models included: {memory}; the "
            f"paper's way on {args.baseline_images} images", steps)
     return steps
@@ -97,11 +98,11 @@ def measure(stage: Callable, stems: list[str]) -> tuple[float, float]:
 
 
 class StandIn(nn.Module):
-    """Computes as a small U-Net does, and says what a trained one might of a few images, in turn."""
+    """Computes as a U-Net does, and says what a trained one might of a few images, in turn."""
 
-    def __init__(self, classes: int, device: torch.device):
+    def __init__(self, classes: int, base_width: int, device: torch.device):
         super().__init__()
-        self.u_net = UNet(classes, base_width=8, n_last_channel=8).to(device).eval()
+        self.u_net = UNet(classes, base_width, base_width).to(device).eval()
         self.answers = torch.from_numpy(np.stack(list(itertools.islice(predictions(), 8)))).logit(eps=1e-4).to(device)
         self.count = 0
 

@@ -5,7 +5,7 @@
 
 The largest difference is that of the probabilities; the Dice that is printed is that of ours with a solution to 1e-12.
 
-Reads   annotations_train.xml; --image_folder, left out: the sample data's images (python -m scripts.make_phantoms)
+Reads   annotations_train.xml; --image_folder (left out: benchmarks/inputs.py says which)
 Writes  nothing, or the table: --json FILE, and --record into benchmarks/RESULTS.md
 """
 import argparse
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks import paper_way
-from benchmarks.inputs import add_image_arguments, images_from, predictions
+from benchmarks.inputs import add_image_arguments, describe, images_from, predictions
 from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> list[Step]:
         dice.append(2 * (exact & (ours > 0.5)).sum() / (exact.sum() + (ours > 0.5).sum()))
     steps = [watch.step(STEP, max(differences), changed)]
     report(args, f"random_walk --radius {args.radius}", torch.device("cpu"),
-           f"{len(paths)} images, the first one to warm up; smallest Dice of the unseeded pixels with the exact "
+           f"{describe(paths)}; smallest Dice of the unseeded pixels with the exact "
            f"solution {min(dice):.4f}", steps)
     return steps
 

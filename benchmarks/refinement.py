@@ -7,7 +7,7 @@ Both work in turn on the same images, which repeats the measurement as often as 
 warms up. Probabilities are made from the sample data's annotations: 17 classes at 384 x 224, blurred, with stray
 components.
 
-Reads   annotations_train.xml; --image_folder, left out: the sample data's images (python -m scripts.make_phantoms)
+Reads   annotations_train.xml; --image_folder (left out: benchmarks/inputs.py says which)
 Writes  nothing, or the table: --json FILE, and --record into benchmarks/RESULTS.md
 """
 import argparse
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks import paper_way
-from benchmarks.inputs import add_input_arguments, checkpoint_from, images_from, predictions
+from benchmarks.inputs import add_input_arguments, checkpoint_from, describe, device_from, images_from, predictions
 from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
 from segment_anything.checkpoints import identify
 from segment_anything.embeddings import compute_embedding, load_embedding, save_embedding
@@ -30,7 +30,7 @@ from segment_anything.registry import (
     load_sam,
 )
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
-from utils.cli import run_stage, select_device, stage_parser
+from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
 from utils.mask_cleaning import clean_masks
 from utils.prompts import extract_prompts, scale_prompts
@@ -48,15 +48,15 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> list[Step]:
     """Returns the lines of the table."""
-    device = select_device(args.gpu_id)
+    device = device_from(args)
     checkpoint, paths = checkpoint_from(args), images_from(args)
     bench = Bench(args.sam_type, checkpoint, device)
     with tempfile.TemporaryDirectory() as folder:
         for path, probabilities in zip(paths, predictions(), strict=False):
             bench.compare(read_grey(path), probabilities, Path(folder))
     steps = bench.steps()
-    report(args, f"refinement --sam_type {args.sam_type}", device, f"{len(paths)} images, the first one to warm "
-           f"up; {bench.prompted / len(paths):.1f} classes prompted in an image", steps)
+    report(args, f"refinement --sam_type {args.sam_type}", device,
+           f"{describe(paths)}; {bench.prompted / len(paths):.1f} classes prompted in an image", steps)
     return steps
 
 

@@ -50,11 +50,10 @@ def test_other_stages_give_the_same_where_nothing_was_asked_to_differ(phantom_da
 
 
 def test_training_in_float32_ends_in_the_same_weights(phantom_data_dir):
-    arguments = ["--data_dir", str(phantom_data_dir), "--rounds", "1", "--base_width", "2", "--batch_size", "2",
+    arguments = ["--data_dir", str(phantom_data_dir), "--rounds", "1", "--base_width", "2", "--images", "2",
                  "--input_size", "64", "48"]
     steps = {step.step: step for step in training.main(training.get_args_parser().parse_args(arguments))}
     assert steps["training step, float32"].max_abs_diff == 0 < steps["training step, bf16 option"].max_abs_diff
-    assert steps["prediction"].changed_pixels == 0
 
 
 def test_a_recorded_section_replaces_its_older_self_alone(monkeypatch, tmp_path):
