@@ -1,6 +1,6 @@
-"""Where the true masks of a data set come from: drawn in CVAT, or stored in one HDF5 file.
+"""Where the true masks of a data set come from: drawn in CVAT, stored in one HDF5 file, or one index mask per image.
 
-Both sources answer the same questions: the stems of each split, whether the truth of an image is known, its size, its
+All sources answer the same questions: the stems of each split, whether the truth of an image is known, its size, its
 mask at the size of the original image, and whether the image is a mirrored one.
 """
 from collections.abc import Sequence
@@ -10,9 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from scripts.csv_tables import matching_stems
-from scripts.dataset_description import SPLITS, AnnotationFile, DatasetDescription
+from scripts.dataset_description import (
+    SPLITS,
+    AnnotationFile,
+    CvatMasks,
+    DatasetDescription,
+    IndexMasks,
+    StoredMasks,
+)
 from utils.cli import InputError
 from utils.cvat_parser import CvatImage, draw_masks, parse_cvat
+from utils.files import image_size, read_grey
 from utils.mask_store import MaskStore
 from utils.paths import ROOT
 
@@ -100,33 +108,41 @@ class CvatSource:
         return draw_masks(self._image(stem), self._description.labels)
 
 
-class StoredSource:
-    """Masks from an HDF5 file (`utils.mask_store`)."""
+class _CountedSource:
+    """Masks of images that are split by their sorted stems: first the training images, then validation, then test."""
 
-    def __init__(self, description: DatasetDescription, folder: Path):
-        """Raises InputError if the file is missing, wrong, or holds too few images for the splits."""
-        masks, path = description.masks, folder / description.masks.file
-        if not path.is_file():
-            raise InputError(f"{path}: no such masks; make them with `{description.prepare}`")
-        self._store = MaskStore(path, description.labels)
-        stems = self._store.stems
+    def __init__(self, where: Path, stems: Sequence[str], masks: StoredMasks | IndexMasks, prepare: str):
+        """Raises InputError if there are too few for the splits; `where` the masks lie, `prepare` how to get them."""
         if len(stems) <= masks.train + masks.val:
-            raise InputError(f"{path}: holds {len(stems)} masks, more than {masks.train} + {masks.val} are needed for "
-                             f"training, validation and test; complete it with `{description.prepare}`")
+            raise InputError(f"{where}: holds {len(stems)} masks, more than {masks.train} + {masks.val} are needed for "
+                             f"training, validation and test; complete it with `{prepare}`")
         bounds = (0, masks.train, masks.train + masks.val, len(stems))
-        self.splits = {split: stems[bounds[i]:bounds[i + 1]] for i, split in enumerate(SPLITS)}
+        self.splits = {split: list(stems[bounds[i]:bounds[i + 1]]) for i, split in enumerate(SPLITS)}
+        self._stems = frozenset(stems)
 
     def keeps(self, stem: str) -> bool:
         return True
 
     def is_annotated(self, stem: str) -> bool:
-        return stem in self._store
+        return stem in self._stems
 
     def is_mirrored(self, stem: str) -> bool:
         return False
 
     def __contains__(self, stem: str) -> bool:
-        return stem in self._store
+        return stem in self._stems
+
+
+class StoredSource(_CountedSource):
+    """Masks from an HDF5 file (`utils.mask_store`)."""
+
+    def __init__(self, description: DatasetDescription, folder: Path):
+        """Raises InputError if the file is missing, wrong, or holds too few images for the splits."""
+        path = folder / description.masks.file
+        if not path.is_file():
+            raise InputError(f"{path}: no such masks; make them with `{description.prepare}`")
+        self._store = MaskStore(path, description.labels)
+        super().__init__(path, self._store.stems, description.masks, description.prepare)
 
     def size(self, stem: str) -> tuple[int, int]:
         """(H, W) of the stored mask."""
@@ -135,3 +151,36 @@ class StoredSource:
     def mask(self, stem: str) -> np.ndarray:
         """bool, (C, H, W), as stored."""
         return self._store.mask(stem)
+
+
+class IndexSource(_CountedSource):
+    """Masks from one grey PNG per image, whose value v stands for the v-th label, 0 for the background."""
+
+    def __init__(self, description: DatasetDescription, folder: Path):
+        """Raises InputError if the folder is missing or holds too few masks for the splits."""
+        self._folder, self._labels = folder / description.masks.folder, description.labels
+        if not self._folder.is_dir():
+            raise InputError(f"{self._folder}: no such folder of masks; put them there with "
+                             f"`{description.prepare}`")
+        stems = sorted(path.stem for path in self._folder.glob("[!.]*.png"))
+        super().__init__(self._folder, stems, description.masks, description.prepare)
+
+    def size(self, stem: str) -> tuple[int, int]:
+        """(H, W) from the mask's header."""
+        return image_size(self._folder / f"{stem}.png")
+
+    def mask(self, stem: str) -> np.ndarray:
+        """bool, (C, H, W).
+
+        Raises:
+            InputError: the file isn't a readable image, or has a value beyond the last label.
+        """
+        path = self._folder / f"{stem}.png"
+        values = read_grey(path)
+        if values.max() > len(self._labels):
+            raise InputError(f"{path}: has the value {values.max()}, but there are {len(self._labels)} labels; use the "
+                             "masks of index values (0 background, 1 the first label), not those made to be looked at")
+        return values == np.arange(1, len(self._labels) + 1)[:, None, None]
+
+
+SOURCES = {CvatMasks: CvatSource, StoredMasks: StoredSource, IndexMasks: IndexSource}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from scripts.dataset_description import DATASET_NAMES
+from scripts.dataset_description import DATASET_NAMES, OWN
 from scripts.segmentation_dataset import AnnotatedImages, open_dataset
 from segment_anything.embeddings import PRECISIONS
 from segment_anything.registry import SAM_TYPES, default_checkpoint
@@ -19,7 +19,8 @@ from utils.refinement import options_from
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", choices=DATASET_NAMES, default="graz", help="data set")
+    parser.add_argument("--dataset", default="graz", metavar="NAME",
+                        help=f"{', '.join(DATASET_NAMES)}, or your own, described by <data_dir>/NAME/{OWN}")
     parser.add_argument("--data_dir", type=Path, default=DATA, help="folder of all data sets")
     parser.add_argument("--gpu_id", type=int, help="GPU to use (left out: the first one, or the CPU)")
     parser.add_argument("--seed", type=int, default=42, help="seed of all random numbers")

@@ -1,7 +1,8 @@
-"""What is particular to a data set, read from `scripts/descriptions/<name>.toml`: the only place that states it.
+"""What is particular to a data set, read from a file: the only place that states it.
 
-A file's keys are the fields of `DatasetDescription`; its tables are the other classes here. Paths are relative to the
-data set's own folder `<data_dir>/<name>`.
+Ours lie in `scripts/descriptions/<name>.toml`; for your own data write `<data_dir>/<name>/description.toml`. A file's
+keys are the fields of `DatasetDescription`; its tables are the other classes here. Paths are relative to the data set's
+own folder `<data_dir>/<name>`.
 """
 import tomllib
 import types
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 from utils.cli import InputError
+from utils.paths import DATA
 
 FOLDER = Path(__file__).parent / "descriptions"
+OWN = "description.toml"
 DATASET_NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
 SPLITS = ("train", "val", "test")
 UNLABELLED = ("not_annotated", "rest_of_train")
@@ -40,6 +43,15 @@ class CvatMasks:
 class StoredMasks:
     """Masks in one HDF5 file (kind = "mask_store"), split by sorted stems: first `train`, then `val`, the rest test."""
     file: str
+    train: int
+    val: int
+
+
+@dataclass(frozen=True)
+class IndexMasks:
+    """One grey PNG per image in `folder` (kind = "index_masks"): 0 is background, value v the v-th label; split by
+    sorted stems as `StoredMasks`."""
+    folder: str
     train: int
     val: int
 
@@ -84,35 +96,40 @@ class DatasetDescription:
     prepare: str
     unlabelled: str
     sam_type: str
-    masks: CvatMasks | StoredMasks
+    masks: CvatMasks | StoredMasks | IndexMasks
     metadata: Metadata | None = None
     training_order: StemList | None = None
     unlabelled_sample: StemList | None = None
     left_out_of_averages: tuple[str, ...] = ()
+    image_suffix: str = ".png"
 
 
-MASK_KINDS = {"cvat": CvatMasks, "mask_store": StoredMasks}
+MASK_KINDS = {"cvat": CvatMasks, "mask_store": StoredMasks, "index_masks": IndexMasks}
 
 
-def load_description(name: str) -> DatasetDescription:
-    """The description of a data set by its name.
+def load_description(name: str, data_dir: Path = DATA) -> DatasetDescription:
+    """The description of a data set by its name: one of ours, or else `data_dir/<name>/description.toml`.
 
     Raises:
         InputError: there is no such data set, or its file is wrong; the message says where.
     """
-    if name not in DATASET_NAMES:
-        raise InputError(f"there is no data set {name!r}; known are {', '.join(DATASET_NAMES)}")
-    return read_description(FOLDER / f"{name}.toml")
+    if name in DATASET_NAMES:
+        return read_description(FOLDER / f"{name}.toml", name)
+    own = data_dir / name / OWN
+    if Path(name).name != name or not own.is_file():
+        raise InputError(f"there is no data set {name!r}; known are {', '.join(DATASET_NAMES)}, and what a file "
+                         f"<data_dir>/<name>/{OWN} describes")
+    return read_description(own, name)
 
 
-def read_description(path: Path) -> DatasetDescription:
-    """Reads one file; the data set is called as the file. Raises InputError as `load_description` does."""
+def read_description(path: Path, name: str) -> DatasetDescription:
+    """Reads one file as the data set `name`. Raises InputError as `load_description` does."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: not a readable TOML file ({error}); correct it") from None
     try:
-        description = _build(DatasetDescription, {"name": path.stem, **table}, "")
+        description = _build(DatasetDescription, {"name": name, **table}, "")
         _check(description)
     except ValueError as error:
         raise InputError(f"{path}: {error}; see scripts/dataset_description.py for what a description holds") from None
@@ -146,7 +163,7 @@ def _build(cls: type, table: dict, where: str) -> object:
 
 def _convert(value: object, hint: type, where: str) -> object:
     """The value of a TOML key as the type of its field."""
-    if hint == CvatMasks | StoredMasks:
+    if hint == CvatMasks | StoredMasks | IndexMasks:
         return _build_masks(value, where)
     if isinstance(hint, types.UnionType):  # optional
         hint = get_args(hint)[0]
@@ -163,7 +180,7 @@ def _convert(value: object, hint: type, where: str) -> object:
     return value
 
 
-def _build_masks(value: object, where: str) -> CvatMasks | StoredMasks:
+def _build_masks(value: object, where: str) -> CvatMasks | StoredMasks | IndexMasks:
     kind = value.get("kind") if isinstance(value, dict) else None
     if kind not in MASK_KINDS:
         raise ValueError(f"{where}.kind is {kind!r}, must be one of {', '.join(MASK_KINDS)}")

@@ -13,15 +13,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from scripts.annotation_sources import CvatSource, StoredSource
+from scripts.annotation_sources import SOURCES
 from scripts.csv_tables import read_column
-from scripts.dataset_description import SPLITS, CvatMasks, DatasetDescription, StemList, load_description
+from scripts.dataset_description import SPLITS, DatasetDescription, StemList, load_description
 from utils.cli import InputError
-from utils.files import read_grey
+from utils.files import image_size, read_grey
 from utils.mask_store import MaskStore
 
 UNLABELLED_SAMPLE = 500
@@ -35,11 +34,11 @@ class AnnotatedImages:
         """Reads the annotations in `folder`. Raises InputError if they are missing or wrong."""
         self.description, self.folder = description, folder
         self._checked: set[str] = set()  # stems whose image is there and of the annotated size
-        self._source = (CvatSource if isinstance(description.masks, CvatMasks) else StoredSource)(description, folder)
+        self._source = SOURCES[type(description.masks)](description, folder)
 
     def image_path(self, stem: str) -> Path:
         """Where the image of a stem lies."""
-        return self.folder / self.description.image_folder / f"{stem}.png"
+        return self.folder / self.description.image_folder / (stem + self.description.image_suffix)
 
     def stems(self, split: str, num: int | None = None) -> list[str]:
         """The stems of "train" (in training order), "val" or "test"; with `num`, the first so many of them.
@@ -92,7 +91,7 @@ class AnnotatedImages:
             candidates = sorted(set(self.stems("train")) - set(self.stems("train", num_train_samples)))
         else:
             folder = self.folder / self.description.image_folder
-            candidates = sorted(path.stem for path in folder.glob("[!.]*.png")
+            candidates = sorted(path.stem for path in folder.glob("[!.]*" + self.description.image_suffix)
                                 if self._source.keeps(path.stem) and not self._source.is_annotated(path.stem))
         if not candidates:
             raise InputError(f"{self.folder}: no unlabelled images with {num_train_samples} labelled ones; take fewer "
@@ -151,7 +150,7 @@ def open_dataset(name: str, data_dir: Path, input_size: Sequence[int] | None = N
     Raises:
         InputError: no such data set, or its annotations are missing or wrong.
     """
-    description = load_description(name)
+    description = load_description(name, data_dir)
     if input_size is not None:
         description = dataclasses.replace(description, input_size=tuple(input_size))
     return AnnotatedImages(description, data_dir / name)
@@ -182,15 +181,6 @@ def resize_masks(masks: np.ndarray, size: Sequence[int]) -> np.ndarray:
     height, width = size
     return np.stack([cv2.resize(mask.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
                      for mask in masks])
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(H, W) from the file's header. Raises InputError if it isn't an image."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path}: not a readable image ({error}); replace the file") from None
 
 
 class LabelledDataset(Dataset):

@@ -7,6 +7,7 @@ from scripts.dataset_description import (
     DATASET_NAMES,
     FOLDER,
     CvatMasks,
+    IndexMasks,
     StoredMasks,
     load_description,
     read_description,
@@ -18,13 +19,25 @@ from utils.paths import ROOT
 
 
 def test_names_and_kinds():
-    assert DATASET_NAMES == ("graz", "jsrt", "phantom")
+    assert DATASET_NAMES == ("dental", "graz", "jsrt", "phantom")
     descriptions = {name: load_description(name) for name in DATASET_NAMES}
-    assert [descriptions[name].sam_type for name in DATASET_NAMES] == ["vit_h", "vit_h", "demo"]
+    assert [descriptions[name].sam_type for name in DATASET_NAMES] == ["vit_h", "vit_h", "vit_h", "demo"]
+    assert isinstance(descriptions["dental"].masks, IndexMasks)
     assert isinstance(descriptions["jsrt"].masks, StoredMasks)
     assert isinstance(descriptions["phantom"].masks, CvatMasks)
     assert descriptions["graz"].labels == descriptions["phantom"].labels == tuple(sorted(descriptions["graz"].labels))
     assert descriptions["graz"].input_size == (384, 224)
+
+
+def test_a_description_beside_the_data_makes_a_data_set_of_them(tmp_path):
+    (tmp_path / "mine").mkdir()
+    text = (FOLDER / "jsrt.toml").read_text(encoding="utf-8").replace("train = 160", "train = 7")
+    (tmp_path / "mine" / "description.toml").write_text(text, encoding="utf-8")
+    description = load_description("mine", tmp_path)
+    assert (description.name, description.masks.train) == ("mine", 7)
+    for name in ("yours", "../mine", "mine/.."):
+        with pytest.raises(InputError, match=r"no data set .*description\.toml"):
+            load_description(name, tmp_path)
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -42,7 +55,7 @@ def test_an_unknown_name_lists_the_known_ones():
     ('"right_lung", "left_lung"', '"right_lung", "right_lung"', "labels must be given, each once"),
     ("[256, 256]", "[256]", "input_size needs two"),
     ("[256, 256]", "[256, 25.6]", "input_size has a value of the wrong type"),
-    ('"mask_store"', '"nifti"', "masks.kind is 'nifti', must be one of cvat, mask_store"),
+    ('"mask_store"', '"nifti"', "masks.kind is 'nifti', must be one of cvat, mask_store, index_masks"),
     ('"rest_of_train"', '"none"', "unlabelled is 'none'"),
     ("std = 0.2", "std = -0.2", "std must be above 0"),
     ("std = ", "std ", "not a readable TOML file"),
@@ -53,14 +66,14 @@ def test_mistakes_in_a_description_name_file_and_key(tmp_path, old, new, message
     path = tmp_path / "mine.toml"
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(InputError, match=re.escape(message)) as caught:
-        read_description(path)
+        read_description(path, "mine")
     assert "mine.toml" in str(caught.value)
 
 
 def test_whole_numbers_serve_as_floats(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text((FOLDER / "jsrt.toml").read_text(encoding="utf-8").replace("[4.9105, ", "[5, "), encoding="utf-8")
-    description = read_description(path)
+    description = read_description(path, "mine")
     assert description.name == "mine"
     assert description.positive_weights[0] == 5.0 and isinstance(description.positive_weights[0], float)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from utils.cli import InputError
 
@@ -38,6 +39,15 @@ def read_grey(path: Path) -> np.ndarray:
     if image is None:
         raise InputError(f"{path}: not a readable image; replace the file or remove it")
     return image
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(H, W) from the file's header. Raises InputError if it isn't an image."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path}: not a readable image ({error}); replace the file") from None
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
