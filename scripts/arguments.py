@@ -68,6 +68,11 @@ def refined_kind(args: argparse.Namespace, data: AnnotatedImages) -> str:
     return f"{options_from(args).name()}_{sam_name(args, data)}"
 
 
+def agreement_kind(args: argparse.Namespace, data: AnnotatedImages) -> str:
+    """Names the U-Net's masks with the agreement of the SAM that the arguments describe."""
+    return f"agreement_{sam_name(args, data)}"
+
+
 def add_random_walk_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random_walk", choices=tuple(SETTINGS), default="released",
                         help="settings of the random walk: the released code's, at which it never acts, or others")

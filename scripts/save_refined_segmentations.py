@@ -35,7 +35,7 @@ from scripts.arguments import (
 from scripts.generate_img_embeddings import embed_images
 from scripts.segmentation_dataset import AnnotatedImages, ImageDataset
 from segment_anything.checkpoints import identify
-from segment_anything.embeddings import embedding_path, load_embedding
+from segment_anything.embeddings import ImageEmbedding, embedding_path, load_embedding
 from segment_anything.registry import check_present
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from unet_training.prediction import predict
@@ -85,6 +85,15 @@ def refine_images(args: argparse.Namespace, u_net: UNet, data: AnnotatedImages, 
                   device: torch.device) -> Iterator[tuple[str, Refined]]:
     """Yields (stem, refined masks); computes missing embeddings first."""
     options = options_from(args)
+    for stem, probabilities, embedding, decoder in predictions_and_embeddings(args, u_net, data, stems, device):
+        yield stem, refine(probabilities, embedding, decoder, options)
+
+
+def predictions_and_embeddings(
+        args: argparse.Namespace, u_net: UNet, data: AnnotatedImages, stems: Sequence[str], device: torch.device
+        ) -> Iterator[tuple[str, np.ndarray, ImageEmbedding, StoredEmbeddingDecoder]]:
+    """Yields (stem, probabilities, embedding, SAM's decoder), the next embedding being read meanwhile; computes missing
+    ones first."""
     sam_type, checkpoint = resolve_sam(args, data)
     embed_images(args, data, stems, device)
     decoder = StoredEmbeddingDecoder.load(sam_type, checkpoint, device)
@@ -92,7 +101,7 @@ def refine_images(args: argparse.Namespace, u_net: UNet, data: AnnotatedImages, 
     predicted = predict(u_net, ImageDataset(data, stems), device, args.infer_batch_size)
     embeddings = overlapped(lambda stem: load_embedding(embedding_path(folder, stem), decoder.checkpoint), stems)
     for (stem, probabilities), embedding in zip(predicted, embeddings, strict=True):
-        yield stem, refine(probabilities, embedding, decoder, options)
+        yield stem, probabilities, embedding, decoder
 
 
 def refine_params(args: argparse.Namespace, data: AnnotatedImages) -> str:

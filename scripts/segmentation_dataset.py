@@ -7,13 +7,13 @@
 import copy
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 from scripts.annotation_sources import SOURCES
@@ -250,3 +250,53 @@ class ImageDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
         stem = self.stems[index]
         return torch.from_numpy(load_image(self.data.image_path(stem), self.data.description)), stem
+
+
+class PartlyLabelledDataset(Dataset):
+    """Labelled images, then unlabelled ones: float32 (1, H, W), bool (C, H, W), and whether that mask counts.
+
+    Of up to `MOST_KEPT_IMAGES` unlabelled images each is decoded once and kept.
+    """
+
+    def __init__(self, labelled: LabelledDataset, unlabelled: ImageDataset):
+        self.labelled, self.unlabelled = labelled, unlabelled
+        self._kept: dict[int, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.labelled) + len(self.unlabelled)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, bool]:
+        if index < len(self.labelled):
+            return *self.labelled[index], True
+        image = self._image(index - len(self.labelled))
+        return image, torch.zeros_like(self.labelled[0][1]), False
+
+    def _image(self, index: int) -> torch.Tensor:
+        if index in self._kept:
+            return self._kept[index]
+        image, _ = self.unlabelled[index]
+        if len(self.unlabelled) <= MOST_KEPT_IMAGES:
+            self._kept[index] = image
+        return image
+
+
+class HalfAndHalf(Sampler[list[int]]):
+    """Batches for a `ConcatDataset` of labelled and pseudo-labelled images.
+
+    Half of each batch is drawn from the labelled ones with replacement, the other half passes once over the others in
+    random order; whole batches only.
+    """
+
+    def __init__(self, labelled: int, pseudo_labelled: int, batch_size: int):
+        """Numbers of images. A batch of an odd size has one pseudo-labelled image more."""
+        self.labelled, self.pseudo_labelled = labelled, pseudo_labelled
+        self.share = batch_size // 2
+        self.rest = batch_size - self.share
+
+    def __len__(self) -> int:
+        return self.pseudo_labelled // self.rest
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self.labelled + torch.randperm(self.pseudo_labelled)
+        for batch in order[:len(self) * self.rest].view(-1, self.rest):
+            yield [*torch.randint(self.labelled, (self.share,)).tolist(), *batch.tolist()]

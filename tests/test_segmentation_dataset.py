@@ -12,6 +12,7 @@ from scripts import segmentation_dataset
 from scripts.dataset_description import AnnotationFile, CvatMasks, DatasetDescription, Metadata, StemList, StoredMasks
 from scripts.segmentation_dataset import (
     AnnotatedImages,
+    HalfAndHalf,
     ImageDataset,
     LabelledDataset,
     PseudoLabelDataset,
@@ -276,6 +277,18 @@ def test_a_sample_of_absent_images(folder, description):
     (folder / "sample.csv").write_text(f",filestem\n0,{UNLABELLED[0]}\n1,absent\n2,{TRAIN[0]}\n")
     with pytest.raises(InputError, match=rf"lists {TRAIN[0]}, .*\(2 like it\)"):
         AnnotatedImages(description, folder).unlabelled_stems(2, True, 0)
+
+
+@pytest.mark.parametrize("batch_size", [4, 5, 2])
+def test_half_of_every_batch_is_labelled(batch_size):
+    sampler = HalfAndHalf(3, 20, batch_size)
+    batches = list(sampler)
+    rest = batch_size - batch_size // 2
+    assert len(batches) == len(sampler) == 20 // rest
+    assert all(sum(index < 3 for index in batch) == batch_size // 2 for batch in batches)
+    pseudo = [index for batch in batches for index in batch if index >= 3]
+    assert len(set(pseudo)) == len(pseudo) == 20 // rest * rest and max(pseudo) < 23
+    assert {index for batch in batches * 5 for index in batch} >= {0, 1, 2}
 
 
 def test_stored_masks_split_by_sorted_stems(folder, description):

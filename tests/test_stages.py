@@ -13,6 +13,7 @@ from lxml import etree
 from PIL import Image
 
 from scripts import (
+    add_sam_agreement,
     evaluate,
     run_pipeline,
     save_random_walk_segmentations,
@@ -22,7 +23,7 @@ from scripts import (
 from scripts.segmentation_dataset import load_image, open_dataset
 from segment_anything.registry import default_checkpoint
 from tests.conftest import ROOT
-from unet_training import training, training_on_pseudo_labels
+from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
 from unet_training.u_net import load_checkpoint
 from utils.cli import run_stage
 from utils.experiment import fetch_model, find_models
@@ -33,8 +34,9 @@ from utils.paths import mask_file
 STAGES = ["scripts.make_phantoms", "scripts.copy_and_process_graz_imgs", "scripts.prepare_jsrt",
           "unet_training.training", "scripts.save_segmentations", "scripts.generate_img_embeddings",
           "scripts.save_refined_segmentations", "scripts.save_random_walk_segmentations",
-          "unet_training.training_on_pseudo_labels", "scripts.evaluate", "scripts.run_pipeline",
-          "scripts.download_checkpoint", "scripts.train_demo_sam", "scripts.upload_offline_runs"]
+          "unet_training.training_on_pseudo_labels", "unet_training.training_with_mean_teacher",
+          "scripts.add_sam_agreement", "scripts.evaluate", "scripts.run_pipeline", "scripts.download_checkpoint",
+          "scripts.train_demo_sam", "scripts.upload_offline_runs"]
 SMALL = ["--epochs", "2", "--base_width", "4", "--n_last_channel", "4", "--input_size", "96", "64",
          "--data_sample_per_epoch", "8", "--batch_size", "4"]
 N = ["--num_train_samples", "3"]
@@ -164,7 +166,8 @@ def test_random_walk_starts_from_the_cleaned_masks_and_acts_only_where_asked(wor
     assert on_the_spot.count == 10
 
 
-@pytest.mark.parametrize("arguments", [["--pseudo_label", "sam"], ["--pseudo_label", "raw", "--no-train_from_scratch"]])
+@pytest.mark.parametrize("arguments", [["--pseudo_label", "sam"], ["--pseudo_label", "raw", "--no-train_from_scratch"],
+                                       ["--pseudo_label", "raw", "--mixed"]])
 def test_final_model_trains_on_the_masks_that_the_arguments_name(workplace, refined, arguments):
     data_dir, model_id = workplace
     run(save_segmentations, data_dir, *N)
@@ -172,6 +175,30 @@ def test_final_model_trains_on_the_masks_that_the_arguments_name(workplace, refi
     parameters = fetch_model(final).parameters
     assert parameters["initial_model_id"] == model_id and parameters["stage"] == "final"
     assert parameters["masks"] == ("raw" if "raw" in arguments else refined.stem)
+
+
+def test_the_mean_teacher_goes_on_from_the_initial_model(workplace):
+    data_dir, model_id = workplace
+    result = fetch_model(run(training_with_mean_teacher, data_dir, *N, "--epochs", "2", "--batch_size", "4"))
+    assert (result.parameters["stage"], result.parameters["initial_model_id"]) == ("mean_teacher", model_id)
+    initial, teacher = (load_checkpoint(each.weights, torch.device("cpu"))[0].state_dict()
+                        for each in (fetch_model(model_id), result))
+    moved = max((initial[key] - teacher[key]).abs().max().item() for key in initial)
+    assert 0 < moved < 0.1  # 6 steps of 0.4 % each
+
+
+def test_masks_with_which_sam_agrees_enter_the_mean_teacher_as_labels(workplace, capsys):
+    data_dir, model_id = workplace
+    path = run(add_sam_agreement, data_dir, *N)
+    assert path == mask_file(data_dir, model_id, "agreement_demo")
+    store = MaskStore(path, open_dataset("phantom", data_dir).description.labels)
+    agreement = np.array([np.nanmean(store.estimated_dice(stem)) for stem in store.stems])
+    assert len(agreement) == 12 and ((agreement >= 0) & (agreement <= 1)).all()
+    threshold = float(np.sort(agreement)[-4])
+    result = run(training_with_mean_teacher, data_dir, *N, "--epochs", "1", "--batch_size", "4", "--reliable",
+                 str(threshold))
+    assert "4 of 12 unlabelled images enter as labelled" in capsys.readouterr().out
+    assert fetch_model(result).parameters["reliable"] == threshold
 
 
 def test_evaluation_of_saved_masks_equals_a_computation_by_hand(workplace, refined, tmp_path):

@@ -49,6 +49,8 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
 def add_final_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train_from_scratch", action=argparse.BooleanOptionalAction, default=True,
                         help="start the final U-Net from random weights, or else fine-tune the initial one")
+    parser.add_argument("--mixed", action="store_true", help="fill half of every batch with labelled images; the paper "
+                        "combines it with --no-train_from_scratch")
     parser.add_argument("--max_positive_weight", type=positive_float, metavar="W",
                         help="bound the loss's positive weights by W where the labels are pseudo labels "
                              "(left out: the data set's, as in the paper)")

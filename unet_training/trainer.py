@@ -3,7 +3,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -22,12 +22,14 @@ SECONDS_BETWEEN_STATES = 30
 DEBUG_IMAGES = 5
 
 
-def fit(model: UNet, train_batches: Iterable, val_batches: Iterable, loss_function: nn.Module, schedule: Schedule,
-        device: torch.device, experiment: Experiment, labels: tuple[str, ...], state_file: Path) -> None:
+def fit(model: nn.Module, train_batches: Iterable, val_batches: Iterable, loss_function: nn.Module, schedule: Schedule,
+        device: torch.device, experiment: Experiment, labels: tuple[str, ...], state_file: Path,
+        run_epoch: Callable[..., EpochStatistics] | None = None) -> None:
     """Trains `model` in place; the model after the last epoch is the result (paper, section 2).
 
     Batches are pairs of images (B, 1, H, W) and bool masks (B, C, H, W). Loss, Dice, learning rate, the Dice of each
-    class and a few predictions go to `experiment`. `state_file` holds the training while it is unfinished.
+    class and a few predictions go to `experiment`. `state_file` holds the training while it is unfinished. `run_epoch`
+    stands for `train_epoch`, with batches as it takes them.
     """
     optimizer = schedule.optimizer(model)
     scheduler = schedule.scheduler(optimizer)
@@ -39,8 +41,8 @@ def fit(model: UNet, train_batches: Iterable, val_batches: Iterable, loss_functi
                     initial=len(history), total=schedule.epochs)
     for epoch in progress:
         lr = optimizer.param_groups[0]["lr"]
-        train = train_epoch(model, train_batches, loss_function, optimizer, device, schedule.data_aug,
-                            schedule.bf16)
+        train = (run_epoch or train_epoch)(model, train_batches, loss_function, optimizer, device, schedule.data_aug,
+                                           schedule.bf16)
         validation = validate(model, val_batches, loss_function, device)
         scheduler.step()
         history.append(_record(train, validation, lr))
@@ -84,7 +86,7 @@ def _report(experiment: Experiment, record: dict, labels: tuple[str, ...], epoch
 
 
 @torch.inference_mode()
-def _report_prediction(experiment: Experiment, model: UNet, val_batches: Iterable, device: torch.device,
+def _report_prediction(experiment: Experiment, model: nn.Module, val_batches: Iterable, device: torch.device,
                        epoch: int) -> None:
     images, masks = next(iter(val_batches))
     prediction = model(images[:1].to(device))[0].cpu() > 0
@@ -93,7 +95,7 @@ def _report_prediction(experiment: Experiment, model: UNet, val_batches: Iterabl
     experiment.image("validation image", "truth", overlay(grey, masks[0].numpy()), epoch)
 
 
-def _save_state(path: Path, model: UNet, optimizer: torch.optim.Optimizer,
+def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
                 scheduler: torch.optim.lr_scheduler.LRScheduler, history: list[dict]) -> None:
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
              "random": torch.get_rng_state(), "history": history}
@@ -103,7 +105,7 @@ def _save_state(path: Path, model: UNet, optimizer: torch.optim.Optimizer,
         torch.save(state, temporary)
 
 
-def _resume(path: Path, model: UNet, optimizer: torch.optim.Optimizer,
+def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
             scheduler: torch.optim.lr_scheduler.LRScheduler, device: torch.device) -> list[dict]:
     """Loads an unfinished training of the same parameters and returns its epochs' records; [] without one."""
     if not path.exists():

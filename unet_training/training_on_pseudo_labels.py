@@ -14,7 +14,7 @@ Writes  a model, known by its id: on the ClearML server, or in runs/ without one
 import argparse
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
 from scripts.arguments import (
     add_common_arguments,
@@ -27,7 +27,7 @@ from scripts.arguments import (
     task_parameters,
     unlabelled_stems,
 )
-from scripts.segmentation_dataset import LabelledDataset, PseudoLabelDataset
+from scripts.segmentation_dataset import HalfAndHalf, LabelledDataset, PseudoLabelDataset
 from unet_training.hyper_params import (
     add_final_arguments,
     add_loading_arguments,
@@ -72,7 +72,13 @@ def main(args: argparse.Namespace) -> str:
     validation = LabelledDataset(data, data.stems("val"))
     torch.manual_seed(args.seed)
     model = UNet(**u_net.config).to(device) if args.train_from_scratch else u_net
-    train_batches = DataLoader(train, args.batch_size, shuffle=True, drop_last=True, num_workers=args.num_workers,
+    batches = {"batch_size": args.batch_size, "shuffle": True, "drop_last": True}
+    if args.mixed:
+        num_train_samples = initial.parameters.get("num_train_samples", args.num_train_samples)
+        labelled = LabelledDataset(data, data.stems("train", num_train_samples))
+        batches = {"batch_sampler": HalfAndHalf(len(labelled), len(train), args.batch_size)}
+        train = ConcatDataset([labelled, train])
+    train_batches = DataLoader(train, **batches, num_workers=args.num_workers,
                                persistent_workers=args.num_workers > 0)
     val_batches = DataLoader(validation, args.infer_batch_size)
     loss_function = loss_from(args, data.description.positive_weights, device)

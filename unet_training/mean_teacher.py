@@ -1,0 +1,76 @@
+"""Mean teacher: a student learns from labelled images and from its own moving average (paper's comparison)."""
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from unet_training.epoch import EpochStatistics, random_affine, warp
+from unet_training.u_net import UNet
+from utils.dice import multilabel_dice
+
+ALPHA = 0.996  # share of the teacher that each step keeps
+
+
+class MeanTeacher(nn.Module):
+    """A student that is trained and a teacher that follows it; answers as the teacher does, who is the result."""
+
+    def __init__(self, initial: UNet):
+        super().__init__()
+        self.student = initial
+        self.teacher = copy.deepcopy(initial).requires_grad_(False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 1, H, W) normalised grey values -> (B, C, H, W) logits."""
+        return self.teacher(images)
+
+    @torch.no_grad()
+    def update_teacher(self) -> None:
+        """teacher = ALPHA * teacher + (1 - ALPHA) * student."""
+        for teacher, student in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            teacher.lerp_(student, 1 - ALPHA)
+
+
+def mean_teacher_epoch(model: MeanTeacher, batches: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+                       loss_function: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device,
+                       data_aug: float, bf16: bool = False) -> EpochStatistics:
+    """One pass over `batches` of (B, 1, H, W) images, (B, C, H, W) bool masks, and (B,) bool: whether the mask counts.
+
+    The loss is `loss_function` of the student where images are labelled, plus the mean squared error between the
+    logits of student and teacher everywhere. Both see the images under an affine augmentation of their own, and their
+    logits are warped back. The Dice is the student's on the labelled images.
+    """
+    model.train()
+    losses, dice = [], []
+    for images, masks, labelled in batches:
+        images, masks = images.to(device), masks[labelled].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            student = augmented_logits(model.student, images, data_aug)
+            with torch.no_grad():
+                teacher = augmented_logits(model.teacher, images, data_aug)
+        loss, taught = F.mse_loss(student, teacher), student[labelled]
+        if len(taught):
+            loss = loss + loss_function(taught, masks.float())
+            dice.append(multilabel_dice(taught.detach() > 0, masks))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.update_teacher()
+        losses.append(loss.detach())
+    dice = dice or [torch.full(masks.shape[1:2], torch.nan)[None]]  # the last, incomplete batch held all labelled ones
+    return EpochStatistics(torch.stack(losses).mean().item(), torch.cat(dice).cpu())
+
+
+def augmented_logits(model: nn.Module, images: torch.Tensor, data_aug: float) -> torch.Tensor:
+    """Logits, float32, of images under a random affine augmentation (0: none), moved back to where the images are."""
+    if not data_aug:
+        return model(images).float()
+    matrices = random_affine(len(images), data_aug, images.device)
+    return warp(model(warp(images, matrices, "bilinear")).float(), inverse(matrices), "bilinear")
+
+
+def inverse(matrices: torch.Tensor) -> torch.Tensor:
+    """The affine maps (B, 2, 3) that undo others."""
+    last_row = torch.tensor([[[0.0, 0.0, 1.0]]], device=matrices.device).expand(len(matrices), 1, 3)
+    return torch.linalg.inv(torch.cat([matrices, last_row], dim=1))[:, :2]

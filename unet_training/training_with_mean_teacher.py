@@ -1,0 +1,91 @@
+"""Goes on training the initial U-Net on labelled and unlabelled images with a mean teacher (paper's comparison).
+
+    python -m unet_training.training_with_mean_teacher --gpu_id 0
+    python -m unet_training.training_with_mean_teacher --dataset phantom --num_train_samples 5 --epochs 9 --batch_size 4
+
+    python -m unet_training.training_with_mean_teacher --reliable
+
+Labelled and unlabelled images are shuffled together. The teacher is the result. With `--reliable` those unlabelled
+images on whose masks SAM agrees with the U-Net enter as labelled. Prints `model id: <id>` as its last line.
+
+Reads   a model by its id, the labelled images that it was trained on, the unlabelled images; with `--reliable` the
+        masks that scripts.add_sam_agreement saved
+Writes  a model, known by its id: on the ClearML server, or in runs/ without one
+"""
+import argparse
+
+import numpy as np
+import torch
+from torch.utils.data import ConcatDataset, DataLoader
+
+from scripts.arguments import (
+    add_common_arguments,
+    add_model_arguments,
+    add_sam_arguments,
+    add_unlabelled_arguments,
+    agreement_kind,
+    load_model_and_data,
+    task_parameters,
+    unlabelled_stems,
+)
+from scripts.segmentation_dataset import ImageDataset, LabelledDataset, PartlyLabelledDataset, PseudoLabelDataset
+from unet_training.epoch import bce_loss
+from unet_training.hyper_params import add_loading_arguments, add_training_arguments, schedule_from
+from unet_training.mean_teacher import MeanTeacher, mean_teacher_epoch
+from unet_training.trainer import fingerprint, fit, publish
+from utils.cli import InputError, run_stage, select_device, stage_parser
+from utils.experiment import start
+from utils.mask_store import MaskStore
+from utils.offline_runs import runs_dir
+from utils.paths import mask_file, training_state
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = stage_parser("unet_training.training_with_mean_teacher", __doc__)
+    add_common_arguments(parser)
+    add_model_arguments(parser)
+    add_unlabelled_arguments(parser)
+    parser.add_argument("--reliable", type=float, nargs="?", const=0.85, metavar="DICE",
+                        help="take masks as labels on which SAM agrees by this Dice or more; 0.85 if it isn't given")
+    add_sam_arguments(parser)
+    add_training_arguments(parser)
+    add_loading_arguments(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> str:
+    """Returns the id of the trained model."""
+    device = select_device(args.gpu_id)
+    initial, u_net, training, data = load_model_and_data(args, device)
+    num_train_samples = initial.parameters.get("num_train_samples", args.num_train_samples)
+    labelled = LabelledDataset(data, data.stems("train", num_train_samples))
+    unlabelled = unlabelled_stems(args, initial, data)
+    if args.reliable is not None:
+        masks = MaskStore(mask_file(args.data_dir, initial.id, agreement_kind(args, data)), training.labels)
+        reliable = [stem for stem in unlabelled if np.nanmean(masks.estimated_dice(stem)) >= args.reliable]
+        print(f"{len(reliable)} of {len(unlabelled)} unlabelled images enter as labelled")
+        labelled = ConcatDataset([labelled, PseudoLabelDataset(data, reliable, masks)])
+        unlabelled = sorted(set(unlabelled) - set(reliable))
+    train = PartlyLabelledDataset(labelled, ImageDataset(data, unlabelled))
+    if len(train) < args.batch_size:
+        raise InputError(f"data set {args.dataset}: {len(train)} images don't fill one batch of {args.batch_size}; "
+                         "give a smaller --batch_size")
+    torch.manual_seed(args.seed)
+    train_batches = DataLoader(train, args.batch_size, shuffle=True, drop_last=True, num_workers=args.num_workers,
+                               persistent_workers=args.num_workers > 0)
+    val_batches = DataLoader(LabelledDataset(data, data.stems("val")), args.infer_batch_size)
+    loss_function = bce_loss(data.description.positive_weights, device)
+    parameters = task_parameters(args, "mean_teacher", initial_model_id=initial.id)
+    state_file = training_state(runs_dir(), fingerprint(parameters))
+    with start("training_with_mean_teacher", parameters, tags=("mean_teacher", args.dataset)) as experiment:
+        experiment.use_model(initial.id)
+        model = MeanTeacher(u_net)
+        fit(model, train_batches, val_batches, loss_function, schedule_from(args), device, experiment, training.labels,
+            state_file, mean_teacher_epoch)
+        model_id = publish(experiment, model.teacher, training, state_file)
+    print(f"model id: {model_id}")
+    return model_id
+
+
+if __name__ == "__main__":
+    run_stage(main, get_args_parser())
