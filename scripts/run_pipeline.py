@@ -52,6 +52,12 @@ REFINERS = {"sam": save_refined_segmentations, "random_walk": save_random_walk_s
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.run_pipeline", __doc__)
+    add_arguments(parser)
+    return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of all stages between the initial and the final U-Net."""
     add_common_arguments(parser)
     add_initial_arguments(parser)
     add_training_arguments(parser)
@@ -62,7 +68,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_sam_arguments(parser)
     add_refinement_arguments(parser)
     parser.add_argument("--results_dir", type=Path, default=RESULTS, help="folder of the table and the pictures")
-    return parser
 
 
 def main(args: argparse.Namespace) -> list[Row]:

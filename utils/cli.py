@@ -29,13 +29,13 @@ def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.Argum
         sys.exit(130)
 
 
-def stage_parser(module: str, docstring: str) -> argparse.ArgumentParser:
+def stage_parser(module: str, docstring: str, conflict_handler: str = "error") -> argparse.ArgumentParser:
     """A parser whose `--help` opens with the stage's docstring and shows every default.
 
     `module` is the name in `python -m <module>`.
     """
     return argparse.ArgumentParser(prog=f"python -m {module}", description=docstring,
-                                   formatter_class=_HelpFormatter)
+                                   formatter_class=_HelpFormatter, conflict_handler=conflict_handler)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -1,0 +1,129 @@
+"""Trains and tests every method at every number of labelled images and seed (paper, the comparison).
+
+    python -m scripts.run_study --gpu_id 0 --num_train_samples 1 5 10 15 20 25 30 35 43
+    python -m scripts.run_study --dataset phantom --num_train_samples 5 20 --methods initial sam mean_teacher --epochs 24 --batch_size 4
+
+A rerun only does what is missing. All other arguments are those of scripts.run_pipeline, for every method alike.
+
+    initial                the initial U-Net
+    raw, sam, random_walk  the final U-Net on raw pseudo labels, or on those refined by SAM or a random walk
+    mixed                  as sam, labelled images filling half of every batch, fine-tuned from the initial U-Net
+    mean_teacher           from the initial U-Net on
+    reliable_mean_teacher  as mean_teacher, masks on which SAM agrees entering as labels
+
+Reads   the images and annotations of the data set, SAM's weights
+Writes  what the stages write, and in --results_dir: study.csv (a row per method, n, seed, test image and class that it
+        shows, Dice in percent) and manifest.json (the models that each number came from); see scripts.plot_results
+"""  # noqa: E501 (a command to copy)
+import argparse
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from scripts import (
+    add_sam_agreement,
+    evaluate,
+    run_pipeline,
+    save_random_walk_segmentations,
+    save_refined_segmentations,
+    save_segmentations,
+)
+from scripts.arguments import print_sam_notice
+from scripts.csv_tables import read_rows
+from scripts.run_pipeline import headline, run, trained_once
+from scripts.segmentation_dataset import open_dataset
+from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
+from utils.cli import run_stage, stage_parser
+from utils.files import atomic_path
+
+COLUMNS = ("dataset", "method", "n", "seed", "image", "class", "dice", "model_id")
+FINE_TUNED = {"mixed": True, "train_from_scratch": False}
+
+
+def _final(refiner: Callable, **options: object) -> Callable[[argparse.Namespace, str], str]:
+    """A method that trains the final U-Net on what `refiner`, a stage, saved."""
+    def train(args: argparse.Namespace, initial: str) -> str:
+        run(refiner, args, model_id=initial)
+        return trained_once(training_on_pseudo_labels, args, "final", model_id=initial, **options)
+    return train
+
+
+def _mean_teacher(args: argparse.Namespace, initial: str) -> str:
+    return trained_once(training_with_mean_teacher, args, "mean_teacher", model_id=initial)
+
+
+def _reliable_mean_teacher(args: argparse.Namespace, initial: str) -> str:
+    run(add_sam_agreement, args, model_id=initial)
+    return trained_once(training_with_mean_teacher, args, "mean_teacher", model_id=initial, reliable=0.85)
+
+
+METHODS: dict[str, Callable[[argparse.Namespace, str], str]] = {  # from the initial model's id to the method's
+    "initial": lambda _, initial: initial,
+    "raw": _final(save_segmentations, pseudo_label="raw"),
+    "random_walk": _final(save_random_walk_segmentations, pseudo_label="random_walk"),
+    "sam": _final(save_refined_segmentations, pseudo_label="sam"),
+    "mixed": _final(save_refined_segmentations, pseudo_label="sam", **FINE_TUNED),
+    "mean_teacher": _mean_teacher,
+    "reliable_mean_teacher": _reliable_mean_teacher,
+}
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    # "resolve": what varies in a study takes the place of one run's
+    parser = stage_parser("scripts.run_study", __doc__, conflict_handler="resolve")
+    run_pipeline.add_arguments(parser)
+    parser.add_argument("--num_train_samples", nargs="+", type=int, default=[5, 20, 43], help="labelled images")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="seeds of all random numbers")
+    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS), help="what to compare")
+    for settled in ("--seed", "--pseudo_label"):
+        parser.add_argument(settled, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(args: argparse.Namespace) -> Path:
+    """Returns the table's file."""
+    rows, manifest = [], []
+    for n in args.num_train_samples:
+        for seed in args.seeds:
+            one = argparse.Namespace(**{**vars(args), "num_train_samples": n, "seed": seed})
+            for method, initial, model_id in results(one):
+                rows += [(args.dataset, method, n, seed, *row, model_id) for row in test_dice(one, model_id)]
+                manifest.append({"method": method, "n": n, "seed": seed, "initial_model_id": initial,
+                                 "model_id": model_id})
+    table = args.results_dir / "study.csv"
+    with atomic_path(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerows([COLUMNS, *rows])
+    with atomic_path(args.results_dir / "manifest.json") as temporary:
+        arguments = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+        temporary.write_text(json.dumps({"arguments": arguments, "results": manifest}, indent=1), encoding="utf-8")
+    print_sam_notice(args, open_dataset(args.dataset, args.data_dir))
+    print(f"table: {table}")
+    return table
+
+
+def results(args: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
+    """Yields (method, initial model's id, the method's model id) at one number of labelled images and seed."""
+    headline(f"initial, n = {args.num_train_samples}, seed {args.seed}")
+    initial = trained_once(training, args, "initial")
+    for method in args.methods:
+        headline(f"{method}, n = {args.num_train_samples}, seed {args.seed}")
+        yield method, initial, METHODS[method](args, initial)
+
+
+def test_dice(args: argparse.Namespace, model_id: str) -> Iterator[tuple[str, str, str]]:
+    """Yields (test image, class, Dice in percent) of each class that an image shows; measured once."""
+    path = args.results_dir / args.dataset / model_id / "test_raw" / "dice.csv"
+    if not path.exists():
+        run(evaluate, args, model_id=model_id, split="test", pseudo_label="raw")
+    left_out = open_dataset(args.dataset, args.data_dir).description.left_out_of_averages
+    for row in read_rows(path, ["stem", "mean"]):
+        stem = row.pop("stem")
+        del row["mean"]
+        if stem not in left_out:
+            yield from ((stem, label, dice) for label, dice in row.items() if dice)
+
+
+if __name__ == "__main__":
+    run_stage(main, get_args_parser())

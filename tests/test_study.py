@@ -1,0 +1,88 @@
+"""The study's table, and what is computed from it."""
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from scipy.stats import wilcoxon
+
+from scripts import plot_results, run_study
+from scripts.run_study import COLUMNS
+from utils.cli import InputError
+from utils.experiment import fetch_model, find_models
+
+SMALL = ["--epochs", "1", "--base_width", "2", "--n_last_channel", "2", "--input_size", "64", "48",
+         "--data_sample_per_epoch", "4", "--batch_size", "4"]
+
+
+def read(path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path, monkeypatch):
+    data_dir = shutil.copytree(phantom_data_dir, tmp_path / "data")
+    monkeypatch.setenv("SAM_BURDEN_RUNS", str(tmp_path / "runs"))
+    arguments = run_study.get_args_parser().parse_args(
+        ["--dataset", "phantom", "--data_dir", str(data_dir), "--results_dir", str(tmp_path / "results"),
+         "--num_train_samples", "3", *SMALL])
+    rows = read(run_study.main(arguments))
+    assert tuple(rows[0]) == COLUMNS
+    assert list(dict.fromkeys(row["method"] for row in rows)) == list(run_study.METHODS)
+    for method in run_study.METHODS:
+        own = [row for row in rows if row["method"] == method]
+        assert len({row["image"] for row in own}) == 10 and len({row["model_id"] for row in own}) == 1
+        assert all(0 <= float(row["dice"]) <= 100 for row in own)
+    manifest = json.loads((tmp_path / "results" / "manifest.json").read_text())
+    ids = {entry["method"]: entry["model_id"] for entry in manifest["results"]}
+    assert len(set(ids.values())) == len(run_study.METHODS)
+    assert fetch_model(ids["mixed"]).parameters["mixed"] and not fetch_model(ids["sam"]).parameters["mixed"]
+    assert fetch_model(ids["reliable_mean_teacher"]).parameters["reliable"] == 0.85
+    assert fetch_model(ids["mean_teacher"]).parameters["reliable"] is None
+    assert fetch_model(ids["raw"]).parameters["masks"] == "raw"
+    trained = len(find_models())
+    assert read(run_study.main(arguments)) == rows
+    assert len(find_models()) == trained
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Twelve images, two classes, the second of which not all show; at n = 5 and 20, two seeds."""
+    rng = np.random.default_rng(0)
+    levels = {"initial": 60, "sam": 65, "raw": 58}
+    rows = [("hands", method, n, seed, f"image{image}", label, f"{dice + n + rng.normal():.4f}", "id")
+            for n in (5, 20) for seed in (1, 2) for method, dice in levels.items()
+            for image in range(12) for label in ("Radius", "Ulna")[:1 + image % 2]]
+    with (tmp_path / "study.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
+    return tmp_path
+
+
+def test_table_equals_a_computation_by_hand(study):
+    table = plot_results.main(plot_results.get_args_parser().parse_args(["--results_dir", str(study)]))
+    rows = [row for row in read(study / "study.csv") if row["n"] == "20"]
+
+    def images(method: str) -> list[float]:
+        keys = dict.fromkeys((row["seed"], row["image"]) for row in rows)
+        return [np.mean([float(row["dice"]) for row in rows if (row["seed"], row["image"]) == key
+                         and row["method"] == method]) for key in keys]
+
+    assert [row[0] for row in table] == ["method", "initial", "sam", "raw"]
+    for method, mean, std, count, p in table[1:]:
+        assert float(mean.removesuffix("*")) == pytest.approx(np.mean(images(method)), abs=0.005)
+        assert float(std) == pytest.approx(np.std(images(method), ddof=1), abs=0.005)
+        assert count == "24"
+        assert mean.endswith("*") == (method == "sam")
+        expected = "" if method == "initial" else f"{wilcoxon(images('initial'), images(method)).pvalue:.2g}"
+        assert p == expected
+    assert r"\textbf{" + table[2][1][:-1] + "}" in (study / "table.tex").read_text()
+    assert read(study / "table.csv")[1]["mean"] == table[2][1][:-1]
+    for name in ("dice_over_n", "box_plot", "cumulative", "per_class"):
+        assert (study / f"{name}.png").stat().st_size > 10_000
+        assert (study / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_an_n_without_results_is_an_error(study):
+    with pytest.raises(InputError, match=r"study\.csv: has no results for n = 7"):
+        plot_results.main(plot_results.get_args_parser().parse_args(["--results_dir", str(study), "--n", "7"]))
