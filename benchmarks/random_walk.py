@@ -5,7 +5,7 @@
 
 The largest difference is that of the probabilities; the Dice that is printed is that of ours with a solution to 1e-12.
 
-Reads   annotations_train.xml; --image_folder (left out: benchmarks/inputs.py says which)
+Reads   annotations_train.xml; --image_folder, left out: the sample data's images (python -m scripts.make_phantoms)
 Writes  nothing, or the table: --json FILE, and --record into benchmarks/RESULTS.md
 """
 import argparse
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks import paper_way
-from benchmarks.inputs import add_image_arguments, describe, images_from, predictions
+from benchmarks.inputs import DRAWN, add_image_arguments, describe, images_from, predictions
 from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
@@ -28,6 +28,7 @@ STEP = "random walk, all classes"
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("benchmarks.random_walk", __doc__)
     add_image_arguments(parser)
+    parser.set_defaults(image_folder=DRAWN)  # the masks are of these
     parser.add_argument("--radius", type=int, default=SETTINGS["active"].radius, help="of the background's erosion")
     add_report_arguments(parser)
     return parser

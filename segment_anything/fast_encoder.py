@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import Block, get_rel_pos
 
-QUERIES = 512  # at once on the CPU
+QUERIES = 512  # that attend at once, for the sake of memory
 
 
 def accelerate(encoder: nn.Module, dtype: torch.dtype = torch.float32) -> None:
@@ -32,6 +32,10 @@ class FastBlock(nn.Module):
         self.norm1, self.norm2 = block.norm1, block.norm2
         self.attn, self.mlp = block.attn.to(dtype), block.mlp.to(dtype)
         self.window_size, self.dtype = block.window_size, dtype
+        if self.attn.use_rel_pos:
+            for name, positions in (("along_y", self.attn.rel_pos_h), ("along_x", self.attn.rel_pos_w)):
+                side = (len(positions) + 1) // 2
+                self.register_buffer(name, get_rel_pos(side, side, positions), persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens + self._attention(self.norm1(tokens).to(self.dtype))
@@ -55,15 +59,12 @@ class FastBlock(nn.Module):
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """All (windows, heads, y, x, channel)."""
-        height, width = queries.shape[2:4]
         flat = [each.flatten(2, 3) for each in (queries, keys, values)]
         if not self.attn.use_rel_pos:
             return F.scaled_dot_product_attention(*flat).view_as(queries)
-        along_y = torch.einsum("bnyxc,ykc->bnyxk", queries, get_rel_pos(height, height, self.attn.rel_pos_h))
-        along_x = torch.einsum("bnyxc,xkc->bnyxk", queries, get_rel_pos(width, width, self.attn.rel_pos_w))
-        at_once = height * width if queries.is_cuda else QUERIES
-        portions = zip(*(each.split(at_once, dim=2) for each in (
-            flat[0], along_y.flatten(2, 3), along_x.flatten(2, 3))), strict=True)
+        along_y = torch.einsum("bnyxc,ykc->bnyxk", queries, self.along_y).flatten(2, 3)
+        along_x = torch.einsum("bnyxc,xkc->bnyxk", queries, self.along_x).flatten(2, 3)
+        portions = zip(*(each.split(QUERIES, dim=2) for each in (flat[0], along_y, along_x)), strict=True)
         return torch.cat([_attention(some, *flat[1:], (y[..., :, None] + x[..., None, :]).flatten(3))
                           for some, y, x in portions], dim=2).view_as(queries)
 

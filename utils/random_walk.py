@@ -60,21 +60,23 @@ def random_walk(grey: np.ndarray, seeded: np.ndarray, seeds: np.ndarray, sigma: 
     Returns:
         float64, (C, N) for the N unseeded pixels in row-major order
     """
-    laplacian = _laplacian(grey.astype(np.float64), sigma)
-    free, fixed = np.flatnonzero(~seeded), np.flatnonzero(seeded)
-    rows = laplacian[free]
-    given = seeds.reshape(len(seeds), -1)[:, fixed].T.astype(np.float64)
-    right = -(rows[:, fixed] @ given)
-    return splu(rows[:, free].tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0,
-                options={"SymmetricMode": True}).solve(np.asarray(right)).T
+    free = ~seeded.ravel()
+    start, end, weights = _steps_from(free, grey.astype(np.float64), sigma)
+    number = np.cumsum(free) - 1  # of each free pixel among them
+    count, inner = int(free.sum()), free[end]
+    degrees = np.bincount(number[start], weights, count) + DIAGONAL
+    between = sparse.coo_array((weights[inner], (number[start[inner]], number[end[inner]])), (count, count))
+    to_seeds = sparse.coo_array((weights[~inner], (number[start[~inner]], end[~inner])), (count, grey.size)).tocsr()
+    right = to_seeds @ seeds.reshape(len(seeds), -1).T.astype(np.float64)
+    return splu((sparse.diags_array(degrees) - between).tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0,
+                options={"SymmetricMode": True}).solve(right).T
 
 
-def _laplacian(grey: np.ndarray, sigma: float) -> sparse.csr_array:
-    """Of the 4-neighbour graph, (H W, H W), with `DIAGONAL` added."""
-    index = np.arange(grey.size).reshape(grey.shape)
+def _steps_from(free: np.ndarray, grey: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixel numbers of the start and the end of every step from a free pixel to a neighbour, and the step's weight."""
+    index, values = np.arange(grey.size).reshape(grey.shape), grey.ravel()
     pairs = [(index[:, :-1], index[:, 1:]), (index[:-1], index[1:])]
     one, other = (np.concatenate([pair[side].ravel() for pair in pairs]) for side in (0, 1))
-    weights = np.exp(-((grey.ravel()[one] - grey.ravel()[other]) ** 2) / sigma ** 2)
-    neighbours = sparse.coo_array((np.tile(weights, 2), (np.r_[one, other], np.r_[other, one])), (grey.size,) * 2)
-    degrees = neighbours.sum(axis=1) + DIAGONAL
-    return (sparse.diags_array(degrees) - neighbours).tocsr()
+    start, end = np.concatenate([one, other]), np.concatenate([other, one])
+    start, end = start[free[start]], end[free[start]]
+    return start, end, np.exp(-((values[start] - values[end]) ** 2) / sigma ** 2)
