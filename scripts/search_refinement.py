@@ -1,0 +1,160 @@
+"""Searches for the options of a refinement that gain most on the validation images (paper, the search).
+
+    python -m scripts.search_refinement --model_id ID
+    python -m scripts.search_refinement --dataset phantom --num_train_samples 5 --trials 50
+    python -m scripts.search_refinement --refiner random_walk
+
+The grid is tried in random order. A rerun goes on where the last one stopped, until --trials are done or the grid is.
+
+Reads   a model by its id, the labelled validation images, with `--refiner sam` SAM's weights
+Writes  results/<dataset>/<model id>/search_<refiner>/: study.log (Optuna's journal), trials.csv (every trial, the best
+        first; gain is that of the mean Dice over the U-Net's own masks, in points), options.csv (the mean gain with
+        each value of each option, and whether the option made a difference at all)
+"""
+import argparse
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import optuna
+import torch
+
+from scripts.arguments import (
+    add_common_arguments,
+    add_model_arguments,
+    add_prediction_arguments,
+    add_sam_arguments,
+    load_model_and_data,
+    sam_name,
+)
+from scripts.save_refined_segmentations import predictions_and_embeddings
+from scripts.segmentation_dataset import AnnotatedImages, ImageDataset, read_scaled
+from unet_training.hyper_params import positive_int
+from unet_training.prediction import predict
+from unet_training.u_net import UNet
+from utils.cli import run_stage, select_device, stage_parser
+from utils.dice import image_dice, multilabel_dice
+from utils.files import atomic_path
+from utils.mask_cleaning import ELEMENTS, OPERATIONS, SELECTIONS, clean_masks
+from utils.paths import RESULTS
+from utils.random_walk import Settings, random_walk_masks
+from utils.refinement import RefinementOptions, refine
+
+Refiner = Callable[[Mapping[str, object]], list[np.ndarray]]  # from options to the refined masks of all images
+SAM_GRID = {
+    "prompt1st": ["box", "pos_points neg_points", "pos_points"],
+    "prompt2nd": ["", "box", "pos_points neg_points", "pos_points"],
+    "morphology_operation": list(OPERATIONS), "morphology_element": list(ELEMENTS), "morphology_radius": list(range(9)),
+}
+WALK_GRID = {"ccl_selection": list(SELECTIONS), "radius": [1, 2, 4, 8, 16], "sigma": [5.0, 10.0, 19.87, 40.0, 80.0]}
+NO_DIFFERENCE = 0.01  # points of Dice
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = stage_parser("scripts.search_refinement", __doc__)
+    add_common_arguments(parser)
+    add_model_arguments(parser)
+    add_prediction_arguments(parser)
+    add_sam_arguments(parser)
+    parser.add_argument("--refiner", choices=("sam", "random_walk"), default="sam", help="what refines")
+    parser.add_argument("--trials", type=positive_int, default=100, help="points of the grid, earlier ones too")
+    parser.add_argument("--results_dir", type=Path, default=RESULTS, help="folder of the results")
+    return parser
+
+
+def main(args: argparse.Namespace) -> list[dict[str, object]]:
+    """Returns the trials, the best one first: their options and gain."""
+    device = select_device(args.gpu_id)
+    model, u_net, _, data = load_model_and_data(args, device)
+    stems = data.stems("val")
+    truth = torch.from_numpy(np.stack([data.mask(stem) for stem in stems]))
+    prepare, grid = {"sam": (sam_refiner, SAM_GRID), "random_walk": (walk_refiner, WALK_GRID)}[args.refiner]
+    probabilities, refiner = prepare(args, u_net, data, stems, device)
+    raw = mean_dice([each > 0.5 for each in probabilities], truth)
+
+    def gain(trial: optuna.Trial) -> float:
+        options = {name: trial.suggest_categorical(name, values) for name, values in grid.items()}
+        return mean_dice(refiner(options), truth) - raw
+
+    name = args.refiner if args.refiner == "random_walk" else f"sam_{sam_name(args, data)}"
+    folder = args.results_dir / args.dataset / model.id / f"search_{name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.log")))
+    study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True,
+                                sampler=optuna.samplers.GridSampler(grid, seed=args.seed))
+    missing = args.trials - len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
+    if missing > 0:
+        study.optimize(gain, n_trials=missing, show_progress_bar=True)
+    trials = sorted(({**trial.params, "gain": trial.value} for trial in study.trials if trial.value is not None),
+                    key=lambda trial: -trial["gain"])
+    write_table(folder / "trials.csv", trials)
+    write_table(folder / "options.csv", effects(trials, grid))
+    print(f"raw masks: Dice {raw:.2f} % ({len(stems)} validation images)")
+    print(f"best of {len(trials)} trials: {trials[0]['gain']:+.2f} with "
+          + ", ".join(f"{option} = {value}" for option, value in trials[0].items() if option != "gain"))
+    print(f"tables: {folder}")
+    return trials
+
+
+def sam_refiner(args: argparse.Namespace, u_net: UNet, data: AnnotatedImages, stems: Sequence[str],
+                device: torch.device) -> tuple[list[np.ndarray], Refiner]:
+    """The U-Net's probabilities of each image, and the refinement by SAM."""
+    inputs = [each[1:] for each in predictions_and_embeddings(args, u_net, data, stems, device)]
+
+    def refined(options: Mapping[str, object]) -> list[np.ndarray]:
+        prompts = {name: tuple(options[name].split()) for name in ("prompt1st", "prompt2nd")}
+        chosen = RefinementOptions(**{**options, **prompts}, morphology="paper")
+        return [refine(*each, chosen).mask for each in inputs]
+
+    return [probabilities for probabilities, _, _ in inputs], refined
+
+
+def walk_refiner(args: argparse.Namespace, u_net: UNet, data: AnnotatedImages, stems: Sequence[str],
+                 device: torch.device) -> tuple[list[np.ndarray], Refiner]:
+    """As `sam_refiner`, by a random walk."""
+    probabilities = [each for _, each in predict(u_net, ImageDataset(data, stems), device, args.infer_batch_size)]
+    grey = [255 * read_scaled(data.image_path(stem), data.description.input_size) for stem in stems]
+
+    def refined(options: Mapping[str, object]) -> list[np.ndarray]:
+        settings = Settings(options["radius"], options["sigma"])
+        return [random_walk_masks(image, clean_masks(each, options["ccl_selection"]), settings)
+                for image, each in zip(grey, probabilities, strict=True)]
+
+    return probabilities, refined
+
+
+def mean_dice(masks: Sequence[np.ndarray], truth: torch.Tensor) -> float:
+    """Mean over images, in percent."""
+    return 100 * image_dice(multilabel_dice(torch.from_numpy(np.stack(masks)), truth)).nanmean().item()
+
+
+def effects(trials: Sequence[Mapping[str, object]], grid: Mapping[str, Sequence]) -> list[dict[str, object]]:
+    """For each value of each option its mean gain; an option makes no difference where trials that agree in all other
+    options gain the same with each of its values, as far as they were tried."""
+    rows = []
+    for option, values in grid.items():
+        alike: dict[tuple, list[float]] = {}
+        for trial in trials:
+            alike.setdefault(tuple(trial[other] for other in grid if other != option), []).append(trial["gain"])
+        matters = any(max(gains) - min(gains) > NO_DIFFERENCE for gains in alike.values())
+        compared = any(len(gains) > 1 for gains in alike.values())
+        for value in values:
+            gains = [trial["gain"] for trial in trials if trial[option] == value]
+            rows.append({"option": option, "value": value, "trials": len(gains),
+                         "mean_gain": float(np.mean(gains)) if gains else "",
+                         "makes_a_difference": ("no", "yes")[matters] if compared else "not compared"})
+    return rows
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({name: f"{value:.4f}" if name in ("gain", "mean_gain") and value != "" else value
+                          for name, value in row.items()} for row in rows)
+
+
+if __name__ == "__main__":
+    run_stage(main, get_args_parser())
