@@ -7,6 +7,7 @@ A rerun only does what is missing. All other arguments are those of scripts.run_
 
     initial                the initial U-Net
     raw, sam, random_walk  the final U-Net on raw pseudo labels, or on those refined by SAM or a random walk
+    medsam                 as sam, with MedSAM's weights and the box alone
     mixed                  as sam, labelled images filling half of every batch, fine-tuned from the initial U-Net
     mean_teacher           from the initial U-Net on
     reliable_mean_teacher  as mean_teacher, masks on which SAM agrees entering as labels
@@ -42,9 +43,9 @@ FINE_TUNED = {"mixed": True, "train_from_scratch": False}
 
 
 def _final(refiner: Callable, **options: object) -> Callable[[argparse.Namespace, str], str]:
-    """A method that trains the final U-Net on what `refiner`, a stage, saved."""
+    """A method that trains the final U-Net on what `refiner`, a stage, saved; `options` are arguments of both."""
     def train(args: argparse.Namespace, initial: str) -> str:
-        run(refiner, args, model_id=initial)
+        run(refiner, args, model_id=initial, **options)
         return trained_once(training_on_pseudo_labels, args, "final", model_id=initial, **options)
     return train
 
@@ -63,6 +64,8 @@ METHODS: dict[str, Callable[[argparse.Namespace, str], str]] = {  # from the ini
     "raw": _final(save_segmentations, pseudo_label="raw"),
     "random_walk": _final(save_random_walk_segmentations, pseudo_label="random_walk"),
     "sam": _final(save_refined_segmentations, pseudo_label="sam"),
+    "medsam": _final(save_refined_segmentations, pseudo_label="sam", sam_type="medsam", sam_checkpoint=None,
+                     prompt1st=["box"], prompt2nd=[]),
     "mixed": _final(save_refined_segmentations, pseudo_label="sam", **FINE_TUNED),
     "mean_teacher": _mean_teacher,
     "reliable_mean_teacher": _reliable_mean_teacher,
@@ -75,7 +78,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     run_pipeline.add_arguments(parser)
     parser.add_argument("--num_train_samples", nargs="+", type=int, default=[5, 20, 43], help="labelled images")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="seeds of all random numbers")
-    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS), help="what to compare")
+    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), help="what to compare",
+                        default=[method for method in METHODS if method != "medsam"])  # whose weights not all have
     for settled in ("--seed", "--pseudo_label"):
         parser.add_argument(settled, help=argparse.SUPPRESS)
     return parser

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from scipy.stats import wilcoxon
+from small_sam import register_small_sam
 
 from scripts import plot_results, run_study
 from scripts.run_study import COLUMNS
@@ -24,9 +25,11 @@ def read(path) -> list[dict[str, str]]:
 def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path, monkeypatch):
     data_dir = shutil.copytree(phantom_data_dir, tmp_path / "data")
     monkeypatch.setenv("SAM_BURDEN_RUNS", str(tmp_path / "runs"))
+    (data_dir / "sam_checkpoints").mkdir()
+    register_small_sam(monkeypatch, data_dir / "sam_checkpoints", "medsam", preprocessing="squash")
     arguments = run_study.get_args_parser().parse_args(
         ["--dataset", "phantom", "--data_dir", str(data_dir), "--results_dir", str(tmp_path / "results"),
-         "--num_train_samples", "3", *SMALL])
+         "--num_train_samples", "3", *SMALL, "--methods", *run_study.METHODS])
     rows = read(run_study.main(arguments))
     assert tuple(rows[0]) == COLUMNS
     assert list(dict.fromkeys(row["method"] for row in rows)) == list(run_study.METHODS)
@@ -41,6 +44,7 @@ def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path
     assert fetch_model(ids["reliable_mean_teacher"]).parameters["reliable"] == 0.85
     assert fetch_model(ids["mean_teacher"]).parameters["reliable"] is None
     assert fetch_model(ids["raw"]).parameters["masks"] == "raw"
+    assert fetch_model(ids["medsam"]).parameters["masks"] == "sam_box_highest_probability_released_medsam"
     trained = len(find_models())
     assert read(run_study.main(arguments)) == rows
     assert len(find_models()) == trained
