@@ -3,13 +3,14 @@
     python -m scripts.plot_results
     python -m scripts.plot_results --results_dir results/phantom_study --n 20
 
-Reads   study.csv in --results_dir
+Reads   study.csv and manifest.json in --results_dir
 Writes  beside it, for the n that --n names (left out: the largest): table.txt, table.csv, table.tex with the mean Dice
         of each method, its standard deviation over images and seeds, and the p-value of a paired Wilcoxon test against
         the initial U-Net; box_plot, cumulative, per_class, and for all n dice_over_n, each as PNG and PDF
 """
 import argparse
 import csv
+import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from scipy.stats import wilcoxon
 
 from scripts.csv_tables import read_rows
 from scripts.run_study import COLUMNS
+from segment_anything.registry import SAM_TYPES
 from utils.cli import InputError, run_stage, stage_parser
 from utils.experiment import start
 from utils.files import atomic_path
@@ -49,13 +51,15 @@ def main(args: argparse.Namespace) -> list[list[str]]:
     if not methods:
         raise InputError(f"{args.results_dir / 'study.csv'}: has no results for n = {n}; run scripts.run_study with "
                          "this --num_train_samples")
-    table = comparison(scores, methods, n)
-    write_tables(args.results_dir, table)
+    sam_type = read_manifest(args.results_dir / "manifest.json")["sam_type"]
+    what = f"data set {rows[0]['dataset']}, SAM type {sam_type}"
+    table, title = comparison(scores, methods, n), f"{what}, {n} labelled images"
+    write_tables(args.results_dir, table, f"{title}\n{SAM_TYPES[sam_type].notice}")
     figures = {
-        "dice_over_n": draw(lambda axes: dice_over_n(axes, scores)),
-        "box_plot": draw(lambda axes: box_plot(axes, scores, methods, n)),
-        "cumulative": draw(lambda axes: cumulative(axes, scores, methods, n)),
-        "per_class": draw(lambda axes: per_class(axes, rows, methods, n), width=12)}
+        "dice_over_n": draw(what, lambda axes: dice_over_n(axes, scores)),
+        "box_plot": draw(title, lambda axes: box_plot(axes, scores, methods, n)),
+        "cumulative": draw(title, lambda axes: cumulative(axes, scores, methods, n)),
+        "per_class": draw(title, lambda axes: per_class(axes, rows, methods, n), width=12)}
     with start("plot_results", {"stage": "plot", "n": n, "results_dir": str(args.results_dir)}) as experiment:
         experiment.table(f"Dice at n = {n}", table)
         for name, figure in figures.items():
@@ -65,6 +69,17 @@ def main(args: argparse.Namespace) -> list[list[str]]:
     print((args.results_dir / "table.txt").read_text(encoding="utf-8"))
     print(f"tables and figures: {args.results_dir}")
     return table
+
+
+def read_manifest(path: Path) -> dict:
+    """Raises InputError if it isn't there or isn't one."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable manifest ({error}); run scripts.run_study again") from None
+    if manifest.get("sam_type") not in SAM_TYPES:
+        raise InputError(f"{path}: doesn't say which SAM was used; run scripts.run_study again")
+    return manifest
 
 
 def image_scores(rows: list[dict[str, str]]) -> Scores:
@@ -95,12 +110,12 @@ def p_value(initial: Mapping[tuple[str, str], float], other: Mapping[tuple[str, 
     return f"{wilcoxon(*zip(*pairs, strict=True)).pvalue:.2g}"
 
 
-def write_tables(folder: Path, table: list[list[str]]) -> None:
-    """As aligned text, CSV, and LaTeX with the best mean in bold."""
+def write_tables(folder: Path, table: list[list[str]], title: str) -> None:
+    """As aligned text under a title, CSV, and LaTeX with the best mean in bold."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
     with atomic_path(folder / "table.txt") as temporary:
-        temporary.write_text(text + "\n\n* best mean\n", encoding="utf-8")
+        temporary.write_text(f"{title.strip()}\n\n{text}\n\n* best mean\n", encoding="utf-8")
     with atomic_path(folder / "table.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([cell.removesuffix("*") for cell in row] for row in table)
     lines = [" & ".join(rf"\textbf{{{cell[:-1]}}}" if cell.endswith("*") else cell.replace("_", r"\_") for cell in row)
@@ -110,11 +125,12 @@ def write_tables(folder: Path, table: list[list[str]]) -> None:
                              + lines[1], *lines[2:]]) + " \\\\\n\\hline\n\\end{tabular}\n", encoding="utf-8")
 
 
-def draw(fill: Callable[[Axes], None], width: float = 7) -> Figure:
-    """A figure of one plot; its size in inches."""
+def draw(title: str, fill: Callable[[Axes], None], width: float = 7) -> Figure:
+    """A figure of one plot; its width in inches."""
     figure = Figure(figsize=(width, 4.5), layout="constrained")
     axes = figure.add_subplot()
     fill(axes)
+    axes.set_title(title, fontsize="medium")
     axes.grid(alpha=0.3)
     return figure
 
@@ -151,15 +167,15 @@ def box_plot(axes: Axes, scores: Scores, methods: list[str], n: int) -> None:
                          medianprops={"color": "black"})
     for box, colour in zip(boxes["boxes"], colour_of(methods).values(), strict=True):
         box.set(facecolor=colour, alpha=0.5)
-    axes.set_xticks(range(1, len(methods) + 1), methods, rotation=20)
-    axes.set(ylabel="Dice in %", title=f"{n} labelled images")
+    axes.set_xticks(range(1, len(methods) + 1), methods, rotation=20, ha="right")
+    axes.set(ylabel="Dice in %")
 
 
 def cumulative(axes: Axes, scores: Scores, methods: list[str], n: int) -> None:
     """Share of images up to each Dice; a line further to the right is better."""
     for method, colour in colour_of(methods).items():
         axes.ecdf(list(scores[method, n].values()), color=colour, label=method)
-    axes.set(xlabel="Dice in %", ylabel="share of images up to it", title=f"{n} labelled images")
+    axes.set(xlabel="Dice in %", ylabel="share of images up to it")
     axes.legend()
 
 
@@ -175,8 +191,8 @@ def per_class(axes: Axes, rows: list[dict[str, str]], methods: list[str], n: int
         axes.bar(np.arange(len(classes)) + (index - (len(methods) - 1) / 2) * width,
                  [np.mean(dice[method, label] or np.nan) for label in classes], width, color=colour, label=method)
     axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right")
-    axes.set(ylabel="Dice in %", title=f"{n} labelled images")
-    axes.legend(ncols=len(methods), fontsize="small", loc="lower center")
+    axes.set(ylabel="Dice in %")
+    axes.figure.legend(ncols=len(methods), fontsize="small", loc="outside lower center")
 
 
 if __name__ == "__main__":

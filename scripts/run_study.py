@@ -30,7 +30,7 @@ from scripts import (
     save_refined_segmentations,
     save_segmentations,
 )
-from scripts.arguments import print_sam_notice
+from scripts.arguments import print_sam_notice, resolve_sam
 from scripts.csv_tables import read_rows
 from scripts.run_pipeline import headline, run, trained_once
 from scripts.segmentation_dataset import open_dataset
@@ -87,6 +87,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> Path:
     """Returns the table's file."""
+    data = open_dataset(args.dataset, args.data_dir)
     rows, manifest = [], []
     for n in args.num_train_samples:
         for seed in args.seeds:
@@ -101,8 +102,10 @@ def main(args: argparse.Namespace) -> Path:
         writer.writerows([COLUMNS, *rows])
     with atomic_path(args.results_dir / "manifest.json") as temporary:
         arguments = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        temporary.write_text(json.dumps({"arguments": arguments, "results": manifest}, indent=1), encoding="utf-8")
-    print_sam_notice(args, open_dataset(args.dataset, args.data_dir))
+        sam_type, _ = resolve_sam(args, data)
+        text = json.dumps({"arguments": arguments, "sam_type": sam_type, "results": manifest}, indent=1)
+        temporary.write_text(text, encoding="utf-8")
+    print_sam_notice(args, data)
     print(f"table: {table}")
     return table
 

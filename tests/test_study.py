@@ -60,6 +60,7 @@ def study(tmp_path):
             for image in range(12) for label in ("Radius", "Ulna")[:1 + image % 2]]
     with (tmp_path / "study.csv").open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
+    (tmp_path / "manifest.json").write_text('{"sam_type": "demo"}')
     return tmp_path
 
 
@@ -80,6 +81,8 @@ def test_table_equals_a_computation_by_hand(study):
         assert mean.endswith("*") == (method == "sam")
         expected = "" if method == "initial" else f"{wilcoxon(images('initial'), images(method)).pvalue:.2g}"
         assert p == expected
+    text = (study / "table.txt").read_text()
+    assert text.startswith("data set hands, SAM type demo, 20 labelled images\nmade with the embedded small SAM")
     assert r"\textbf{" + table[2][1][:-1] + "}" in (study / "table.tex").read_text()
     assert read(study / "table.csv")[1]["mean"] == table[2][1][:-1]
     for name in ("dice_over_n", "box_plot", "cumulative", "per_class"):
@@ -90,3 +93,10 @@ def test_table_equals_a_computation_by_hand(study):
 def test_an_n_without_results_is_an_error(study):
     with pytest.raises(InputError, match=r"study\.csv: has no results for n = 7"):
         plot_results.main(plot_results.get_args_parser().parse_args(["--results_dir", str(study), "--n", "7"]))
+
+
+@pytest.mark.parametrize("manifest", ["", "{}", '{"sam_type": "other"}'])
+def test_results_of_an_unknown_sam_are_not_shown(study, manifest):
+    (study / "manifest.json").write_text(manifest)
+    with pytest.raises(InputError, match=r"manifest\.json: .* run scripts\.run_study again"):
+        plot_results.main(plot_results.get_args_parser().parse_args(["--results_dir", str(study)]))
