@@ -98,8 +98,12 @@ def pseudo_label_kind(args: argparse.Namespace, data: AnnotatedImages) -> str:
 
 def task_parameters(args: argparse.Namespace, stage: str, **more: str) -> dict:
     """What the tracker keeps of a run: its stage, its arguments and what they resolved to."""
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    return {**values, "stage": stage, **more}
+    return {**plain_values(args), "stage": stage, **more}
+
+
+def plain_values(args: argparse.Namespace) -> dict:
+    """The arguments, paths as text."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -144,5 +148,13 @@ def load_model_and_data(args: argparse.Namespace, device: torch.device,
 
 def unlabelled_stems(args: argparse.Namespace, model: Model, data: AnnotatedImages) -> list[str]:
     """The images without labels, as seen from the model: those it was not trained on."""
-    num_train_samples = model.parameters.get("num_train_samples", args.num_train_samples)
-    return data.unlabelled_stems(num_train_samples, args.split500, args.seed)
+    return data.unlabelled_stems(_num_train_samples(args, model), args.split500, args.seed)
+
+
+def labelled_stems(args: argparse.Namespace, model: Model, data: AnnotatedImages) -> list[str]:
+    """The images that the model was trained on."""
+    return data.stems("train", _num_train_samples(args, model))
+
+
+def _num_train_samples(args: argparse.Namespace, model: Model) -> int:
+    return model.parameters.get("num_train_samples", args.num_train_samples)

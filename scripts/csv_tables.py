@@ -1,9 +1,10 @@
-"""CSV tables that say something about images: lists of stems, and one row of metadata per image."""
+"""CSV tables: lists of stems and metadata of images are read, results are written."""
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from utils.cli import InputError
+from utils.files import atomic_path
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -34,3 +35,9 @@ def matching_stems(path: Path, stem_column: str, rule: Mapping[str, str]) -> fro
     """Stems of the rows whose columns have all the values of `rule`. Raises InputError as `read_rows` does."""
     rows = read_rows(path, [stem_column, *rule])
     return frozenset(row[stem_column] for row in rows if all(row[column] == value for column, value in rule.items()))
+
+
+def write_rows(path: Path, rows: Iterable[Sequence]) -> None:
+    """Writes a CSV file in UTF-8, complete or not at all; the first row is its header."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)

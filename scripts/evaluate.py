@@ -12,7 +12,6 @@ Writes  results/<dataset>/<model id>/<split>_<kind>/: dice.csv (a row an image: 
         where the truth doesn't show the class), overlays of the best, the median and the worst image
 """
 import argparse
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from scripts.arguments import (
     task_parameters,
     unlabelled_stems,
 )
+from scripts.csv_tables import write_rows
 from scripts.save_random_walk_segmentations import walk_images
 from scripts.save_refined_segmentations import refine_images
 from scripts.segmentation_dataset import AnnotatedImages, ImageDataset
@@ -40,7 +40,7 @@ from unet_training.u_net import UNet
 from utils.cli import InputError, run_stage, select_device, stage_parser
 from utils.dice import image_dice, multilabel_dice
 from utils.experiment import start
-from utils.files import atomic_path, read_grey, write_png
+from utils.files import read_grey, write_png
 from utils.mask_store import MaskStore
 from utils.overlay import overlay, side_by_side, to_grey
 from utils.paths import RESULTS, mask_file
@@ -128,12 +128,11 @@ def summarise(dice: list[torch.Tensor]) -> Summary:
 
 def write_csv(path: Path, dice: dict[str, torch.Tensor], labels: tuple[str, ...]) -> None:
     """A row an image: stem, mean, each class, in percent; empty where the truth doesn't show the class."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["stem", "mean", *labels])
-        for stem, values in dice.items():
-            cells = [image_dice(values).item(), *values.tolist()]
-            writer.writerow([stem, *("" if np.isnan(cell) else f"{100 * cell:.4f}" for cell in cells)])
+    rows = [["stem", "mean", *labels]]
+    for stem, values in dice.items():
+        cells = [image_dice(values).item(), *values.tolist()]
+        rows.append([stem, *("" if np.isnan(cell) else f"{100 * cell:.4f}" for cell in cells)])
+    write_rows(path, rows)
 
 
 def overlays(args: argparse.Namespace, model_id: str, u_net: UNet, data: AnnotatedImages, dice: dict[str, torch.Tensor],

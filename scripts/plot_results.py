@@ -9,7 +9,6 @@ Writes  beside it, for the n that --n names (left out: the largest): table.txt, 
         the initial U-Net; box_plot, cumulative, per_class, and for all n dice_over_n, each as PNG and PDF
 """
 import argparse
-import csv
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import wilcoxon
 
-from scripts.csv_tables import read_rows
+from scripts.csv_tables import read_rows, write_rows
 from scripts.run_study import COLUMNS
 from segment_anything.registry import SAM_TYPES
 from utils.cli import InputError, run_stage, stage_parser
@@ -116,8 +115,7 @@ def write_tables(folder: Path, table: list[list[str]], title: str) -> None:
     text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
     with atomic_path(folder / "table.txt") as temporary:
         temporary.write_text(f"{title.strip()}\n\n{text}\n\n* best mean\n", encoding="utf-8")
-    with atomic_path(folder / "table.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([cell.removesuffix("*") for cell in row] for row in table)
+    write_rows(folder / "table.csv", ([cell.removesuffix("*") for cell in row] for row in table))
     lines = [" & ".join(rf"\textbf{{{cell[:-1]}}}" if cell.endswith("*") else cell.replace("_", r"\_") for cell in row)
              for row in table]
     with atomic_path(folder / "table.tex") as temporary:

@@ -9,7 +9,6 @@ Reads   the images and annotations of the data set, SAM's weights
 Writes  what the stages write, and in --results_dir: results.csv, pipeline.png, dice.csv and overlays of each row
 """  # noqa: E501 (a command to copy)
 import argparse
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +27,7 @@ from scripts.arguments import (
     sam_name,
     task_parameters,
 )
+from scripts.csv_tables import write_rows
 from scripts.segmentation_dataset import AnnotatedImages, open_dataset
 from segment_anything.registry import check_present
 from unet_training import training, training_on_pseudo_labels
@@ -39,7 +39,7 @@ from unet_training.hyper_params import (
 )
 from utils.cli import run_stage, stage_parser
 from utils.experiment import find_models
-from utils.files import atomic_path, read_grey, write_png
+from utils.files import read_grey, write_png
 from utils.mask_store import MaskStore
 from utils.overlay import overlay, side_by_side, stack, to_grey
 from utils.paths import RESULTS, mask_file
@@ -128,10 +128,8 @@ def headline(text: str) -> None:
 
 def write_table(path: Path, rows: list[Row]) -> None:
     """Columns what, split, dice_mean, dice_std (both in percent), n_images."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["what", "split", "dice_mean", "dice_std", "n_images"])
-        writer.writerows([what, split, f"{s.mean:.4f}", f"{s.std:.4f}", s.count] for what, split, s in rows)
+    write_rows(path, [["what", "split", "dice_mean", "dice_std", "n_images"],
+                      *([what, split, f"{s.mean:.4f}", f"{s.std:.4f}", s.count] for what, split, s in rows)])
 
 
 def picture_of_the_pipeline(args: argparse.Namespace, data: AnnotatedImages, initial: str) -> np.ndarray:

@@ -17,7 +17,6 @@ Writes  what the stages write, and in --results_dir: study.csv (a row per method
         shows, Dice in percent) and manifest.json (the models that each number came from); see scripts.plot_results
 """  # noqa: E501 (a command to copy)
 import argparse
-import csv
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,8 +29,8 @@ from scripts import (
     save_refined_segmentations,
     save_segmentations,
 )
-from scripts.arguments import print_sam_notice, resolve_sam
-from scripts.csv_tables import read_rows
+from scripts.arguments import plain_values, print_sam_notice, resolve_sam
+from scripts.csv_tables import read_rows, write_rows
 from scripts.run_pipeline import headline, run, trained_once
 from scripts.segmentation_dataset import open_dataset
 from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
@@ -97,13 +96,10 @@ def main(args: argparse.Namespace) -> Path:
                 manifest.append({"method": method, "n": n, "seed": seed, "initial_model_id": initial,
                                  "model_id": model_id})
     table = args.results_dir / "study.csv"
-    with atomic_path(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerows([COLUMNS, *rows])
+    write_rows(table, [COLUMNS, *rows])
     with atomic_path(args.results_dir / "manifest.json") as temporary:
-        arguments = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         sam_type, _ = resolve_sam(args, data)
-        text = json.dumps({"arguments": arguments, "sam_type": sam_type, "results": manifest}, indent=1)
+        text = json.dumps({"arguments": plain_values(args), "sam_type": sam_type, "results": manifest}, indent=1)
         temporary.write_text(text, encoding="utf-8")
     print_sam_notice(args, data)
     print(f"table: {table}")

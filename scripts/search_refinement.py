@@ -12,7 +12,6 @@ Writes  results/<dataset>/<model id>/search_<refiner>/: study.log (Optuna's jour
         each value of each option, and whether the option made a difference at all)
 """
 import argparse
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from scripts.arguments import (
     load_model_and_data,
     sam_name,
 )
+from scripts.csv_tables import write_rows
 from scripts.save_refined_segmentations import predictions_and_embeddings
 from scripts.segmentation_dataset import AnnotatedImages, ImageDataset, read_scaled
 from unet_training.hyper_params import positive_int
@@ -35,7 +35,6 @@ from unet_training.prediction import predict
 from unet_training.u_net import UNet
 from utils.cli import run_stage, select_device, stage_parser
 from utils.dice import image_dice, multilabel_dice
-from utils.files import atomic_path
 from utils.mask_cleaning import ELEMENTS, OPERATIONS, SELECTIONS, clean_masks
 from utils.paths import RESULTS
 from utils.random_walk import Settings, random_walk_masks
@@ -149,11 +148,9 @@ def effects(trials: Sequence[Mapping[str, object]], grid: Mapping[str, Sequence]
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows({name: f"{value:.4f}" if name in ("gain", "mean_gain") and value != "" else value
-                          for name, value in row.items()} for row in rows)
+    """Gains with four decimals."""
+    write_rows(path, [list(rows[0]), *([f"{value:.4f}" if name in ("gain", "mean_gain") and value != "" else value
+                                        for name, value in row.items()] for row in rows)])
 
 
 if __name__ == "__main__":

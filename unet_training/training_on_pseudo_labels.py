@@ -22,6 +22,7 @@ from scripts.arguments import (
     add_pseudo_label_argument,
     add_sam_arguments,
     add_unlabelled_arguments,
+    labelled_stems,
     load_model_and_data,
     pseudo_label_kind,
     task_parameters,
@@ -74,8 +75,7 @@ def main(args: argparse.Namespace) -> str:
     model = UNet(**u_net.config).to(device) if args.train_from_scratch else u_net
     batches = {"batch_size": args.batch_size, "shuffle": True, "drop_last": True}
     if args.mixed:
-        num_train_samples = initial.parameters.get("num_train_samples", args.num_train_samples)
-        labelled = LabelledDataset(data, data.stems("train", num_train_samples))
+        labelled = LabelledDataset(data, labelled_stems(args, initial, data))
         batches = {"batch_sampler": HalfAndHalf(len(labelled), len(train), args.batch_size)}
         train = ConcatDataset([labelled, train])
     train_batches = DataLoader(train, **batches, num_workers=args.num_workers,

@@ -24,6 +24,7 @@ from scripts.arguments import (
     add_sam_arguments,
     add_unlabelled_arguments,
     agreement_kind,
+    labelled_stems,
     load_model_and_data,
     task_parameters,
     unlabelled_stems,
@@ -57,8 +58,7 @@ def main(args: argparse.Namespace) -> str:
     """Returns the id of the trained model."""
     device = select_device(args.gpu_id)
     initial, u_net, training, data = load_model_and_data(args, device)
-    num_train_samples = initial.parameters.get("num_train_samples", args.num_train_samples)
-    labelled = LabelledDataset(data, data.stems("train", num_train_samples))
+    labelled = LabelledDataset(data, labelled_stems(args, initial, data))
     unlabelled = unlabelled_stems(args, initial, data)
     if args.reliable is not None:
         masks = MaskStore(mask_file(args.data_dir, initial.id, agreement_kind(args, data)), training.labels)
