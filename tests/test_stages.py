@@ -145,6 +145,11 @@ def test_half_precision_embeddings_and_their_masks_have_names_of_their_own(workp
     assert np.mean([exact.mask(stem) != rounded.mask(stem) for stem in exact.stems]) < 1e-4
 
 
+def test_random_walk_refuses_an_unknown_selection(capsys):
+    line = error_line(capsys, save_random_walk_segmentations, "--dataset", "phantom", "--ccl_selection", "widest")
+    assert "--ccl_selection" in line and "'widest'" in line and "largest" in line
+
+
 def test_random_walk_starts_from_the_cleaned_masks_and_acts_only_where_asked(workplace, tmp_path):
     data_dir, model_id = workplace
     settings = ("released", "active")

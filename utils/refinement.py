@@ -145,8 +145,8 @@ def add_refinement_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_ccl_argument(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--ccl_selection", default=RefinementOptions().ccl_selection, metavar="SELECTION",
-                        help=f"which connected component of each class is kept: {', '.join(SELECTIONS)}")
+    parser.add_argument("--ccl_selection", choices=SELECTIONS, default=RefinementOptions().ccl_selection,
+                        help="which connected component of each class is kept")
 
 
 def options_from(args: argparse.Namespace) -> RefinementOptions:
