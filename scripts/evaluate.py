@@ -9,10 +9,11 @@ can be measured where their truth is known, as that of the sample data is.
 
 Reads   a model by its id, a labelled split, with `--pseudo_label sam` SAM's weights and embeddings
 Writes  results/<dataset>/<model id>/<split>_<kind>/: dice.csv (a row an image: mean and each class, in percent; empty
-        where the truth doesn't show the class), overlays of the best, the median and the worst image
+        where the truth doesn't show the class), estimated_dice.csv for masks of SAM (what it thinks of each of them),
+        with `--surface_tolerance T` surface_dice_<T>px.csv, overlays of the best, the median and the worst image
 """
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,10 +36,11 @@ from scripts.csv_tables import write_rows
 from scripts.save_random_walk_segmentations import walk_images
 from scripts.save_refined_segmentations import refine_images
 from scripts.segmentation_dataset import AnnotatedImages, ImageDataset
+from unet_training.hyper_params import positive_float
 from unet_training.prediction import predict
 from unet_training.u_net import UNet
 from utils.cli import InputError, run_stage, select_device, stage_parser
-from utils.dice import image_dice, multilabel_dice
+from utils.dice import image_dice, multilabel_dice, surface_dice
 from utils.experiment import start
 from utils.files import read_grey, write_png
 from utils.mask_store import MaskStore
@@ -67,6 +69,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", choices=("train", "val", "test", "unlabelled"), default="test", help="which images")
     add_pseudo_label_argument(parser, default="raw")
     parser.add_argument("--results_dir", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--surface_tolerance", type=positive_float, metavar="PIXELS",
+                        help="also measure the surface Dice: the share of the outlines that is no further off")
     add_sam_arguments(parser)
     add_refinement_arguments(parser)
     return parser
@@ -81,42 +85,72 @@ def main(args: argparse.Namespace) -> Summary:
     if without_truth:
         raise InputError(f"data set {args.dataset}: the true masks of the {args.split} images are not known "
                          f"({without_truth[0]}, ...); name another --split")
-    kind = pseudo_label_kind(args, data)
-    folder = args.results_dir / args.dataset / model.id / f"{args.split}_{kind}"
+    kind, tables = pseudo_label_kind(args, data), result_tables(args, model.id, data)
+    folder = tables["dice"].parent
     with start("evaluate", task_parameters(args, "evaluate", masks=kind), ("evaluate", args.dataset)) as experiment:
         experiment.use_model(model.id)
-        dice = {stem: multilabel_dice(torch.from_numpy(mask), torch.from_numpy(data.mask(stem)))
-                for stem, mask in masks_of(args, model.id, u_net, data, stems, device)}
-        write_csv(folder / "dice.csv", dice, data.description.labels)
+        measured = measure(tables, masks_of(args, model.id, u_net, data, stems, device), data, args.surface_tolerance)
         counted = [stem for stem in stems if stem not in data.description.left_out_of_averages]
-        summary = summarise([dice[stem] for stem in counted])
-        experiment.scalar("dice", f"{args.split} {kind}", summary.mean, 0)
-        for name, picture in overlays(args, model.id, u_net, data, dice, device):
+        for name, path in tables.items():
+            write_csv(path, measured[name], data.description.labels)
+        summaries = {name: summarise([values[stem] for stem in counted]) for name, values in measured.items()}
+        for name, summary in summaries.items():
+            experiment.scalar(name, f"{args.split} {kind}", summary.mean, 0)
+        for name, picture in overlays(args, model.id, u_net, data, measured["dice"], device):
             write_png(folder / f"{name}.png", picture)
             experiment.image("overlay", name, picture, 0)
     left_out = [stem for stem in stems if stem not in counted]
-    print(f"{args.split}, {kind}: Dice {summary}" + (f", without {', '.join(left_out)}" if left_out else ""))
+    without = f", without {', '.join(left_out)}" if left_out else ""
+    for name, summary in summaries.items():
+        print(f"{args.split}, {kind}: {name.replace('_', ' ').replace('dice', 'Dice')} {summary}{without}")
     print(f"per image and class, and overlays: {folder}")
     if args.pseudo_label == "sam":
         print_sam_notice(args, data)
-    return summary
+    return summaries["dice"]
+
+
+def result_tables(args: argparse.Namespace, model_id: str, data: AnnotatedImages) -> dict[str, Path]:
+    """What is measured -> the file of its table."""
+    folder = args.results_dir / args.dataset / model_id / f"{args.split}_{pseudo_label_kind(args, data)}"
+    tables = {"dice": folder / "dice.csv"}
+    if args.surface_tolerance:
+        tables["surface_dice"] = folder / f"surface_dice_{args.surface_tolerance:g}px.csv"
+    if args.pseudo_label == "sam":
+        tables["estimated_dice"] = folder / "estimated_dice.csv"
+    return tables
+
+
+def measure(names: Iterable[str], masks: Iterable[tuple[str, np.ndarray, np.ndarray | None]], data: AnnotatedImages,
+            tolerance: float | None) -> dict[str, dict[str, torch.Tensor]]:
+    """What is measured -> stem -> values (C,) in [0, 1], of `masks` as `masks_of` yields them."""
+    measured = {name: {} for name in names}
+    for stem, mask, estimate in masks:
+        truth = data.mask(stem)
+        measured["dice"][stem] = multilabel_dice(torch.from_numpy(mask), torch.from_numpy(truth))
+        if "surface_dice" in measured:
+            measured["surface_dice"][stem] = torch.from_numpy(surface_dice(mask, truth, tolerance))
+        if "estimated_dice" in measured:
+            measured["estimated_dice"][stem] = torch.from_numpy(estimate)
+    return measured
 
 
 def masks_of(args: argparse.Namespace, model_id: str, u_net: UNet, data: AnnotatedImages, stems: list[str],
-             device: torch.device) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (stem, bool (C, H, W)): the saved masks if they are all there, else computed now."""
+             device: torch.device) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
+    """Yields (stem, bool (C, H, W), SAM's estimated Dice (C,) if it is SAM's mask): the saved masks if they are all
+    there, else computed now."""
     kind = pseudo_label_kind(args, data)
     path = mask_file(args.data_dir, model_id, kind)
     saved = MaskStore(path, data.description.labels) if path.exists() else ()
     if all(stem in saved for stem in stems):
-        yield from ((stem, saved.mask(stem)) for stem in stems)
+        yield from ((stem, saved.mask(stem), saved.estimated_dice(stem)) for stem in stems)
     elif args.pseudo_label == "raw":
         for stem, probabilities in predict(u_net, ImageDataset(data, stems), device, args.infer_batch_size):
-            yield stem, probabilities > 0.5
+            yield stem, probabilities > 0.5, None
     elif args.pseudo_label == "random_walk":
-        yield from walk_images(args, u_net, data, stems, device)
+        yield from ((stem, mask, None) for stem, mask in walk_images(args, u_net, data, stems, device))
     else:
-        yield from ((stem, refined.mask) for stem, refined in refine_images(args, u_net, data, stems, device))
+        yield from ((stem, refined.mask, refined.estimated_dice)
+                    for stem, refined in refine_images(args, u_net, data, stems, device))
 
 
 def summarise(dice: list[torch.Tensor]) -> Summary:
@@ -140,7 +174,8 @@ def overlays(args: argparse.Namespace, model_id: str, u_net: UNet, data: Annotat
     """Yields (name, picture) of the best, the median and the worst image: radiograph, truth, measured masks."""
     ranked = sorted(dice, key=lambda stem: -image_dice(dice[stem]).nan_to_num(-1).item())
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
-    masks = dict(masks_of(args, model_id, u_net, data, sorted(set(chosen.values())), device))
+    masks = {stem: mask for stem, mask, _ in
+             masks_of(args, model_id, u_net, data, sorted(set(chosen.values())), device)}
     for name, stem in chosen.items():
         grey = to_grey(read_grey(data.image_path(stem)))
         panels = [overlay(grey, m) for m in (np.zeros_like(masks[stem]), data.mask(stem), masks[stem])]

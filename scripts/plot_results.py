@@ -3,35 +3,46 @@
     python -m scripts.plot_results
     python -m scripts.plot_results --results_dir results/phantom_study --n 20
 
-Reads   study.csv and manifest.json in --results_dir
-Writes  beside it, for the n that --n names (left out: the largest): table.txt, table.csv, table.tex with the mean Dice
-        of each method, its standard deviation over images and seeds, and the p-value of a paired Wilcoxon test against
-        the initial U-Net; box_plot, cumulative, per_class, and for all n dice_over_n, each as PNG and PDF
+Reads   study.csv, pseudo_labels.csv and manifest.json in --results_dir; for the overlays also the models and images
+Writes  beside them, for the n that --n names (left out: the largest): table.txt, table.csv, table.tex with the mean
+        Dice of each method, its standard deviation over images and seeds, the p-value of a paired Wilcoxon test
+        against the initial U-Net, and the surface Dice; pseudo_label_table.* with the same of the pseudo labels;
+        box_plot, cumulative, per_class, estimated_dice, overlays, and for all n dice_over_n, each as PNG and PDF
 """
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import wilcoxon
 
+from scripts import evaluate
+from scripts.arguments import load_model_and_data
 from scripts.csv_tables import read_rows, write_rows
+from scripts.run_pipeline import stage_arguments
 from scripts.run_study import COLUMNS
+from scripts.segmentation_dataset import open_dataset
+from scripts.study_figures import (
+    Scores,
+    box_plot,
+    cumulative,
+    dice_over_n,
+    draw,
+    estimated_dice,
+    overlays,
+    per_class,
+    save_figure,
+)
 from segment_anything.registry import SAM_TYPES
-from utils.cli import InputError, run_stage, stage_parser
+from utils.cli import InputError, run_stage, select_device, stage_parser
 from utils.experiment import start
-from utils.files import atomic_path
+from utils.files import atomic_path, read_grey
+from utils.overlay import overlay, to_grey
 from utils.paths import RESULTS
-
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#999999")  # Okabe and Ito's
-Z95 = 1.96  # standard errors on both sides of a mean that hold it in 95 % of cases
-Scores = Mapping[tuple[str, int], Mapping[tuple[str, str], float]]  # (method, n) -> (seed, image) -> Dice in percent
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -43,31 +54,45 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> list[list[str]]:
     """Returns the table, its first row being the header."""
-    rows = read_rows(args.results_dir / "study.csv", COLUMNS)
+    folder = args.results_dir
+    rows, pseudo_label_rows = (read_rows(folder / name, COLUMNS) for name in ("study.csv", "pseudo_labels.csv"))
+    manifest = read_manifest(folder / "manifest.json")
     scores = image_scores(rows)
-    n = max(n for _, n in scores) if args.n is None else args.n
+    n = max((n for _, n in scores), default=0) if args.n is None else args.n
     methods = [method for method, other in scores if other == n]
     if not methods:
-        raise InputError(f"{args.results_dir / 'study.csv'}: has no results for n = {n}; run scripts.run_study with "
-                         "this --num_train_samples")
-    sam_type = read_manifest(args.results_dir / "manifest.json")["sam_type"]
+        raise InputError(f"{folder / 'study.csv'}: has no results for n = {n}; run scripts.run_study with this "
+                         "--num_train_samples")
+    sam_type = manifest["sam_type"]
     what = f"data set {rows[0]['dataset']}, SAM type {sam_type}"
-    table, title = comparison(scores, methods, n), f"{what}, {n} labelled images"
-    write_tables(args.results_dir, table, f"{title}\n{SAM_TYPES[sam_type].notice}")
+    title, notice = f"{what}, {n} labelled images", SAM_TYPES[sam_type].notice
+    rows, pseudo_label_rows = ([row for row in each if int(row["n"]) == n] for each in (rows, pseudo_label_rows))
+    tables = {"table": (f"{title}, test images", comparison(rows, "initial"))}
+    if pseudo_label_rows:
+        tables["pseudo_label_table"] = (f"{title}, pseudo labels", comparison(pseudo_label_rows, "raw"))
     figures = {
         "dice_over_n": draw(what, lambda axes: dice_over_n(axes, scores)),
         "box_plot": draw(title, lambda axes: box_plot(axes, scores, methods, n)),
         "cumulative": draw(title, lambda axes: cumulative(axes, scores, methods, n)),
-        "per_class": draw(title, lambda axes: per_class(axes, rows, methods, n), width=12)}
-    with start("plot_results", {"stage": "plot", "n": n, "results_dir": str(args.results_dir)}) as experiment:
-        experiment.table(f"Dice at n = {n}", table)
+        "per_class": draw(title, lambda axes: per_class(axes, rows, methods), width=12)}
+    if estimates := [row for row in pseudo_label_rows if row["estimated_dice"]]:
+        figures["estimated_dice"] = draw(title, lambda axes: estimated_dice(axes, estimates))
+    try:
+        figures["overlays"] = best_median_worst(manifest, rows, title)
+    except InputError as error:
+        print(f"no overlays: {error}")
+    with start("plot_results", {"stage": "plot", "n": n, "results_dir": str(folder)}) as experiment:
+        for name, (caption, table) in tables.items():
+            write_tables(folder / name, table, f"{caption}\n{notice}")
+            experiment.table(caption, table)
         for name, figure in figures.items():
-            save_figure(args.results_dir / name, figure)
-            picture = cv2.imread(str(args.results_dir / f"{name}.png"))[..., ::-1]
+            save_figure(folder / name, figure)
+            picture = cv2.imread(str(folder / f"{name}.png"))[..., ::-1]
             experiment.image("study", name, np.ascontiguousarray(picture), 0)
-    print((args.results_dir / "table.txt").read_text(encoding="utf-8"))
-    print(f"tables and figures: {args.results_dir}")
-    return table
+    for name in tables:
+        print((folder / f"{name}.txt").read_text(encoding="utf-8"))
+    print(f"tables and figures: {folder}")
+    return tables["table"][1]
 
 
 def read_manifest(path: Path) -> dict:
@@ -76,29 +101,38 @@ def read_manifest(path: Path) -> dict:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable manifest ({error}); run scripts.run_study again") from None
-    if manifest.get("sam_type") not in SAM_TYPES:
-        raise InputError(f"{path}: doesn't say which SAM was used; run scripts.run_study again")
+    if manifest.get("sam_type") not in SAM_TYPES or not {"arguments", "results"} <= manifest.keys():
+        raise InputError(f"{path}: doesn't say how the study was made; run scripts.run_study again")
     return manifest
 
 
-def image_scores(rows: list[dict[str, str]]) -> Scores:
-    """Each image's mean Dice over the classes that it shows, methods and n in the order of the file."""
+def image_scores(rows: list[dict[str, str]], measure: str = "dice") -> Scores:
+    """Each image's mean over the classes that it shows, methods and n in the order of the file."""
     classes = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        classes[row["method"], int(row["n"])][row["seed"], row["image"]].append(float(row["dice"]))
-    return {key: {image: float(np.mean(dice)) for image, dice in images.items()} for key, images in classes.items()}
+        if row[measure]:
+            classes[row["method"], int(row["n"])][row["seed"], row["image"]].append(float(row[measure]))
+    return {key: {image: float(np.mean(values)) for image, values in images.items()} for key, images in classes.items()}
 
 
-def comparison(scores: Scores, methods: list[str], n: int) -> list[list[str]]:
-    """Method, mean, standard deviation, number of images, p-value against the initial U-Net; the best mean marked *."""
-    best = max(methods, key=lambda method: np.mean(list(scores[method, n].values())))
-    table = [["method", "mean", "std", "images", "p"]]
-    for method in methods:
-        dice = list(scores[method, n].values())
-        std = f"{np.std(dice, ddof=1):.2f}" if len(dice) > 1 else ""
-        table.append([method, f"{np.mean(dice):.2f}" + "*" * (method == best), std, str(len(dice)),
-                      p_value(scores.get(("initial", n), {}), scores[method, n])])
+def comparison(rows: list[dict[str, str]], baseline: str) -> list[list[str]]:
+    """Of rows of one n: method, mean, standard deviation, number of images, p-value against the baseline, mean and
+    deviation of the surface Dice; the best mean marked *."""
+    scores, surface = ({method: dice for (method, _), dice in image_scores(rows, measure).items()}
+                       for measure in ("dice", "surface_dice"))
+    means = {method: np.mean(list(dice.values())) for method, dice in scores.items()}
+    table = [["method", "mean", "std", "images", "p", "surface mean", "surface std"]]
+    for method, dice in scores.items():
+        mean, std = mean_and_std(dice)
+        table.append([method, mean + "*" * int(means[method] == max(means.values())), std, str(len(dice)),
+                      p_value(scores.get(baseline, {}), dice), *mean_and_std(surface.get(method, {}))])
     return table
+
+
+def mean_and_std(values: Mapping[tuple[str, str], float]) -> tuple[str, str]:
+    """Empty where there are too few values."""
+    numbers = list(values.values())
+    return (f"{np.mean(numbers):.2f}" if numbers else "", f"{np.std(numbers, ddof=1):.2f}" if len(numbers) > 1 else "")
 
 
 def p_value(initial: Mapping[tuple[str, str], float], other: Mapping[tuple[str, str], float]) -> str:
@@ -109,88 +143,53 @@ def p_value(initial: Mapping[tuple[str, str], float], other: Mapping[tuple[str, 
     return f"{wilcoxon(*zip(*pairs, strict=True)).pvalue:.2g}"
 
 
-def write_tables(folder: Path, table: list[list[str]], title: str) -> None:
-    """As aligned text under a title, CSV, and LaTeX with the best mean in bold."""
+def write_tables(path: Path, table: list[list[str]], title: str) -> None:
+    """As aligned text under a title (`path`.txt), CSV, and LaTeX with the best mean in bold."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
-    with atomic_path(folder / "table.txt") as temporary:
+    text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                     for row in table)
+    with atomic_path(path.with_suffix(".txt")) as temporary:
         temporary.write_text(f"{title.strip()}\n\n{text}\n\n* best mean\n", encoding="utf-8")
-    write_rows(folder / "table.csv", ([cell.removesuffix("*") for cell in row] for row in table))
+    write_rows(path.with_suffix(".csv"), ([cell.removesuffix("*") for cell in row] for row in table))
     lines = [" & ".join(rf"\textbf{{{cell[:-1]}}}" if cell.endswith("*") else cell.replace("_", r"\_") for cell in row)
              for row in table]
-    with atomic_path(folder / "table.tex") as temporary:
-        temporary.write_text("\\begin{tabular}{lrrrr}\n\\hline\n" + " \\\\\n".join([lines[0] + r" \\ \hline" + "\n"
-                             + lines[1], *lines[2:]]) + " \\\\\n\\hline\n\\end{tabular}\n", encoding="utf-8")
+    begin = f"\\begin{{tabular}}{{l{'r' * (len(widths) - 1)}}}\n\\hline\n"
+    with atomic_path(path.with_suffix(".tex")) as temporary:
+        temporary.write_text(begin + " \\\\\n".join([lines[0] + r" \\ \hline" + "\n" + lines[1], *lines[2:]])
+                             + " \\\\\n\\hline\n\\end{tabular}\n", encoding="utf-8")
 
 
-def draw(title: str, fill: Callable[[Axes], None], width: float = 7) -> Figure:
-    """A figure of one plot; its width in inches."""
-    figure = Figure(figsize=(width, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    fill(axes)
-    axes.set_title(title, fontsize="medium")
-    axes.grid(alpha=0.3)
-    return figure
+def best_median_worst(manifest: dict, rows: list[dict[str, str]], title: str) -> Figure:
+    """The test images on which the best method does best, as its median, and worst, with the masks of all methods.
+
+    Raises:
+        InputError: a model or an image of the study is gone.
+    """
+    seed, n = rows[0]["seed"], rows[0]["n"]
+    dice = {method: {image: value for (other, image), value in images.items() if other == seed}
+            for (method, _), images in image_scores(rows).items()}
+    best = max(dice, key=lambda method: np.mean(list(dice[method].values())))
+    ranked = sorted(dice[best], key=dice[best].get, reverse=True)
+    chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+    study = argparse.Namespace(**manifest["arguments"])
+    study.data_dir = Path(study.data_dir)
+    data = open_dataset(study.dataset, study.data_dir, study.input_size)
+    masks = {result["method"]: test_masks(study, result["model_id"], sorted(set(chosen.values())))
+             for result in manifest["results"] if (str(result["n"]), str(result["seed"])) == (n, seed)}
+    pictures = {}
+    for name, stem in chosen.items():
+        grey = to_grey(read_grey(data.image_path(stem)))
+        pictures[name] = [("radiograph", overlay(grey, ())), ("truth", overlay(grey, data.mask(stem)))]
+        pictures[name] += [(f"{method}\n{dice[method][stem]:.1f} %", overlay(grey, mask[stem]))
+                           for method, mask in masks.items()]
+    return overlays(pictures, data.description.labels, f"{title}: best, median and worst test image of {best}")
 
 
-def save_figure(path: Path, figure: Figure) -> None:
-    """As `path`.png and `path`.pdf, whose text stays text."""
-    with matplotlib.rc_context({"pdf.fonttype": 42}):
-        for suffix in (".png", ".pdf"):
-            with atomic_path(path.with_suffix(suffix)) as temporary:
-                figure.savefig(temporary, dpi=200)
-
-
-def colour_of(methods: list[str]) -> dict[str, str]:
-    return {method: COLOURS[index % len(COLOURS)] for index, method in enumerate(methods)}
-
-
-def dice_over_n(axes: Axes, scores: Scores) -> None:
-    """Mean over images and seeds, with the band that holds it in 95 % of cases."""
-    methods = list(dict.fromkeys(method for method, _ in scores))
-    for method, colour in colour_of(methods).items():
-        numbers = sorted(n for other, n in scores if other == method)
-        dice = [list(scores[method, n].values()) for n in numbers]
-        mean = np.array([np.mean(each) for each in dice])
-        band = np.array([Z95 * np.std(each, ddof=1) / len(each) ** 0.5 if len(each) > 1 else 0 for each in dice])
-        axes.plot(numbers, mean, "o-", color=colour, label=method)
-        axes.fill_between(numbers, mean - band, mean + band, color=colour, alpha=0.15)
-    axes.set(xlabel="labelled images", ylabel="Dice in %")
-    axes.legend()
-
-
-def box_plot(axes: Axes, scores: Scores, methods: list[str], n: int) -> None:
-    """Median, quartiles, and whiskers of at most 1.5 times their distance; a point is one image and seed."""
-    boxes = axes.boxplot([list(scores[method, n].values()) for method in methods], patch_artist=True,
-                         medianprops={"color": "black"})
-    for box, colour in zip(boxes["boxes"], colour_of(methods).values(), strict=True):
-        box.set(facecolor=colour, alpha=0.5)
-    axes.set_xticks(range(1, len(methods) + 1), methods, rotation=20, ha="right")
-    axes.set(ylabel="Dice in %")
-
-
-def cumulative(axes: Axes, scores: Scores, methods: list[str], n: int) -> None:
-    """Share of images up to each Dice; a line further to the right is better."""
-    for method, colour in colour_of(methods).items():
-        axes.ecdf(list(scores[method, n].values()), color=colour, label=method)
-    axes.set(xlabel="Dice in %", ylabel="share of images up to it")
-    axes.legend()
-
-
-def per_class(axes: Axes, rows: list[dict[str, str]], methods: list[str], n: int) -> None:
-    """Mean Dice of each class over the images that show it, and over seeds."""
-    dice = defaultdict(list)
-    for row in rows:
-        if int(row["n"]) == n:
-            dice[row["method"], row["class"]].append(float(row["dice"]))
-    classes = list(dict.fromkeys(label for _, label in dice))
-    width = 0.8 / len(methods)
-    for index, (method, colour) in enumerate(colour_of(methods).items()):
-        axes.bar(np.arange(len(classes)) + (index - (len(methods) - 1) / 2) * width,
-                 [np.mean(dice[method, label] or np.nan) for label in classes], width, color=colour, label=method)
-    axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right")
-    axes.set(ylabel="Dice in %")
-    axes.figure.legend(ncols=len(methods), fontsize="small", loc="outside lower center")
+def test_masks(study: argparse.Namespace, model_id: str, stems: list[str]) -> dict[str, np.ndarray]:
+    """What a model makes of these images; `study` has the arguments of the study."""
+    args, device = stage_arguments(evaluate, study, model_id=model_id, pseudo_label="raw"), select_device(None)
+    model, network, _, data = load_model_and_data(args, device, stage=None)
+    return {stem: mask for stem, mask, _ in evaluate.masks_of(args, model.id, network, data, stems, device)}
 
 
 if __name__ == "__main__":

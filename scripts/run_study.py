@@ -14,7 +14,8 @@ A rerun only does what is missing. All other arguments are those of scripts.run_
 
 Reads   the images and annotations of the data set, SAM's weights
 Writes  what the stages write, and in --results_dir: study.csv (a row per method, n, seed, test image and class that it
-        shows, Dice in percent) and manifest.json (the models that each number came from); see scripts.plot_results
+        shows, in percent), pseudo_labels.csv (the same of the pseudo labels of unlabelled images, where their truth is
+        known, with SAM's estimate) and manifest.json (the models that each number came from); see scripts.plot_results
 """  # noqa: E501 (a command to copy)
 import argparse
 import json
@@ -31,21 +32,32 @@ from scripts import (
 )
 from scripts.arguments import plain_values, print_sam_notice, resolve_sam
 from scripts.csv_tables import read_rows, write_rows
-from scripts.run_pipeline import headline, run, trained_once
-from scripts.segmentation_dataset import open_dataset
+from scripts.run_pipeline import headline, run, stage_arguments, trained_once
+from scripts.segmentation_dataset import AnnotatedImages, open_dataset
 from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
+from unet_training.hyper_params import positive_float
 from utils.cli import run_stage, stage_parser
 from utils.files import atomic_path
 
-COLUMNS = ("dataset", "method", "n", "seed", "image", "class", "dice", "model_id")
+MEASURES = ("dice", "surface_dice", "estimated_dice")
+COLUMNS = ("dataset", "method", "n", "seed", "image", "class", *MEASURES, "model_id")
 FINE_TUNED = {"mixed": True, "train_from_scratch": False}
+PSEUDO_LABELS = {  # the stage that saves them, and the arguments that name them
+    "raw": (save_segmentations, {"pseudo_label": "raw"}),
+    "random_walk": (save_random_walk_segmentations, {"pseudo_label": "random_walk"}),
+    "sam": (save_refined_segmentations, {"pseudo_label": "sam"}),
+    "medsam": (save_refined_segmentations, {"pseudo_label": "sam", "sam_type": "medsam", "sam_checkpoint": None,
+                                            "prompt1st": ["box"], "prompt2nd": []}),
+}
 
 
-def _final(refiner: Callable, **options: object) -> Callable[[argparse.Namespace, str], str]:
-    """A method that trains the final U-Net on what `refiner`, a stage, saved; `options` are arguments of both."""
+def _final(pseudo_labels: str, **options: object) -> Callable[[argparse.Namespace, str], str]:
+    """A method that trains the final U-Net on pseudo labels."""
+    stage, named = PSEUDO_LABELS[pseudo_labels]
+
     def train(args: argparse.Namespace, initial: str) -> str:
-        run(refiner, args, model_id=initial, **options)
-        return trained_once(training_on_pseudo_labels, args, "final", model_id=initial, **options)
+        run(stage, args, model_id=initial, **named)
+        return trained_once(training_on_pseudo_labels, args, "final", model_id=initial, **named, **options)
     return train
 
 
@@ -60,12 +72,11 @@ def _reliable_mean_teacher(args: argparse.Namespace, initial: str) -> str:
 
 METHODS: dict[str, Callable[[argparse.Namespace, str], str]] = {  # from the initial model's id to the method's
     "initial": lambda _, initial: initial,
-    "raw": _final(save_segmentations, pseudo_label="raw"),
-    "random_walk": _final(save_random_walk_segmentations, pseudo_label="random_walk"),
-    "sam": _final(save_refined_segmentations, pseudo_label="sam"),
-    "medsam": _final(save_refined_segmentations, pseudo_label="sam", sam_type="medsam", sam_checkpoint=None,
-                     prompt1st=["box"], prompt2nd=[]),
-    "mixed": _final(save_refined_segmentations, pseudo_label="sam", **FINE_TUNED),
+    "raw": _final("raw"),
+    "random_walk": _final("random_walk"),
+    "sam": _final("sam"),
+    "medsam": _final("medsam"),
+    "mixed": _final("sam", **FINE_TUNED),
     "mean_teacher": _mean_teacher,
     "reliable_mean_teacher": _reliable_mean_teacher,
 }
@@ -79,6 +90,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="seeds of all random numbers")
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), help="what to compare",
                         default=[method for method in METHODS if method != "medsam"])  # whose weights not all have
+    parser.add_argument("--surface_tolerance", type=positive_float, default=2, metavar="PIXELS",
+                        help="how far outlines may be apart in the surface Dice")
     for settled in ("--seed", "--pseudo_label"):
         parser.add_argument(settled, help=argparse.SUPPRESS)
     return parser
@@ -87,16 +100,23 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> Path:
     """Returns the table's file."""
     data = open_dataset(args.dataset, args.data_dir)
-    rows, manifest = [], []
+    rows, pseudo_label_rows, manifest = [], [], []
     for n in args.num_train_samples:
         for seed in args.seeds:
             one = argparse.Namespace(**{**vars(args), "num_train_samples": n, "seed": seed})
+            stems = data.unlabelled_stems(n, args.split500, seed)
             for method, initial, model_id in results(one):
-                rows += [(args.dataset, method, n, seed, *row, model_id) for row in test_dice(one, model_id)]
+                key = (args.dataset, method, n, seed)
+                rows += [(*key, *row, model_id) for row in measured(one, data, model_id, split="test")]
+                if method in PSEUDO_LABELS and all(data.has_truth(stem) for stem in stems):
+                    quality = measured(one, data, initial, split="unlabelled", surface_tolerance=None,
+                                       **PSEUDO_LABELS[method][1])
+                    pseudo_label_rows += [(*key, *row, initial) for row in quality]
                 manifest.append({"method": method, "n": n, "seed": seed, "initial_model_id": initial,
                                  "model_id": model_id})
     table = args.results_dir / "study.csv"
     write_rows(table, [COLUMNS, *rows])
+    write_rows(args.results_dir / "pseudo_labels.csv", [COLUMNS, *pseudo_label_rows])
     with atomic_path(args.results_dir / "manifest.json") as temporary:
         sam_type, _ = resolve_sam(args, data)
         text = json.dumps({"arguments": plain_values(args), "sam_type": sam_type, "results": manifest}, indent=1)
@@ -115,17 +135,19 @@ def results(args: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
         yield method, initial, METHODS[method](args, initial)
 
 
-def test_dice(args: argparse.Namespace, model_id: str) -> Iterator[tuple[str, str, str]]:
-    """Yields (test image, class, Dice in percent) of each class that an image shows; measured once."""
-    path = args.results_dir / args.dataset / model_id / "test_raw" / "dice.csv"
-    if not path.exists():
-        run(evaluate, args, model_id=model_id, split="test", pseudo_label="raw")
-    left_out = open_dataset(args.dataset, args.data_dir).description.left_out_of_averages
-    for row in read_rows(path, ["stem", "mean"]):
-        stem = row.pop("stem")
-        del row["mean"]
-        if stem not in left_out:
-            yield from ((stem, label, dice) for label, dice in row.items() if dice)
+def measured(args: argparse.Namespace, data: AnnotatedImages, model_id: str, **options: object
+             ) -> Iterator[tuple[str, ...]]:
+    """Yields (image, class, the MEASURES in percent) of each class that an image shows; measured once."""
+    evaluation = stage_arguments(evaluate, args, model_id=model_id, **{"pseudo_label": "raw", **options})
+    tables = evaluate.result_tables(evaluation, model_id, data)
+    if not all(path.exists() for path in tables.values()):
+        evaluate.main(evaluation)
+    values = {name: {row.pop("stem"): row for row in read_rows(path, ["stem", "mean"])}
+              for name, path in tables.items()}
+    for stem, classes in values["dice"].items():
+        if stem not in data.description.left_out_of_averages:
+            yield from ((stem, label, *(values[name][stem][label] if name in values else "" for name in MEASURES))
+                        for label in data.description.labels if classes[label])
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from tests.conftest import ROOT
 from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
 from unet_training.u_net import load_checkpoint
 from utils.cli import run_stage
+from utils.dice import surface_dice
 from utils.experiment import fetch_model, find_models
 from utils.mask_cleaning import clean_masks
 from utils.mask_store import MaskStore, MaskWriter
@@ -210,7 +211,7 @@ def test_masks_with_which_sam_agrees_enter_the_mean_teacher_as_labels(workplace,
 def test_evaluation_of_saved_masks_equals_a_computation_by_hand(workplace, refined, tmp_path):
     data_dir, model_id = workplace
     summary = run(evaluate, data_dir, "--split", "unlabelled", "--pseudo_label", "sam", "--model_id", model_id,
-                  "--results_dir", str(tmp_path))
+                  "--results_dir", str(tmp_path), "--surface_tolerance", "1.5")
     data = open_dataset("phantom", data_dir, (96, 64))
     store = MaskStore(refined, data.description.labels)
     images = []
@@ -222,8 +223,16 @@ def test_evaluation_of_saved_masks_equals_a_computation_by_hand(workplace, refin
     assert summary.std == pytest.approx(np.std(images, ddof=1), abs=1e-3)
     assert summary.count == 12
     folder = tmp_path / "phantom" / model_id / f"unlabelled_{refined.stem}"
-    with (folder / "dice.csv").open(newline="", encoding="utf-8") as file:
-        rows = {row["stem"]: row for row in csv.DictReader(file)}
+    tables = {}
+    for name in ("dice", "surface_dice_1.5px", "estimated_dice"):
+        with (folder / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+            tables[name] = {row["stem"]: row for row in csv.DictReader(file)}
+    rows, stem = tables["dice"], store.stems[7]
+    for name, values in {"surface_dice_1.5px": surface_dice(store.mask(stem), data.mask(stem), 1.5),
+                         "estimated_dice": store.estimated_dice(stem)}.items():
+        measured = [tables[name][stem][label] for label in data.description.labels]
+        assert measured == ["" if np.isnan(value) else f"{100 * value:.4f}" for value in values]
+        assert any(measured) and not all(measured)
     assert [float(rows[stem]["mean"]) for stem in store.stems] == pytest.approx(images, abs=1e-3)
     pisiform = [bool(rows[stem]["Os pisiforme"]) for stem in store.stems]
     assert pisiform == [data.mask(stem)[5].any() for stem in store.stems]

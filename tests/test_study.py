@@ -5,13 +5,17 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import wilcoxon
 from small_sam import register_small_sam
 
 from scripts import plot_results, run_study
 from scripts.run_study import COLUMNS
+from scripts.segmentation_dataset import open_dataset
 from utils.cli import InputError
+from utils.dice import multilabel_dice
 from utils.experiment import fetch_model, find_models
+from utils.mask_store import MaskStore
 
 SMALL = ["--epochs", "1", "--base_width", "2", "--n_last_channel", "2", "--input_size", "64", "48",
          "--data_sample_per_epoch", "4", "--batch_size", "4"]
@@ -36,7 +40,8 @@ def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path
     for method in run_study.METHODS:
         own = [row for row in rows if row["method"] == method]
         assert len({row["image"] for row in own}) == 10 and len({row["model_id"] for row in own}) == 1
-        assert all(0 <= float(row["dice"]) <= 100 for row in own)
+        assert all(0 <= float(row[measure]) <= 100 for row in own for measure in ("dice", "surface_dice"))
+    check_pseudo_labels(data_dir, tmp_path / "results")
     manifest = json.loads((tmp_path / "results" / "manifest.json").read_text())
     ids = {entry["method"]: entry["model_id"] for entry in manifest["results"]}
     assert len(set(ids.values())) == len(run_study.METHODS)
@@ -45,9 +50,27 @@ def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path
     assert fetch_model(ids["mean_teacher"]).parameters["reliable"] is None
     assert fetch_model(ids["raw"]).parameters["masks"] == "raw"
     assert fetch_model(ids["medsam"]).parameters["masks"] == "sam_box_highest_probability_released_medsam"
+    plot_results.main(plot_results.get_args_parser().parse_args(["--results_dir", str(tmp_path / "results")]))
+    for name in ("overlays.pdf", "overlays.png", "pseudo_label_table.tex"):
+        assert (tmp_path / "results" / name).stat().st_size > 200
     trained = len(find_models())
     assert read(run_study.main(arguments)) == rows
     assert len(find_models()) == trained
+
+
+def check_pseudo_labels(data_dir, results) -> None:
+    """The Dice of the saved masks is in the table of the pseudo labels."""
+    rows = read(results / "pseudo_labels.csv")
+    assert list(dict.fromkeys(row["method"] for row in rows)) == list(run_study.PSEUDO_LABELS)
+    data = open_dataset("phantom", data_dir, (64, 48))
+    path, = data_dir.glob("seg_masks/*/sam_box_refine_pos_points_neg_points_*_demo.h5")
+    store = MaskStore(path, data.description.labels)
+    own = [row for row in rows if row["method"] == "sam" and row["image"] == store.stems[3]]
+    channels = [data.description.labels.index(row["class"]) for row in own]
+    dice = multilabel_dice(*(torch.from_numpy(each(store.stems[3])) for each in (store.mask, data.mask)))[channels]
+    assert [float(row["dice"]) for row in own] == pytest.approx((100 * dice).tolist(), abs=1e-3)
+    assert not any(row["surface_dice"] for row in rows)
+    assert not any(row["estimated_dice"] for row in rows if row["method"] == "raw")
 
 
 @pytest.fixture
@@ -55,16 +78,22 @@ def study(tmp_path):
     """Twelve images, two classes, the second of which not all show; at n = 5 and 20, two seeds."""
     rng = np.random.default_rng(0)
     levels = {"initial": 60, "sam": 65, "raw": 58}
-    rows = [("hands", method, n, seed, f"image{image}", label, f"{dice + n + rng.normal():.4f}", "id")
+    extra = ("30.5", "")  # surface Dice, SAM's estimate
+    rows = [("hands", method, n, seed, f"image{image}", label, f"{dice + n + rng.normal():.4f}", *extra, "id")
             for n in (5, 20) for seed in (1, 2) for method, dice in levels.items()
             for image in range(12) for label in ("Radius", "Ulna")[:1 + image % 2]]
     with (tmp_path / "study.csv").open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
-    (tmp_path / "manifest.json").write_text('{"sam_type": "demo"}')
+    estimates = [("hands", method, 20, 1, f"image{image}", "Radius", dice + image, "", estimate, "id")
+                 for image in range(12) for method, dice, estimate in (("raw", 50, ""), ("sam", 55, 70 + image % 5))]
+    with (tmp_path / "pseudo_labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *estimates])
+    arguments = {"dataset": "hands", "data_dir": str(tmp_path), "input_size": None}
+    (tmp_path / "manifest.json").write_text(json.dumps({"sam_type": "demo", "arguments": arguments, "results": []}))
     return tmp_path
 
 
-def test_table_equals_a_computation_by_hand(study):
+def test_table_equals_a_computation_by_hand(study, capsys):
     table = plot_results.main(plot_results.get_args_parser().parse_args(["--results_dir", str(study)]))
     rows = [row for row in read(study / "study.csv") if row["n"] == "20"]
 
@@ -74,20 +103,22 @@ def test_table_equals_a_computation_by_hand(study):
                          and row["method"] == method]) for key in keys]
 
     assert [row[0] for row in table] == ["method", "initial", "sam", "raw"]
-    for method, mean, std, count, p in table[1:]:
+    for method, mean, std, count, p, *surface in table[1:]:
         assert float(mean.removesuffix("*")) == pytest.approx(np.mean(images(method)), abs=0.005)
         assert float(std) == pytest.approx(np.std(images(method), ddof=1), abs=0.005)
-        assert count == "24"
+        assert count == "24" and surface == ["30.50", "0.00"]
         assert mean.endswith("*") == (method == "sam")
         expected = "" if method == "initial" else f"{wilcoxon(images('initial'), images(method)).pvalue:.2g}"
         assert p == expected
     text = (study / "table.txt").read_text()
-    assert text.startswith("data set hands, SAM type demo, 20 labelled images\nmade with the embedded small SAM")
+    assert text.startswith("data set hands, SAM type demo, 20 labelled images, test images\nmade with the embedded")
     assert r"\textbf{" + table[2][1][:-1] + "}" in (study / "table.tex").read_text()
     assert read(study / "table.csv")[1]["mean"] == table[2][1][:-1]
-    for name in ("dice_over_n", "box_plot", "cumulative", "per_class"):
+    assert [row["mean"] for row in read(study / "pseudo_label_table.csv")] == ["55.50", "60.50"]
+    for name in ("dice_over_n", "box_plot", "cumulative", "per_class", "estimated_dice"):
         assert (study / f"{name}.png").stat().st_size > 10_000
         assert (study / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert "no overlays: " in capsys.readouterr().out and not (study / "overlays.png").exists()
 
 
 def test_an_n_without_results_is_an_error(study):
@@ -95,7 +126,8 @@ def test_an_n_without_results_is_an_error(study):
         plot_results.main(plot_results.get_args_parser().parse_args(["--results_dir", str(study), "--n", "7"]))
 
 
-@pytest.mark.parametrize("manifest", ["", "{}", '{"sam_type": "other"}'])
+@pytest.mark.parametrize("manifest", ["", "{}", '{"sam_type": "demo"}',
+                                      '{"sam_type": "other", "arguments": {}, "results": []}'])
 def test_results_of_an_unknown_sam_are_not_shown(study, manifest):
     (study / "manifest.json").write_text(manifest)
     with pytest.raises(InputError, match=r"manifest\.json: .* run scripts\.run_study again"):
