@@ -116,16 +116,17 @@ def image_scores(rows: list[dict[str, str]], measure: str = "dice") -> Scores:
 
 
 def comparison(rows: list[dict[str, str]], baseline: str) -> list[list[str]]:
-    """Of rows of one n: method, mean, standard deviation, number of images, p-value against the baseline, mean and
-    deviation of the surface Dice; the best mean marked *."""
+    """Of rows of one n: method, mean, standard deviation, number of images, p-value against the baseline, and where
+    there is a surface Dice its mean and deviation; the best mean marked *."""
     scores, surface = ({method: dice for (method, _), dice in image_scores(rows, measure).items()}
                        for measure in ("dice", "surface_dice"))
     means = {method: np.mean(list(dice.values())) for method, dice in scores.items()}
-    table = [["method", "mean", "std", "images", "p", "surface mean", "surface std"]]
+    table = [["method", "mean", "std", "images", "p", *(["surface mean", "surface std"] if surface else [])]]
     for method, dice in scores.items():
         mean, std = mean_and_std(dice)
         table.append([method, mean + "*" * int(means[method] == max(means.values())), std, str(len(dice)),
-                      p_value(scores.get(baseline, {}), dice), *mean_and_std(surface.get(method, {}))])
+                      p_value(scores.get(baseline, {}), dice),
+                      *(mean_and_std(surface.get(method, {})) if surface else [])])
     return table
 
 
