@@ -26,6 +26,7 @@ from scripts.arguments import (
     add_pseudo_label_argument,
     add_sam_arguments,
     load_model_and_data,
+    print_model_notice,
     print_sam_notice,
     pseudo_label_kind,
     task_parameters,
@@ -35,8 +36,8 @@ from scripts.csv_tables import write_rows
 from scripts.save_random_walk_segmentations import walk_images
 from scripts.save_refined_segmentations import refine_images
 from scripts.segmentation_dataset import AnnotatedImages, ImageDataset
+from unet_training.checkpoint import Network
 from unet_training.prediction import predict
-from unet_training.u_net import UNet
 from utils.cli import InputError, run_stage, select_device, stage_parser
 from utils.dice import image_dice, multilabel_dice
 from utils.experiment import start
@@ -99,10 +100,11 @@ def main(args: argparse.Namespace) -> Summary:
     print(f"per image and class, and overlays: {folder}")
     if args.pseudo_label == "sam":
         print_sam_notice(args, data)
+    print_model_notice(u_net)
     return summary
 
 
-def masks_of(args: argparse.Namespace, model_id: str, u_net: UNet, data: AnnotatedImages, stems: list[str],
+def masks_of(args: argparse.Namespace, model_id: str, u_net: Network, data: AnnotatedImages, stems: list[str],
              device: torch.device) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (stem, bool (C, H, W)): the saved masks if they are all there, else computed now."""
     kind = pseudo_label_kind(args, data)
@@ -135,8 +137,8 @@ def write_csv(path: Path, dice: dict[str, torch.Tensor], labels: tuple[str, ...]
     write_rows(path, rows)
 
 
-def overlays(args: argparse.Namespace, model_id: str, u_net: UNet, data: AnnotatedImages, dice: dict[str, torch.Tensor],
-             device: torch.device) -> Iterator[tuple[str, np.ndarray]]:
+def overlays(args: argparse.Namespace, model_id: str, u_net: Network, data: AnnotatedImages,
+             dice: dict[str, torch.Tensor], device: torch.device) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (name, picture) of the best, the median and the worst image: radiograph, truth, measured masks."""
     ranked = sorted(dice, key=lambda stem: -image_dice(dice[stem]).nan_to_num(-1).item())
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
