@@ -35,7 +35,7 @@ from scripts.save_refined_segmentations import predictions_and_embeddings
 from scripts.segmentation_dataset import AnnotatedImages
 from segment_anything.checkpoints import identify
 from segment_anything.registry import check_present
-from unet_training.u_net import UNet
+from unet_training.checkpoint import Network
 from utils.agreement import sam_agreement
 from utils.cli import run_stage, select_device, stage_parser
 from utils.experiment import start
@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> Path:
     return path
 
 
-def agreements(args: argparse.Namespace, u_net: UNet, data: AnnotatedImages, stems: Sequence[str],
+def agreements(args: argparse.Namespace, u_net: Network, data: AnnotatedImages, stems: Sequence[str],
                device: torch.device) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yields (stem, the U-Net's masks, agreement on each class); computes missing embeddings first."""
     for stem, probabilities, embedding, decoder in predictions_and_embeddings(args, u_net, data, stems, device):

@@ -8,8 +8,10 @@ from scripts.dataset_description import DATASET_NAMES, OWN
 from scripts.segmentation_dataset import AnnotatedImages, open_dataset
 from segment_anything.embeddings import PRECISIONS
 from segment_anything.registry import SAM_TYPES, default_checkpoint
+from unet_training.checkpoint import Network, Training, load_checkpoint
 from unet_training.hyper_params import positive_int
-from unet_training.u_net import Training, UNet, load_checkpoint
+from unet_training.lraspp import LrasppOnSam
+from unet_training.u_net import UNet
 from utils.cli import InputError
 from utils.experiment import Model, fetch_model, find_models
 from utils.offline_runs import describe
@@ -37,12 +39,16 @@ def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sam_arguments(parser: argparse.ArgumentParser) -> None:
+    add_encoder_arguments(parser)
+    parser.add_argument("--embeddings", choices=PRECISIONS, default="float32",
+                        help="float16: half the size on disk; bf16: also computed in bfloat16 (not vit_t), much faster")
+
+
+def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sam_type", choices=tuple(SAM_TYPES),
                         help="which SAM (left out: vit_h, or demo for the sample data)")
     parser.add_argument("--sam_checkpoint", type=Path,
                         help="its weights (left out: the file of the public name in <data_dir>/sam_checkpoints)")
-    parser.add_argument("--embeddings", choices=PRECISIONS, default="float32",
-                        help="float16: half the size on disk; bf16: also computed in bfloat16 (not vit_t), much faster")
 
 
 def resolve_sam(args: argparse.Namespace, data: AnnotatedImages) -> tuple[str, Path]:
@@ -61,6 +67,12 @@ def print_sam_notice(args: argparse.Namespace, data: AnnotatedImages) -> None:
     """Prints what must be said of results of this type of SAM, if anything."""
     if notice := SAM_TYPES[resolve_sam(args, data)[0]].notice:
         print(f"refined masks: {notice}")
+
+
+def print_model_notice(model: Network) -> None:
+    """Prints what must be said of results of the SAM that a model stands on, if anything."""
+    if isinstance(model, LrasppOnSam) and model.notice:
+        print(f"{model.architecture}: {model.notice}")
 
 
 def refined_kind(args: argparse.Namespace, data: AnnotatedImages) -> str:
@@ -97,8 +109,15 @@ def pseudo_label_kind(args: argparse.Namespace, data: AnnotatedImages) -> str:
 
 
 def task_parameters(args: argparse.Namespace, stage: str, **more: str) -> dict:
-    """What the tracker keeps of a run: its stage, its arguments and what they resolved to."""
-    return {**plain_values(args), "stage": stage, **more}
+    """What the tracker keeps of a run: its stage, its arguments and what they resolved to.
+
+    Which SAM there is makes no other U-Net, and so is left out of the training of one.
+    """
+    values = plain_values(args)
+    if values.get("architecture") == UNet.architecture:
+        for name in ("architecture", "sam_type", "sam_checkpoint"):
+            del values[name]
+    return {**values, "stage": stage, **more}
 
 
 def plain_values(args: argparse.Namespace) -> dict:
@@ -133,7 +152,7 @@ def choose_model(args: argparse.Namespace, stage: str | None = "initial") -> Mod
 
 
 def load_model_and_data(args: argparse.Namespace, device: torch.device,
-                        stage: str | None = "initial") -> tuple[Model, UNet, Training, AnnotatedImages]:
+                        stage: str | None = "initial") -> tuple[Model, Network, Training, AnnotatedImages]:
     """The chosen model, rebuilt, and the data set at the model's input size.
 
     Raises:

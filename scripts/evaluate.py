@@ -27,6 +27,7 @@ from scripts.arguments import (
     add_pseudo_label_argument,
     add_sam_arguments,
     load_model_and_data,
+    print_model_notice,
     print_sam_notice,
     pseudo_label_kind,
     task_parameters,
@@ -36,9 +37,9 @@ from scripts.csv_tables import write_rows
 from scripts.save_random_walk_segmentations import walk_images
 from scripts.save_refined_segmentations import refine_images
 from scripts.segmentation_dataset import AnnotatedImages, ImageDataset
+from unet_training.checkpoint import Network
 from unet_training.hyper_params import positive_float
 from unet_training.prediction import predict
-from unet_training.u_net import UNet
 from utils.cli import InputError, run_stage, select_device, stage_parser
 from utils.dice import image_dice, multilabel_dice, surface_dice
 from utils.experiment import start
@@ -106,6 +107,7 @@ def main(args: argparse.Namespace) -> Summary:
     print(f"per image and class, and overlays: {folder}")
     if args.pseudo_label == "sam":
         print_sam_notice(args, data)
+    print_model_notice(u_net)
     return summaries["dice"]
 
 
@@ -134,7 +136,7 @@ def measure(names: Iterable[str], masks: Iterable[tuple[str, np.ndarray, np.ndar
     return measured
 
 
-def masks_of(args: argparse.Namespace, model_id: str, u_net: UNet, data: AnnotatedImages, stems: list[str],
+def masks_of(args: argparse.Namespace, model_id: str, u_net: Network, data: AnnotatedImages, stems: list[str],
              device: torch.device) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
     """Yields (stem, bool (C, H, W), SAM's estimated Dice (C,) if it is SAM's mask): the saved masks if they are all
     there, else computed now."""
@@ -169,8 +171,8 @@ def write_csv(path: Path, dice: dict[str, torch.Tensor], labels: tuple[str, ...]
     write_rows(path, rows)
 
 
-def overlays(args: argparse.Namespace, model_id: str, u_net: UNet, data: AnnotatedImages, dice: dict[str, torch.Tensor],
-             device: torch.device) -> Iterator[tuple[str, np.ndarray]]:
+def overlays(args: argparse.Namespace, model_id: str, u_net: Network, data: AnnotatedImages,
+             dice: dict[str, torch.Tensor], device: torch.device) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (name, picture) of the best, the median and the worst image: radiograph, truth, measured masks."""
     ranked = sorted(dice, key=lambda stem: -image_dice(dice[stem]).nan_to_num(-1).item())
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}

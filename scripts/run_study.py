@@ -11,6 +11,8 @@ A rerun only does what is missing. All other arguments are those of scripts.run_
     mixed                  as sam, labelled images filling half of every batch, fine-tuned from the initial U-Net
     mean_teacher           from the initial U-Net on
     reliable_mean_teacher  as mean_teacher, masks on which SAM agrees entering as labels
+    lraspp_on_sam          LR-ASPP on SAM's frozen encoder, trained on the labelled images, without augmentation so that
+                           the encoder sees each of them once
 
 Reads   the images and annotations of the data set, SAM's weights
 Writes  what the stages write, and in --results_dir: study.csv (a row per method, n, seed, test image and class that it
@@ -70,6 +72,10 @@ def _reliable_mean_teacher(args: argparse.Namespace, initial: str) -> str:
     return trained_once(training_with_mean_teacher, args, "mean_teacher", model_id=initial, reliable=0.85)
 
 
+def _lraspp_on_sam(args: argparse.Namespace, initial: str) -> str:
+    return trained_once(training, args, "lraspp_on_sam", architecture="lraspp_on_sam", data_aug=0.0)
+
+
 METHODS: dict[str, Callable[[argparse.Namespace, str], str]] = {  # from the initial model's id to the method's
     "initial": lambda _, initial: initial,
     "raw": _final("raw"),
@@ -79,6 +85,7 @@ METHODS: dict[str, Callable[[argparse.Namespace, str], str]] = {  # from the ini
     "mixed": _final("sam", **FINE_TUNED),
     "mean_teacher": _mean_teacher,
     "reliable_mean_teacher": _reliable_mean_teacher,
+    "lraspp_on_sam": _lraspp_on_sam,
 }
 
 

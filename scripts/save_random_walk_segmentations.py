@@ -28,8 +28,8 @@ from scripts.arguments import (
     unlabelled_stems,
 )
 from scripts.segmentation_dataset import AnnotatedImages, ImageDataset, read_scaled
+from unet_training.checkpoint import Network
 from unet_training.prediction import predict
-from unet_training.u_net import UNet
 from utils.cli import run_stage, select_device, stage_parser
 from utils.experiment import start
 from utils.mask_cleaning import clean_masks
@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> Path:
     return path
 
 
-def walk_images(args: argparse.Namespace, u_net: UNet, data: AnnotatedImages, stems: Sequence[str],
+def walk_images(args: argparse.Namespace, u_net: Network, data: AnnotatedImages, stems: Sequence[str],
                 device: torch.device) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (stem, refined masks)."""
     settings = SETTINGS[args.random_walk]

@@ -38,8 +38,8 @@ from segment_anything.checkpoints import identify
 from segment_anything.embeddings import ImageEmbedding, embedding_path, load_embedding
 from segment_anything.registry import check_present
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
+from unet_training.checkpoint import Network
 from unet_training.prediction import predict
-from unet_training.u_net import UNet
 from utils.cli import run_stage, select_device, stage_parser
 from utils.experiment import start
 from utils.mask_store import MaskStore, MaskWriter
@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> Path:
     return path
 
 
-def refine_images(args: argparse.Namespace, u_net: UNet, data: AnnotatedImages, stems: Sequence[str],
+def refine_images(args: argparse.Namespace, u_net: Network, data: AnnotatedImages, stems: Sequence[str],
                   device: torch.device) -> Iterator[tuple[str, Refined]]:
     """Yields (stem, refined masks); computes missing embeddings first."""
     options = options_from(args)
@@ -90,7 +90,7 @@ def refine_images(args: argparse.Namespace, u_net: UNet, data: AnnotatedImages, 
 
 
 def predictions_and_embeddings(
-        args: argparse.Namespace, u_net: UNet, data: AnnotatedImages, stems: Sequence[str], device: torch.device
+        args: argparse.Namespace, u_net: Network, data: AnnotatedImages, stems: Sequence[str], device: torch.device
         ) -> Iterator[tuple[str, np.ndarray, ImageEmbedding, StoredEmbeddingDecoder]]:
     """Yields (stem, probabilities, embedding, SAM's decoder), the next embedding being read meanwhile; computes missing
     ones first."""

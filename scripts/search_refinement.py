@@ -30,9 +30,9 @@ from scripts.arguments import (
 from scripts.csv_tables import write_rows
 from scripts.save_refined_segmentations import predictions_and_embeddings
 from scripts.segmentation_dataset import AnnotatedImages, ImageDataset, read_scaled
+from unet_training.checkpoint import Network
 from unet_training.hyper_params import positive_int
 from unet_training.prediction import predict
-from unet_training.u_net import UNet
 from utils.cli import run_stage, select_device, stage_parser
 from utils.dice import image_dice, multilabel_dice
 from utils.mask_cleaning import ELEMENTS, OPERATIONS, SELECTIONS, clean_masks
@@ -97,7 +97,7 @@ def main(args: argparse.Namespace) -> list[dict[str, object]]:
     return trials
 
 
-def sam_refiner(args: argparse.Namespace, u_net: UNet, data: AnnotatedImages, stems: Sequence[str],
+def sam_refiner(args: argparse.Namespace, u_net: Network, data: AnnotatedImages, stems: Sequence[str],
                 device: torch.device) -> tuple[list[np.ndarray], Refiner]:
     """The U-Net's probabilities of each image, and the refinement by SAM."""
     inputs = [each[1:] for each in predictions_and_embeddings(args, u_net, data, stems, device)]
@@ -110,7 +110,7 @@ def sam_refiner(args: argparse.Namespace, u_net: UNet, data: AnnotatedImages, st
     return [probabilities for probabilities, _, _ in inputs], refined
 
 
-def walk_refiner(args: argparse.Namespace, u_net: UNet, data: AnnotatedImages, stems: Sequence[str],
+def walk_refiner(args: argparse.Namespace, u_net: Network, data: AnnotatedImages, stems: Sequence[str],
                  device: torch.device) -> tuple[list[np.ndarray], Refiner]:
     """As `sam_refiner`, by a random walk."""
     probabilities = [each for _, each in predict(u_net, ImageDataset(data, stems), device, args.infer_batch_size)]

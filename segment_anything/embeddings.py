@@ -173,7 +173,7 @@ def save_missing_embeddings(images: Sequence[tuple[str, Path]], folder: Path, sa
     """
     check_present(sam_type, checkpoint)
     checkpoint_id = identify(checkpoint)
-    missing = [(stem, path) for stem, path in images if not _is_there(embedding_path(folder, stem), checkpoint_id)]
+    missing = [(stem, path) for stem, path in images if not is_embedded(embedding_path(folder, stem), checkpoint_id)]
     if not missing:
         return 0
     sam = load_sam(sam_type, checkpoint).to(device)
@@ -188,7 +188,7 @@ def save_missing_embeddings(images: Sequence[tuple[str, Path]], folder: Path, sa
     return len(missing)
 
 
-def _is_there(path: Path, checkpoint: CheckpointId) -> bool:
+def is_embedded(path: Path, checkpoint: CheckpointId) -> bool:
     """Whether a readable embedding of this checkpoint lies there; one of another checkpoint is an InputError."""
     try:
         with h5py.File(path, "r") as file:

@@ -24,7 +24,7 @@ from scripts.segmentation_dataset import load_image, open_dataset
 from segment_anything.registry import default_checkpoint
 from tests.conftest import ROOT
 from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
-from unet_training.u_net import load_checkpoint
+from unet_training.checkpoint import load_checkpoint
 from utils.cli import run_stage
 from utils.dice import surface_dice
 from utils.experiment import fetch_model, find_models

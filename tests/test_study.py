@@ -49,6 +49,8 @@ def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path
     assert fetch_model(ids["reliable_mean_teacher"]).parameters["reliable"] == 0.85
     assert fetch_model(ids["mean_teacher"]).parameters["reliable"] is None
     assert fetch_model(ids["raw"]).parameters["masks"] == "raw"
+    parameters = fetch_model(ids["lraspp_on_sam"]).parameters
+    assert (parameters["architecture"], parameters["data_aug"]) == ("lraspp_on_sam", 0)
     assert fetch_model(ids["medsam"]).parameters["masks"] == "sam_box_highest_probability_released_medsam"
     plot_results.main(plot_results.get_args_parser().parse_args(["--results_dir", str(tmp_path / "results")]))
     for name in ("overlays.pdf", "overlays.png", "pseudo_label_table.tex"):

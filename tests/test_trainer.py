@@ -5,10 +5,11 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from unet_training import trainer
+from unet_training.checkpoint import Training, load_checkpoint
 from unet_training.epoch import bce_loss
 from unet_training.hyper_params import Schedule
 from unet_training.trainer import fingerprint, fit, publish
-from unet_training.u_net import Training, UNet, load_checkpoint
+from unet_training.u_net import UNet
 from utils.cli import InputError
 
 CPU = torch.device("cpu")

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from unet_training.u_net import Training, UNet, load_checkpoint, save_checkpoint
+from unet_training.checkpoint import Training, load_checkpoint, save_checkpoint
+from unet_training.u_net import UNet
 from utils.cli import InputError
 
 TRAINING = Training("phantom", ("radius", "ulna", "lunate"), (50, 38))
@@ -73,7 +74,7 @@ def test_foreign_files_are_refused(tmp_path):
     with pytest.raises(InputError, match="not a readable checkpoint"):
         load_checkpoint(path)
     torch.save({"weight": torch.zeros(3)}, path)
-    with pytest.raises(InputError, match="holds no U-Net"):
+    with pytest.raises(InputError, match="holds no network"):
         load_checkpoint(path)
     save_checkpoint(path, UNet(3, base_width=4), TRAINING)
     checkpoint = torch.load(path, weights_only=True)

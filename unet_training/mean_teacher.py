@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from unet_training.epoch import EpochStatistics, random_affine, warp
-from unet_training.u_net import UNet
 from utils.dice import multilabel_dice
 
 ALPHA = 0.996  # share of the teacher that each step keeps
@@ -16,7 +15,7 @@ ALPHA = 0.996  # share of the teacher that each step keeps
 class MeanTeacher(nn.Module):
     """A student that is trained and a teacher that follows it; answers as the teacher does, who is the result."""
 
-    def __init__(self, initial: UNet):
+    def __init__(self, initial: nn.Module):
         super().__init__()
         self.student = initial
         self.teacher = copy.deepcopy(initial).requires_grad_(False)

@@ -1,20 +1,21 @@
-"""Segmenting images with a trained U-Net."""
+"""Segmenting images with a trained network."""
 import itertools
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from unet_training.u_net import UNet
 from utils.overlap import overlapped
 
 READERS = 4  # threads that read images
 
 
 @torch.inference_mode()
-def predict(model: UNet, images: Dataset, device: torch.device, batch_size: int) -> Iterator[tuple[str, np.ndarray]]:
+def predict(model: nn.Module, images: Dataset, device: torch.device,
+            batch_size: int) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (stem, probabilities) for a data set of (image (1, H, W), stem), with a progress bar; the next images are
     read meanwhile. On the CPU the network sees one image at a time, which is no slower and bounds the memory.
 

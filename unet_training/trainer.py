@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from unet_training.checkpoint import Network, Training, save_checkpoint
 from unet_training.epoch import EpochStatistics, train_epoch, validate
 from unet_training.hyper_params import Schedule
-from unet_training.u_net import Training, UNet, save_checkpoint
 from utils.cli import InputError
 from utils.experiment import Experiment
 from utils.files import atomic_path
@@ -24,12 +24,13 @@ DEBUG_IMAGES = 5
 
 def fit(model: nn.Module, train_batches: Iterable, val_batches: Iterable, loss_function: nn.Module, schedule: Schedule,
         device: torch.device, experiment: Experiment, labels: tuple[str, ...], state_file: Path,
-        run_epoch: Callable[..., EpochStatistics] | None = None) -> None:
+        run_epoch: Callable[..., EpochStatistics] | None = None, shown: torch.Tensor | None = None) -> None:
     """Trains `model` in place; the model after the last epoch is the result (paper, section 2).
 
     Batches are pairs of images (B, 1, H, W) and bool masks (B, C, H, W). Loss, Dice, learning rate, the Dice of each
     class and a few predictions go to `experiment`. `state_file` holds the training while it is unfinished. `run_epoch`
-    stands for `train_epoch`, with batches as it takes them.
+    stands for `train_epoch`, with batches as it takes them. `shown`, (1, H, W), is the first validation image, where
+    batches hold something else in the place of images.
     """
     optimizer = schedule.optimizer(model)
     scheduler = schedule.scheduler(optimizer)
@@ -49,13 +50,13 @@ def fit(model: nn.Module, train_batches: Iterable, val_batches: Iterable, loss_f
         _report(experiment, history[-1], labels, epoch)
         progress.set_postfix(loss=f"{train.loss:.3f}", val_dice=f"{validation.mean_dice:.3f}")
         if epoch % max(1, schedule.epochs // DEBUG_IMAGES) == 0 or epoch == schedule.epochs - 1:
-            _report_prediction(experiment, model, val_batches, device, epoch)
+            _report_prediction(experiment, model, val_batches, device, epoch, shown)
         if time.monotonic() - saved > SECONDS_BETWEEN_STATES:
             _save_state(state_file, model, optimizer, scheduler, history)
             saved = time.monotonic()
 
 
-def publish(experiment: Experiment, model: UNet, training: Training, state_file: Path) -> str:
+def publish(experiment: Experiment, model: Network, training: Training, state_file: Path) -> str:
     """Hands the trained model to the tracker and returns its id; the training is finished then."""
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "bone_segmentator.pt"
@@ -87,10 +88,10 @@ def _report(experiment: Experiment, record: dict, labels: tuple[str, ...], epoch
 
 @torch.inference_mode()
 def _report_prediction(experiment: Experiment, model: nn.Module, val_batches: Iterable, device: torch.device,
-                       epoch: int) -> None:
+                       epoch: int, shown: torch.Tensor | None) -> None:
     images, masks = next(iter(val_batches))
     prediction = model(images[:1].to(device))[0].cpu() > 0
-    grey = to_grey(images[0, 0].numpy())
+    grey = to_grey((images[0] if shown is None else shown)[0].numpy())
     experiment.image("validation image", "prediction", overlay(grey, prediction.numpy()), epoch)
     experiment.image("validation image", "truth", overlay(grey, masks[0].numpy()), epoch)
 

@@ -1,34 +1,51 @@
-"""Trains the initial U-Net on the first n labelled images (paper, section 2).
+"""Trains the initial U-Net on the first n labelled images (paper, section 2), or what it is compared with.
 
     python -m unet_training.training --gpu_id 0
     python -m unet_training.training --dataset phantom --num_train_samples 5 --epochs 40 --batch_size 4 --lr 4e-3 --base_width 8 --input_size 192 112
 
-The first line is the paper's setting, for a GPU; the second one takes about a minute on two CPU cores.
-Prints `model id: <id>` as its last line; the next stages take that id.
+    python -m unet_training.training --architecture lraspp_on_sam --data_aug 0
 
-Reads   the labelled images and annotations of the data set
-Writes  a model, known by its id: on the ClearML server, or in runs/ without one
+The first line is the paper's setting, for a GPU; the second one takes about a minute on two CPU cores.
+`lraspp_on_sam` trains an LR-ASPP head on SAM's frozen image encoder. Without augmentation the encoder sees each image
+once; with it, at every step. Prints `model id: <id>` as its last line; the next stages take that id (`--model_id`, which
+left out means a U-Net).
+
+Reads   the labelled images and annotations of the data set, for `lraspp_on_sam` SAM's weights
+Writes  a model, known by its id: on the ClearML server, or in runs/ without one; for `lraspp_on_sam` without
+        augmentation data/<dataset>/sam_embeddings/<sam type>_no_pos_<H>x<W>/<stem>.h5, 4 MB a labelled image
 """  # noqa: E501 (a command to copy)
 import argparse
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 
-from scripts.arguments import add_common_arguments, task_parameters
-from scripts.segmentation_dataset import LabelledDataset, open_dataset
+from scripts.arguments import (
+    add_common_arguments,
+    add_encoder_arguments,
+    print_model_notice,
+    resolve_sam,
+    task_parameters,
+)
+from scripts.segmentation_dataset import AnnotatedImages, LabelledDataset, open_dataset
+from unet_training.checkpoint import ARCHITECTURES, Network, Training
 from unet_training.epoch import bce_loss
 from unet_training.hyper_params import add_initial_arguments, add_training_arguments, schedule_from
+from unet_training.lraspp import LrasppOnSam, StoredFeatures
 from unet_training.trainer import fingerprint, fit, publish
-from unet_training.u_net import Training, UNet
+from unet_training.u_net import UNet
 from utils.cli import run_stage, select_device, stage_parser
 from utils.experiment import start
 from utils.offline_runs import runs_dir
-from utils.paths import training_state
+from utils.paths import embedding_folder, training_state
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("unet_training.training", __doc__)
     add_common_arguments(parser)
+    parser.add_argument("--architecture", choices=tuple(ARCHITECTURES), default=UNet.architecture,
+                        help="the network; lraspp_on_sam has no use for --base_width and --n_last_channel")
+    add_encoder_arguments(parser)
     add_initial_arguments(parser)
     add_training_arguments(parser)
     return parser
@@ -41,21 +58,44 @@ def main(args: argparse.Namespace) -> str:
     train = LabelledDataset(data, data.stems("train", args.num_train_samples))
     validation = LabelledDataset(data, data.stems("val"))
     torch.manual_seed(args.seed)
-    labels = data.description.labels
-    model = UNet(len(labels), args.base_width, args.n_last_channel).to(device)
+    labels, shown = data.description.labels, validation[0][0]
+    model = build(args, data).to(device)
+    trained = model
+    if isinstance(model, LrasppOnSam) and not args.data_aug:
+        folder = features_folder(args, model)
+        train, validation = (StoredFeatures(model, images, folder, device) for images in (train, validation))
+        trained = model.head
     sampler = RandomSampler(train, replacement=True, num_samples=args.data_sample_per_epoch)
     train_batches = DataLoader(train, args.batch_size, sampler=sampler)
     val_batches = DataLoader(validation, args.infer_batch_size)
     loss_function = bce_loss(data.description.positive_weights, device)
-    parameters = task_parameters(args, "initial")
+    stage = "initial" if args.architecture == UNet.architecture else args.architecture
+    parameters = task_parameters(args, stage)
     state_file = training_state(runs_dir(), fingerprint(parameters))
-    with start("training", parameters, tags=("initial", args.dataset)) as experiment:
-        fit(model, train_batches, val_batches, loss_function, schedule_from(args), device, experiment, labels,
-            state_file)
+    with start("training", parameters, tags=(stage, args.dataset)) as experiment:
+        fit(trained, train_batches, val_batches, loss_function, schedule_from(args), device, experiment, labels,
+            state_file, shown=shown)
         training = Training(args.dataset, labels, data.description.input_size)
         model_id = publish(experiment, model, training, state_file)
+    print_model_notice(model)
     print(f"model id: {model_id}")
     return model_id
+
+
+def build(args: argparse.Namespace, data: AnnotatedImages) -> Network:
+    """The untrained network that the arguments describe."""
+    description = data.description
+    if args.architecture == UNet.architecture:
+        return UNet(len(description.labels), args.base_width, args.n_last_channel)
+    sam_type, checkpoint = resolve_sam(args, data)
+    return LrasppOnSam(len(description.labels), description.input_size, description.mean, description.std, sam_type,
+                       str(checkpoint))
+
+
+def features_folder(args: argparse.Namespace, model: LrasppOnSam) -> Path:
+    """Of what SAM makes of images of this size without its positional embedding: nothing that other stages read."""
+    height, width = model.config["input_size"]
+    return embedding_folder(args.data_dir, args.dataset, f"{model.config['sam_type']}_no_pos_{height}x{width}")
 
 
 if __name__ == "__main__":

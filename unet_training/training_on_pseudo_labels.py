@@ -37,7 +37,6 @@ from unet_training.hyper_params import (
     schedule_from,
 )
 from unet_training.trainer import fingerprint, fit, publish
-from unet_training.u_net import UNet
 from utils.cli import InputError, run_stage, select_device, stage_parser
 from utils.experiment import start
 from utils.mask_store import MaskStore
@@ -72,7 +71,7 @@ def main(args: argparse.Namespace) -> str:
                          "give a smaller --batch_size")
     validation = LabelledDataset(data, data.stems("val"))
     torch.manual_seed(args.seed)
-    model = UNet(**u_net.config).to(device) if args.train_from_scratch else u_net
+    model = type(u_net)(**u_net.config).to(device) if args.train_from_scratch else u_net
     batches = {"batch_size": args.batch_size, "shuffle": True, "drop_last": True}
     if args.mixed:
         labelled = LabelledDataset(data, labelled_stems(args, initial, data))

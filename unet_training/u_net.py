@@ -1,16 +1,7 @@
-"""The U-Net (paper, section 2) and its checkpoint."""
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-
+"""The U-Net (paper, section 2)."""
 import torch
 from torch import nn
 from torch.nn import functional as F
-
-from utils.cli import InputError
-from utils.files import atomic_path
-
-ARCHITECTURE = "u_net"
 
 
 class DoubleConv(nn.Sequential):
@@ -49,6 +40,8 @@ class UNet(nn.Module):
         n_last_channel: width of the last decoder level, 64 in the paper
     """
 
+    architecture = "u_net"
+
     def __init__(self, n_classes: int, base_width: int = 64, n_last_channel: int = 64):
         super().__init__()
         self.config = {"n_classes": n_classes, "base_width": base_width, "n_last_channel": n_last_channel}
@@ -69,54 +62,3 @@ class UNet(nn.Module):
         for up in self.up:
             x = up(x, skips.pop())
         return self.out(x)
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a checkpoint says of its data: a model is only right on images prepared in this way."""
-
-    dataset: str
-    labels: tuple[str, ...]
-    input_size: tuple[int, int]  # H, W
-
-    def check_labels(self, labels: Sequence[str], source: str) -> None:
-        """Raises an InputError where the labels of `source` are not those that the model was trained on."""
-        if tuple(labels) != self.labels:
-            raise InputError(f"the model was trained on the labels {list(self.labels)}, {source} has {list(labels)}; "
-                             "name a model of this data set with --model_id")
-
-
-def save_checkpoint(path: Path, model: UNet, training: Training) -> None:
-    """Writes the constructor arguments, the weights and what they were trained on."""
-    checkpoint = {"architecture": ARCHITECTURE, "config": model.config, "training": asdict(training),
-                  "state_dict": {name: value.cpu() for name, value in model.state_dict().items()}}
-    with atomic_path(path) as temporary:
-        torch.save(checkpoint, temporary)
-
-
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[UNet, Training]:
-    """Rebuilds a model, in evaluation mode, from its file alone.
-
-    Raises:
-        InputError: the file is missing, isn't a checkpoint, or holds another architecture.
-    """
-    checkpoint = _read(path)
-    if not isinstance(checkpoint, dict) or checkpoint.get("architecture") != ARCHITECTURE:
-        raise InputError(f"{path}: holds no U-Net of this project; give the id that a training stage printed")
-    try:
-        model = UNet(**checkpoint["config"])
-        model.load_state_dict(checkpoint["state_dict"])
-        training = Training(**{name: tuple(value) if isinstance(value, list) else value
-                               for name, value in checkpoint["training"].items()})
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path}: its weights don't fit the U-Net it describes ({error}); train it again") from None
-    return model.to(device).eval(), training
-
-
-def _read(path: Path) -> object:
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the bytes provoke: UnpicklingError, RuntimeError, EOFError ...
-        raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); train the model again") from None

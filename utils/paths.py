@@ -12,7 +12,7 @@ def mask_file(data_dir: Path, model_id: str, kind: str) -> Path:
 
 
 def embedding_folder(data_dir: Path, dataset: str, sam_name: str) -> Path:
-    """One file an image, `<stem>.h5`; `sam_name` is SAM's type, and the precision unless that is float32."""
+    """One file an image, `<stem>.h5`; `sam_name` is SAM's type, and what sets these apart from its usual embeddings."""
     return data_dir / dataset / "sam_embeddings" / sam_name
 
 
