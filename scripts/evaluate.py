@@ -35,11 +35,12 @@ from scripts.csv_tables import write_rows
 from scripts.save_random_walk_segmentations import walk_images
 from scripts.save_refined_segmentations import refine_images
 from scripts.segmentation_dataset import AnnotatedImages, ImageDataset
+from scripts.train_nnunet import nnunet_of
 from unet_training.prediction import predict
 from unet_training.u_net import UNet
 from utils.cli import InputError, run_stage, select_device, stage_parser
 from utils.dice import image_dice, multilabel_dice
-from utils.experiment import start
+from utils.experiment import fetch_model, start
 from utils.files import read_grey, write_png
 from utils.mask_store import MaskStore
 from utils.overlay import overlay, side_by_side, to_grey
@@ -115,6 +116,8 @@ def masks_of(args: argparse.Namespace, model_id: str, u_net: UNet, data: Annotat
             yield stem, probabilities > 0.5
     elif args.pseudo_label == "random_walk":
         yield from walk_images(args, u_net, data, stems, device)
+    elif args.pseudo_label == "nnunet":
+        yield from nnunet_of(args, fetch_model(model_id), data, device).predict(stems)
     else:
         yield from ((stem, refined.mask) for stem, refined in refine_images(args, u_net, data, stems, device))
 

@@ -11,6 +11,8 @@ A rerun only does what is missing. All other arguments are those of scripts.run_
     mixed                  as sam, labelled images filling half of every batch, fine-tuned from the initial U-Net
     mean_teacher           from the initial U-Net on
     reliable_mean_teacher  as mean_teacher, masks on which SAM agrees entering as labels
+    nnunet                 the final U-Net on nnU-Net's masks (needs requirements_nnunet.txt)
+    nnunet_alone           nnU-Net's own masks of the test images
 
 Reads   the images and annotations of the data set, SAM's weights
 Writes  what the stages write, and in --results_dir: study.csv (a row per method, n, seed, test image and class that it
@@ -25,12 +27,14 @@ from scripts import (
     add_sam_agreement,
     evaluate,
     run_pipeline,
+    save_nnunet_segmentations,
     save_random_walk_segmentations,
     save_refined_segmentations,
     save_segmentations,
 )
-from scripts.arguments import plain_values, print_sam_notice, resolve_sam
+from scripts.arguments import plain_values, print_sam_notice, pseudo_label_kind, resolve_sam
 from scripts.csv_tables import read_rows, write_rows
+from scripts.nnunet import find_command
 from scripts.run_pipeline import headline, run, trained_once
 from scripts.segmentation_dataset import open_dataset
 from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
@@ -68,7 +72,10 @@ METHODS: dict[str, Callable[[argparse.Namespace, str], str]] = {  # from the ini
     "mixed": _final(save_refined_segmentations, pseudo_label="sam", **FINE_TUNED),
     "mean_teacher": _mean_teacher,
     "reliable_mean_teacher": _reliable_mean_teacher,
+    "nnunet": _final(save_nnunet_segmentations, pseudo_label="nnunet"),
+    "nnunet_alone": lambda _, initial: initial,
 }
+OPTIONAL = ("medsam", "nnunet", "nnunet_alone")  # whose weights or packages not all have
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -78,7 +85,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_train_samples", nargs="+", type=int, default=[5, 20, 43], help="labelled images")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="seeds of all random numbers")
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), help="what to compare",
-                        default=[method for method in METHODS if method != "medsam"])  # whose weights not all have
+                        default=[method for method in METHODS if method not in OPTIONAL])
     for settled in ("--seed", "--pseudo_label"):
         parser.add_argument(settled, help=argparse.SUPPRESS)
     return parser
@@ -87,12 +94,15 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> Path:
     """Returns the table's file."""
     data = open_dataset(args.dataset, args.data_dir)
+    if any(method.startswith("nnunet") for method in args.methods):
+        find_command()
     rows, manifest = [], []
     for n in args.num_train_samples:
         for seed in args.seeds:
             one = argparse.Namespace(**{**vars(args), "num_train_samples": n, "seed": seed})
             for method, initial, model_id in results(one):
-                rows += [(args.dataset, method, n, seed, *row, model_id) for row in test_dice(one, model_id)]
+                measured = "nnunet" if method == "nnunet_alone" else "raw"
+                rows += [(args.dataset, method, n, seed, *row, model_id) for row in test_dice(one, model_id, measured)]
                 manifest.append({"method": method, "n": n, "seed": seed, "initial_model_id": initial,
                                  "model_id": model_id})
     table = args.results_dir / "study.csv"
@@ -115,12 +125,14 @@ def results(args: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
         yield method, initial, METHODS[method](args, initial)
 
 
-def test_dice(args: argparse.Namespace, model_id: str) -> Iterator[tuple[str, str, str]]:
+def test_dice(args: argparse.Namespace, model_id: str, pseudo_label: str) -> Iterator[tuple[str, str, str]]:
     """Yields (test image, class, Dice in percent) of each class that an image shows; measured once."""
-    path = args.results_dir / args.dataset / model_id / "test_raw" / "dice.csv"
+    data = open_dataset(args.dataset, args.data_dir)
+    kind = pseudo_label_kind(argparse.Namespace(**{**vars(args), "pseudo_label": pseudo_label}), data)
+    path = args.results_dir / args.dataset / model_id / f"test_{kind}" / "dice.csv"
     if not path.exists():
-        run(evaluate, args, model_id=model_id, split="test", pseudo_label="raw")
-    left_out = open_dataset(args.dataset, args.data_dir).description.left_out_of_averages
+        run(evaluate, args, model_id=model_id, split="test", pseudo_label=pseudo_label)
+    left_out = data.description.left_out_of_averages
     for row in read_rows(path, ["stem", "mean"]):
         stem = row.pop("stem")
         del row["mean"]
