@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from scripts.dataset_description import DATASET_NAMES, OWN
+from scripts.nnunet import EPOCHS, ITERATIONS
 from scripts.segmentation_dataset import AnnotatedImages, open_dataset
 from segment_anything.embeddings import PRECISIONS
 from segment_anything.registry import SAM_TYPES, default_checkpoint
@@ -14,6 +15,7 @@ from unet_training.lraspp import LrasppOnSam
 from unet_training.u_net import UNet
 from utils.cli import InputError
 from utils.experiment import Model, fetch_model, find_models
+from utils.label_tables import ENCODINGS
 from utils.offline_runs import describe
 from utils.paths import DATA
 from utils.random_walk import SETTINGS
@@ -95,16 +97,32 @@ def random_walk_kind(args: argparse.Namespace) -> str:
     return f"random_walk_{args.random_walk}_{args.ccl_selection}"
 
 
+def add_nnunet_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nnunet_encoding", choices=tuple(ENCODINGS), default="combinations",
+                        help="labels that overlap: a class for each combination, or an nnU-Net for each group without")
+    parser.add_argument("--nnunet_epochs", type=positive_int, default=EPOCHS, help="epochs of nnU-Net")
+    parser.add_argument("--nnunet_iterations", type=positive_int, default=ITERATIONS, help="batches in one of them")
+
+
+def nnunet_kind(args: argparse.Namespace) -> str:
+    """Names nnU-Net's masks, and the length of its training unless that is nnU-Net's own."""
+    length = (args.nnunet_epochs, args.nnunet_iterations)
+    return f"nnunet_{args.nnunet_encoding}" + ("" if length == (EPOCHS, ITERATIONS) else "_{}x{}".format(*length))
+
+
 def add_pseudo_label_argument(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--pseudo_label", choices=("raw", "sam", "random_walk"), default=default,
-                        help="the U-Net's masks as they are, refined by SAM, or by a random walk")
+    parser.add_argument("--pseudo_label", choices=("raw", "sam", "random_walk", "nnunet"), default=default,
+                        help="the U-Net's masks as they are, refined by SAM, or by a random walk; or nnU-Net's masks")
     add_random_walk_argument(parser)
+    add_nnunet_arguments(parser)
 
 
 def pseudo_label_kind(args: argparse.Namespace, data: AnnotatedImages) -> str:
     """Names the masks that `--pseudo_label` and the options of their refinement mean."""
     if args.pseudo_label == "sam":
         return refined_kind(args, data)
+    if args.pseudo_label == "nnunet":
+        return nnunet_kind(args)
     return "raw" if args.pseudo_label == "raw" else random_walk_kind(args)
 
 

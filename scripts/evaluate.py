@@ -37,12 +37,13 @@ from scripts.csv_tables import write_rows
 from scripts.save_random_walk_segmentations import walk_images
 from scripts.save_refined_segmentations import refine_images
 from scripts.segmentation_dataset import AnnotatedImages, ImageDataset
+from scripts.train_nnunet import nnunet_of
 from unet_training.checkpoint import Network
 from unet_training.hyper_params import positive_float
 from unet_training.prediction import predict
 from utils.cli import InputError, run_stage, select_device, stage_parser
 from utils.dice import image_dice, multilabel_dice, surface_dice
-from utils.experiment import start
+from utils.experiment import fetch_model, start
 from utils.files import read_grey, write_png
 from utils.mask_store import MaskStore
 from utils.overlay import overlay, side_by_side, to_grey
@@ -150,6 +151,9 @@ def masks_of(args: argparse.Namespace, model_id: str, u_net: Network, data: Anno
             yield stem, probabilities > 0.5, None
     elif args.pseudo_label == "random_walk":
         yield from ((stem, mask, None) for stem, mask in walk_images(args, u_net, data, stems, device))
+    elif args.pseudo_label == "nnunet":
+        nnunet = nnunet_of(args, fetch_model(model_id), data, device)
+        yield from ((stem, mask, None) for stem, mask in nnunet.predict(stems))
     else:
         yield from ((stem, refined.mask, refined.estimated_dice)
                     for stem, refined in refine_images(args, u_net, data, stems, device))

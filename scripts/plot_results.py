@@ -175,7 +175,7 @@ def best_median_worst(manifest: dict, rows: list[dict[str, str]], title: str) ->
     study = argparse.Namespace(**manifest["arguments"])
     study.data_dir = Path(study.data_dir)
     data = open_dataset(study.dataset, study.data_dir, study.input_size)
-    masks = {result["method"]: test_masks(study, result["model_id"], sorted(set(chosen.values())))
+    masks = {result["method"]: test_masks(study, result["model_id"], result["masks"], sorted(set(chosen.values())))
              for result in manifest["results"] if (str(result["n"]), str(result["seed"])) == (n, seed)}
     pictures = {}
     for name, stem in chosen.items():
@@ -186,9 +186,9 @@ def best_median_worst(manifest: dict, rows: list[dict[str, str]], title: str) ->
     return overlays(pictures, data.description.labels, f"{title}: best, median and worst test image of {best}")
 
 
-def test_masks(study: argparse.Namespace, model_id: str, stems: list[str]) -> dict[str, np.ndarray]:
-    """What a model makes of these images; `study` has the arguments of the study."""
-    args, device = stage_arguments(evaluate, study, model_id=model_id, pseudo_label="raw"), select_device(None)
+def test_masks(study: argparse.Namespace, model_id: str, pseudo_label: str, stems: list[str]) -> dict[str, np.ndarray]:
+    """A model's masks of these images, of the kind that was measured; `study` has the arguments of the study."""
+    args, device = stage_arguments(evaluate, study, model_id=model_id, pseudo_label=pseudo_label), select_device(None)
     model, network, _, data = load_model_and_data(args, device, stage=None)
     return {stem: mask for stem, mask, _ in evaluate.masks_of(args, model.id, network, data, stems, device)}
 

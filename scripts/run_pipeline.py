@@ -15,7 +15,13 @@ from types import ModuleType
 
 import numpy as np
 
-from scripts import evaluate, save_random_walk_segmentations, save_refined_segmentations, save_segmentations
+from scripts import (
+    evaluate,
+    save_nnunet_segmentations,
+    save_random_walk_segmentations,
+    save_refined_segmentations,
+    save_segmentations,
+)
 from scripts.arguments import (
     add_common_arguments,
     add_pseudo_label_argument,
@@ -28,6 +34,7 @@ from scripts.arguments import (
     task_parameters,
 )
 from scripts.csv_tables import write_rows
+from scripts.nnunet import find_command
 from scripts.segmentation_dataset import AnnotatedImages, open_dataset
 from segment_anything.registry import check_present
 from unet_training import training, training_on_pseudo_labels
@@ -47,7 +54,8 @@ from utils.refinement import add_refinement_arguments, options_from
 
 Row = tuple[str, str, evaluate.Summary]
 PICTURED = 2
-REFINERS = {"sam": save_refined_segmentations, "random_walk": save_random_walk_segmentations}
+REFINERS = {"sam": save_refined_segmentations, "random_walk": save_random_walk_segmentations,
+            "nnunet": save_nnunet_segmentations}
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -76,6 +84,8 @@ def main(args: argparse.Namespace) -> list[Row]:
     options_from(args)  # a mistake in what comes late is told before the hours of training
     if args.pseudo_label == "sam":
         check_present(*resolve_sam(args, data))
+    elif args.pseudo_label == "nnunet":
+        find_command()
     headline("initial U-Net")
     initial = trained_once(training, args, "initial")
     headline("raw pseudo labels")
@@ -150,7 +160,8 @@ def picture_of_the_pipeline(args: argparse.Namespace, data: AnnotatedImages, ini
 
 def refinement_of(args: argparse.Namespace, data: AnnotatedImages) -> str:
     return {"raw": "no refinement", "sam": f"SAM type {sam_name(args, data)}",
-            "random_walk": f"random walk ({args.random_walk})"}[args.pseudo_label]
+            "random_walk": f"random walk ({args.random_walk})",
+            "nnunet": f"nnU-Net ({args.nnunet_encoding})"}[args.pseudo_label]
 
 
 def print_table(args: argparse.Namespace, data: AnnotatedImages, rows: list[Row]) -> None:

@@ -13,6 +13,8 @@ A rerun only does what is missing. All other arguments are those of scripts.run_
     reliable_mean_teacher  as mean_teacher, masks on which SAM agrees entering as labels
     lraspp_on_sam          LR-ASPP on SAM's frozen encoder, trained on the labelled images, without augmentation so that
                            the encoder sees each of them once
+    nnunet                 the final U-Net on nnU-Net's masks (needs requirements_nnunet.txt)
+    nnunet_alone           nnU-Net's own masks of the test images
 
 Reads   the images and annotations of the data set, SAM's weights
 Writes  what the stages write, and in --results_dir: study.csv (a row per method, n, seed, test image and class that it
@@ -28,12 +30,14 @@ from scripts import (
     add_sam_agreement,
     evaluate,
     run_pipeline,
+    save_nnunet_segmentations,
     save_random_walk_segmentations,
     save_refined_segmentations,
     save_segmentations,
 )
 from scripts.arguments import plain_values, print_sam_notice, resolve_sam
 from scripts.csv_tables import read_rows, write_rows
+from scripts.nnunet import find_command
 from scripts.run_pipeline import headline, run, stage_arguments, trained_once
 from scripts.segmentation_dataset import AnnotatedImages, open_dataset
 from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
@@ -50,6 +54,7 @@ PSEUDO_LABELS = {  # the stage that saves them, and the arguments that name them
     "sam": (save_refined_segmentations, {"pseudo_label": "sam"}),
     "medsam": (save_refined_segmentations, {"pseudo_label": "sam", "sam_type": "medsam", "sam_checkpoint": None,
                                             "prompt1st": ["box"], "prompt2nd": []}),
+    "nnunet": (save_nnunet_segmentations, {"pseudo_label": "nnunet"}),
 }
 
 
@@ -86,7 +91,11 @@ METHODS: dict[str, Callable[[argparse.Namespace, str], str]] = {  # from the ini
     "mean_teacher": _mean_teacher,
     "reliable_mean_teacher": _reliable_mean_teacher,
     "lraspp_on_sam": _lraspp_on_sam,
+    "nnunet": _final("nnunet"),
+    "nnunet_alone": lambda _, initial: initial,
 }
+OWN_MASKS = {"nnunet_alone": "nnunet"}  # measured instead of what a U-Net makes of the test images
+OPTIONAL = ("medsam", "nnunet", "nnunet_alone")  # whose weights or packages not all have
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -96,7 +105,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_train_samples", nargs="+", type=int, default=[5, 20, 43], help="labelled images")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="seeds of all random numbers")
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), help="what to compare",
-                        default=[method for method in METHODS if method != "medsam"])  # whose weights not all have
+                        default=[method for method in METHODS if method not in OPTIONAL])
     parser.add_argument("--surface_tolerance", type=positive_float, default=2, metavar="PIXELS",
                         help="how far outlines may be apart in the surface Dice")
     for settled in ("--seed", "--pseudo_label"):
@@ -107,20 +116,23 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> Path:
     """Returns the table's file."""
     data = open_dataset(args.dataset, args.data_dir)
+    if any(method.startswith("nnunet") for method in args.methods):
+        find_command()
     rows, pseudo_label_rows, manifest = [], [], []
     for n in args.num_train_samples:
         for seed in args.seeds:
             one = argparse.Namespace(**{**vars(args), "num_train_samples": n, "seed": seed})
             stems = data.unlabelled_stems(n, args.split500, seed)
             for method, initial, model_id in results(one):
-                key = (args.dataset, method, n, seed)
-                rows += [(*key, *row, model_id) for row in measured(one, data, model_id, split="test")]
+                key, masks = (args.dataset, method, n, seed), OWN_MASKS.get(method, "raw")
+                on_test = measured(one, data, model_id, split="test", pseudo_label=masks)
+                rows += [(*key, *row, model_id) for row in on_test]
                 if method in PSEUDO_LABELS and all(data.has_truth(stem) for stem in stems):
                     quality = measured(one, data, initial, split="unlabelled", surface_tolerance=None,
                                        **PSEUDO_LABELS[method][1])
                     pseudo_label_rows += [(*key, *row, initial) for row in quality]
                 manifest.append({"method": method, "n": n, "seed": seed, "initial_model_id": initial,
-                                 "model_id": model_id})
+                                 "model_id": model_id, "masks": masks})
     table = args.results_dir / "study.csv"
     write_rows(table, [COLUMNS, *rows])
     write_rows(args.results_dir / "pseudo_labels.csv", [COLUMNS, *pseudo_label_rows])
@@ -145,7 +157,7 @@ def results(args: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
 def measured(args: argparse.Namespace, data: AnnotatedImages, model_id: str, **options: object
              ) -> Iterator[tuple[str, ...]]:
     """Yields (image, class, the MEASURES in percent) of each class that an image shows; measured once."""
-    evaluation = stage_arguments(evaluate, args, model_id=model_id, **{"pseudo_label": "raw", **options})
+    evaluation = stage_arguments(evaluate, args, model_id=model_id, **options)
     tables = evaluate.result_tables(evaluation, model_id, data)
     if not all(path.exists() for path in tables.values()):
         evaluate.main(evaluation)

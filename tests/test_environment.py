@@ -13,9 +13,9 @@ PACKAGE_OF = {"cv2": "opencv-python-headless", "skimage": "scikit-image", "PIL":
 OWN = {"scripts", "unet_training", "utils", "tests", "benchmarks"}
 
 
-def requirements() -> dict[str, str]:
-    lines = (ROOT / "requirements.txt").read_text().split("\n")
-    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+def requirements(name: str = "requirements.txt") -> dict[str, str]:
+    lines = (ROOT / name).read_text().split("\n")
+    return dict(line.split("==") for line in lines if line and not line.startswith(("#", "-r ")))
 
 
 def test_conda_reads_the_same_requirements():
@@ -42,4 +42,5 @@ def test_requirements_are_what_the_code_imports():
                 imported.add(node.module.split(".")[0])
     own = OWN | {path.stem for path in (ROOT / "tests").glob("*.py")}
     packages = {PACKAGE_OF.get(name, name) for name in imported - own - set(sys.stdlib_module_names)}
-    assert packages == set(requirements()) - {"ruff", "torchvision"}  # a command, and what segment-anything imports
+    needed = requirements() | requirements("requirements_nnunet.txt")
+    assert packages == set(needed) - {"ruff", "torchvision"}  # a command, and what segment-anything imports

@@ -6,8 +6,8 @@
 The first line is the paper's setting, for a GPU; the second one takes a few minutes on two CPU cores.
 The network has the initial one's architecture and input size. Prints `model id: <id>` as its last line.
 
-Reads   the masks that scripts.save_segmentations, scripts.save_refined_segmentations or
-        scripts.save_random_walk_segmentations saved for the initial model,
+Reads   the masks that scripts.save_segmentations, scripts.save_refined_segmentations,
+        scripts.save_random_walk_segmentations or scripts.save_nnunet_segmentations saved for the initial model,
         their images, and the labelled validation images
 Writes  a model, known by its id: on the ClearML server, or in runs/ without one
 """  # noqa: E501 (a command to copy)

@@ -33,8 +33,8 @@ class MaskStore:
         self._file: h5py.File | None = None
         if not path.is_file():
             raise InputError(f"{path}: no such masks; make them with `python -m scripts.save_segmentations` (raw), "
-                             "scripts.save_refined_segmentations (sam), scripts.save_random_walk_segmentations or "
-                             "scripts.add_sam_agreement")
+                             "scripts.save_refined_segmentations (sam), scripts.save_random_walk_segmentations, "
+                             "scripts.save_nnunet_segmentations or scripts.add_sam_agreement")
         with _open(path) as file:
             _check_labels(path, file, labels)
             self.attributes: dict[str, str] = dict(file.attrs)

@@ -16,6 +16,12 @@ def embedding_folder(data_dir: Path, dataset: str, sam_name: str) -> Path:
     return data_dir / dataset / "sam_embeddings" / sam_name
 
 
+def nnunet_folder(data_dir: Path, dataset: str, n: int, input_size: tuple[int, int], seed: int) -> Path:
+    """Every nnU-Net that was trained on the first n labelled images at that size (H, W)."""
+    height, width = input_size
+    return data_dir / dataset / "nnunet" / f"n{n}_{height}x{width}_seed{seed}"
+
+
 def training_state(runs_dir: Path, fingerprint: str) -> Path:
     """What an interrupted training goes on from; `fingerprint` stands for its arguments."""
     return runs_dir / "unfinished" / f"{fingerprint}.pt"

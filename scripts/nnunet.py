@@ -1,0 +1,158 @@
+"""nnU-Net on the labelled images of a model: its data sets, its commands, its predictions as masks (paper, section 7).
+
+    <data_dir>/<dataset>/nnunet/n<N>_<H>x<W>_seed<seed>/nnunet_<encoding>[_<epochs>x<iterations>]/
+        export.json                       tells where the data sets came from; there once they are complete
+        raw/, preprocessed/, results/     nnU-Net's own folders; one data set, or with `groups` one for each group
+        trained_<number>                  there once the training on a data set is complete
+
+Images are exported at the network's input size, at which this project keeps all masks, so masks come back exactly.
+"""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from scripts.segmentation_dataset import AnnotatedImages, read_scaled
+from utils.cli import InputError
+from utils.files import atomic_path, read_grey, write_png
+from utils.label_tables import ENCODINGS, decode, encode
+
+EPOCHS, ITERATIONS = 1000, 250  # nnU-Net's own
+IMAGES_AT_ONCE = 100  # so that an interrupted prediction loses little
+TRAINERS = Path(__file__).parent / "nnunet_trainer"
+PROCESSES, PREDICTING = (str(min(own, os.cpu_count() or 1)) for own in (8, 3))  # nnU-Net's own, on fewer cores fewer
+
+
+@dataclass(frozen=True)
+class NNUNet:
+    """nnU-Net in the configuration 2d on all labelled images, without cross-validation.
+
+    stems: the labelled images; epochs, iterations: length of a training and of an epoch
+    """
+
+    folder: Path
+    data: AnnotatedImages
+    stems: list[str]
+    encoding: str
+    epochs: int
+    iterations: int
+    device: torch.device
+
+    def train(self) -> list[np.ndarray]:
+        """Exports and trains what is missing, and returns the data sets' tables (utils/label_tables.py).
+
+        An interrupted training goes on from nnU-Net's last checkpoint, of which it writes one in 50 epochs.
+
+        Raises:
+            InputError: nnU-Net isn't installed, or fails; the folder was made from other images or labels.
+        """
+        tables = self.export()
+        for number in range(1, len(tables) + 1):
+            finished = self.folder / f"trained_{number}"
+            if not finished.exists():
+                self._run("nnUNetv2_plan_and_preprocess", "-d", number, "-c", "2d", "-np", PROCESSES, "-npfp",
+                          PROCESSES, "--clean")
+                self._run("nnUNetv2_train", number, "2d", "all", *self._how(), "--c")
+                finished.touch()
+        return tables
+
+    def predict(self, stems: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields (stem, masks), bool, (C, H, W) at the input size; trains what is missing first, errors as there."""
+        tables = self.train()
+        for start in range(0, len(stems), IMAGES_AT_ONCE):
+            with tempfile.TemporaryDirectory() as scratch:
+                yield from self._predict(stems[start:start + IMAGES_AT_ONCE], tables, Path(scratch))
+
+    def _predict(self, stems: Sequence[str], tables: Sequence[np.ndarray],
+                 scratch: Path) -> Iterator[tuple[str, np.ndarray]]:
+        write_images(scratch / "images", self.data, stems)
+        folders = [scratch / str(number) for number in range(1, len(tables) + 1)]
+        for number, folder in enumerate(folders, 1):
+            self._run("nnUNetv2_predict", "-i", scratch / "images", "-o", folder, "-d", number, "-c", "2d", "-f", "all",
+                      *self._how())
+        for stem in stems:
+            yield stem, np.any([decode(read_grey(folder / f"{stem}.png"), table)
+                                for folder, table in zip(folders, tables, strict=True)], axis=0)
+
+    def export(self) -> list[np.ndarray]:
+        """Writes the data sets if they aren't there, and returns their tables."""
+        record = self.folder / "export.json"
+        origin = {"labels": list(self.data.description.labels), "stems": self.stems}
+        if record.exists():
+            known = json.loads(record.read_text(encoding="utf-8"))
+            tables = known.pop("tables")
+            if known != origin:
+                raise InputError(f"{record}: nnU-Net was trained on other labelled images or labels than these; move "
+                                 "its folder away to start anew")
+            return [np.array(table, dtype=bool) for table in tables]
+        masks = [self.data.mask(stem) for stem in self.stems]
+        tables = [table for table in ENCODINGS[self.encoding](masks) if len(table) > 1]
+        if not tables:
+            raise InputError(f"{self.data.folder}: no mask of the {len(masks)} labelled images shows a label, from "
+                             "which nnU-Net can't learn; take more labelled images")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for number, table in enumerate(tables, 1):
+            folder = self.folder / "raw" / f"Dataset{number:03}_{self.encoding}"
+            write_images(folder / "imagesTr", self.data, self.stems)
+            for stem, mask in zip(self.stems, masks, strict=True):
+                write_png(folder / "labelsTr" / f"{stem}.png", encode(mask, table))
+            write_json(folder / "dataset.json", dataset_json(table, origin["labels"], len(masks)))
+        write_json(record, {**origin, "tables": [table.astype(int).tolist() for table in tables]})
+        return tables
+
+    def _how(self) -> tuple[str, ...]:
+        own_length = (self.epochs, self.iterations) == (EPOCHS, ITERATIONS)
+        return "-tr", "nnUNetTrainer" if own_length else "ShorterTrainer", "-device", self.device.type
+
+    def _run(self, name: str, *arguments: object) -> None:
+        command = [find_command(name), *map(str, arguments)]
+        print(" ".join([name, *command[1:]]), flush=True)
+        if code := subprocess.run(command, env=self._environment(), check=False).returncode:
+            raise InputError(f"{name} failed with exit code {code}; what it says stands above")
+
+    def _environment(self) -> dict[str, str]:
+        names = ("raw", "preprocessed", "results")
+        folders = {f"nnUNet_{name}": str((self.folder / name).absolute()) for name in names}
+        processes = {"nnUNet_def_n_proc": PROCESSES, "nnUNet_npp": PREDICTING, "nnUNet_nps": PREDICTING}
+        environment = {**processes, **os.environ, **folders, "nnUNet_extTrainer": str(TRAINERS),
+                       "NNUNET_EPOCHS": str(self.epochs), "NNUNET_ITERATIONS": str(self.iterations)}
+        if self.device.type == "cuda":  # nnU-Net takes the first one that it sees
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            index = self.device.index or 0
+            environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index] if visible else str(index)
+        return environment
+
+
+def find_command(name: str = "nnUNetv2_train") -> str:
+    """nnU-Net's command of that name, beside the running Python. Raises InputError if it isn't installed."""
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        raise InputError(f"{path}: no such command; install nnU-Net with `pip install -r requirements_nnunet.txt`")
+    return str(path)
+
+
+def write_images(folder: Path, data: AnnotatedImages, stems: Sequence[str]) -> None:
+    """Images as nnU-Net wants them: grey, 8 bit, at the network's input size."""
+    for stem in stems:
+        grey = 255 * read_scaled(data.image_path(stem), data.description.input_size)
+        write_png(folder / f"{stem}_0000.png", np.rint(grey).astype(np.uint8))
+
+
+def dataset_json(table: np.ndarray, labels: Sequence[str], num_images: int) -> dict:
+    """What nnU-Net must know of a data set."""
+    names = [" + ".join(np.array(labels)[row]) for row in table[1:]]
+    return {"channel_names": {"0": "radiograph"}, "numTraining": num_images, "file_ending": ".png",
+            "labels": {name: number for number, name in enumerate(["background", *names])}}
+
+
+def write_json(path: Path, content: dict) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
