@@ -4,8 +4,8 @@
     python -m scripts.evaluate --model_id ID --split val --pseudo_label sam
     python -m scripts.evaluate --dataset phantom --model_id ID --split unlabelled --pseudo_label sam
 
-Saved masks are measured where there are some, else they are predicted and refined on the spot. Unlabelled images
-can be measured where their truth is known, as that of the sample data is.
+Saved masks are measured where there are some, else they are predicted and refined on the spot (and nnU-Net is
+trained, if it isn't). Unlabelled images can be measured where their truth is known, as that of the sample data is.
 
 Reads   a model by its id, a labelled split, with `--pseudo_label sam` SAM's weights and embeddings
 Writes  results/<dataset>/<model id>/<split>_<kind>/: dice.csv (a row an image: mean and each class, in percent; empty

@@ -147,10 +147,10 @@ def write_images(folder: Path, data: AnnotatedImages, stems: Sequence[str]) -> N
 
 
 def dataset_json(table: np.ndarray, labels: Sequence[str], num_images: int) -> dict:
-    """What nnU-Net must know of a data set."""
-    names = [" + ".join(np.array(labels)[row]) for row in table[1:]]
+    """What nnU-Net must know of a data set. Names carry the class's number, as nnU-Net gives some names a meaning."""
+    classes = {f"{number} {' + '.join(np.array(labels)[row])}": number for number, row in enumerate(table) if number}
     return {"channel_names": {"0": "radiograph"}, "numTraining": num_images, "file_ending": ".png",
-            "labels": {name: number for number, name in enumerate(["background", *names])}}
+            "labels": {"background": 0, **classes}}
 
 
 def write_json(path: Path, content: dict) -> None:

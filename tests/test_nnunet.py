@@ -109,7 +109,8 @@ def test_the_truth_comes_back_as_it_went_out(fake, tmp_path, encoding):
             original = np.asarray(Image.open(fake.data.image_path(stem)), np.float32)[None, None]
             resized = torch.nn.functional.interpolate(torch.from_numpy(original), SIZE, mode="bilinear")
             np.testing.assert_allclose(image, resized[0, 0], atol=0.51)
-            shown |= {(stem, label) for number in np.unique(index)[1:] for label in names[number].split(" + ")}
+            shown |= {(stem, label) for number in np.unique(index)[1:]
+                      for label in names[number].removeprefix(f"{number} ").split(" + ")}
     labels = fake.data.description.labels
     assert shown == {(stem, label) for stem in method.stems
                      for label, mask in zip(labels, fake.data.mask(stem), strict=True) if mask.any()}
@@ -217,8 +218,8 @@ def test_without_nnunet_every_stage_says_how_to_get_it(workplace, monkeypatch, t
 
 def test_nnunet_itself(workplace, monkeypatch):
     pytest.importorskip("nnunetv2", reason="nnU-Net is optional: pip install -r requirements_nnunet.txt")
-    for name in ("nnUNet_npp", "nnUNet_nps", "nnUNet_n_proc_DA"):  # processes, each of which takes seconds to start
-        monkeypatch.setenv(name, "0")
+    for name, processes in {"nnUNet_npp": "0", "nnUNet_nps": "0", "nnUNet_n_proc_DA": "1"}.items():
+        monkeypatch.setenv(name, processes)  # each takes seconds to start
     data_dir, _ = workplace
     arguments = ["--nnunet_epochs", "1", "--nnunet_iterations", "1"]
     path = run(save_nnunet_segmentations, data_dir, *arguments)
