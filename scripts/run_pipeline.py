@@ -123,9 +123,13 @@ def run(stage: ModuleType, args: argparse.Namespace, **more: object) -> object:
 
 
 def trained_once(stage: ModuleType, args: argparse.Namespace, name: str, **more: object) -> str:
-    """The id of a model that was trained with exactly these arguments, or else a new one."""
-    parameters = task_parameters(stage_arguments(stage, args, **more), name)
-    models = find_models(**parameters)
+    """The id of a model that was trained with exactly these arguments, or else a new one.
+
+    For an argument that there was not when a model was trained stands its default.
+    """
+    wanted = task_parameters(stage_arguments(stage, args, **more), name)
+    defaults = task_parameters(stage_arguments(stage, argparse.Namespace()), name)
+    models = [model for model in find_models(stage=name) if wanted.items() <= {**defaults, **model.parameters}.items()]
     if not models:
         return run(stage, args, **more)
     print(f"already trained: {models[0].id}")
