@@ -34,7 +34,7 @@ from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
 from utils.mask_cleaning import clean_masks
 from utils.prompts import extract_prompts, scale_prompts
-from utils.refinement import RefinementOptions, refine, two_passes
+from utils.refinement import RefinementOptions, decode_all, refine
 
 OPTIONS = RefinementOptions()
 
@@ -93,19 +93,19 @@ class Bench:
                                  partial(load_embedding, plain, self.checkpoint))
         self.note("reading the embedding", (theirs - ours.embedding).abs().max().item())
 
-        features = self.decoder.features(embedding)
+        stored = embedding.embedding.to(self.device)
         theirs, ours = self.time(
             "mask decoder, both passes, all classes",
-            lambda: [paper_way.two_passes(*self.modules, features[0], prompts, each, OPTIONS) for each in channels],
-            lambda: [two_passes(self.decoder, features, prompts, each, OPTIONS) for each in channels])
+            lambda: [paper_way.two_passes(*self.modules, stored, prompts, each, OPTIONS) for each in channels],
+            lambda: decode_all(self.decoder, embedding, prompts, channels, OPTIONS))
         self.note("mask decoder, both passes, all classes",
-                  max((a[0, 0] - b).abs().max().item() for (a, _), (b, _) in zip(theirs, ours, strict=True)))
+                  max((a[0, 0] - b).abs().max().item() for (a, _), b in zip(theirs, ours[0], strict=True)))
 
-        size, logits = probabilities.shape[1:], [each for each, _ in ours]
+        size, (logits, _) = probabilities.shape[1:], ours
         theirs, ours = self.time(
             "upscaling, all classes", lambda: [paper_way.upscale(each[None, None], embedding, size) for each in logits],
-            lambda: [self.decoder.upscale(each, embedding, size) > 0 for each in logits])
-        self.note("upscaling, all classes", 0, (torch.stack(theirs) != torch.stack(ours)).cpu().numpy())
+            lambda: self.decoder.upscale(logits, embedding, size) > 0)
+        self.note("upscaling, all classes", 0, (torch.stack(theirs) != ours).cpu().numpy())
 
         theirs, ours = self.time(
             "whole refinement", lambda: paper_way.refine(on_device, gzipped, embedding, *self.modules, OPTIONS),
