@@ -31,6 +31,9 @@ def fit(model: nn.Module, train_batches: Iterable, val_batches: Iterable, loss_f
     class and a few predictions go to `experiment`. `state_file` holds the training while it is unfinished. `run_epoch`
     stands for `train_epoch`, with batches as it takes them.
     """
+    if schedule.compile:
+        for network in (each for each in model.modules() if isinstance(each, UNet)):
+            network.compile()
     optimizer = schedule.optimizer(model)
     scheduler = schedule.scheduler(optimizer)
     history = _resume(state_file, model, optimizer, scheduler, device)
@@ -88,11 +91,11 @@ def _report(experiment: Experiment, record: dict, labels: tuple[str, ...], epoch
 @torch.inference_mode()
 def _report_prediction(experiment: Experiment, model: nn.Module, val_batches: Iterable, device: torch.device,
                        epoch: int) -> None:
-    images, masks = next(iter(val_batches))
-    prediction = model(images[:1].to(device))[0].cpu() > 0
-    grey = to_grey(images[0, 0].numpy())
+    image, mask = (each[:1].to(device) for each in next(iter(val_batches)))
+    prediction = model(image)[0].cpu() > 0
+    grey = to_grey(image[0, 0].cpu().numpy())
     experiment.image("validation image", "prediction", overlay(grey, prediction.numpy()), epoch)
-    experiment.image("validation image", "truth", overlay(grey, masks[0].numpy()), epoch)
+    experiment.image("validation image", "truth", overlay(grey, mask[0].cpu().numpy()), epoch)
 
 
 def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,

@@ -12,10 +12,10 @@ Writes  a model, known by its id: on the ClearML server, or in runs/ without one
 import argparse
 
 import torch
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import RandomSampler
 
 from scripts.arguments import add_common_arguments, task_parameters
-from scripts.segmentation_dataset import LabelledDataset, open_dataset
+from scripts.segmentation_dataset import LabelledDataset, open_dataset, resident_batches
 from unet_training.epoch import bce_loss
 from unet_training.hyper_params import add_initial_arguments, add_training_arguments, schedule_from
 from unet_training.trainer import fingerprint, fit, publish
@@ -44,8 +44,8 @@ def main(args: argparse.Namespace) -> str:
     labels = data.description.labels
     model = UNet(len(labels), args.base_width, args.n_last_channel).to(device)
     sampler = RandomSampler(train, replacement=True, num_samples=args.data_sample_per_epoch)
-    train_batches = DataLoader(train, args.batch_size, sampler=sampler)
-    val_batches = DataLoader(validation, args.infer_batch_size)
+    train_batches = resident_batches(train, args.batch_size, device, sampler)
+    val_batches = resident_batches(validation, args.infer_batch_size, device)
     loss_function = bce_loss(data.description.positive_weights, device)
     parameters = task_parameters(args, "initial")
     state_file = training_state(runs_dir(), fingerprint(parameters))
