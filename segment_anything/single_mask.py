@@ -44,6 +44,7 @@ class SingleMaskDecoder:
         self._positions = _rows(prompt_encoder.get_dense_pe())
         self._blocks = decoder.transformer.layers
         self._projections = [_projection(block, self._positions) for block in self._blocks]
+        # what the code of a mask prompt adds to an image that has the embedding of none, and to its projection
         self._masked = last.weight.flatten(1), last.bias - self._no_mask[0]
         self._masked_projected = [self._projections[0][0] @ each for each in self._masked]
         self._final_attention = decoder.transformer.final_attn_token_to_image

@@ -19,7 +19,7 @@ class StoredEmbeddingDecoder:
     All coordinates are x, y in pixels of the encoder's input (the embedding's `input_size`).
 
     Attributes:
-        at_once: how many objects a call should be for: many keep a GPU busy, on a CPU they only take memory
+        at_once: how many objects a call should be for: many keep a GPU busy, on a CPU they gain little and take memory
     """
 
     def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, checkpoint: CheckpointId,
