@@ -1,9 +1,8 @@
-"""SAM's image encoders, arranged for speed: same weights, same result up to rounding."""
+"""The blocks of SAM's ViT image encoders, arranged for speed: same weights, same result up to rounding."""
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segment_anything.fast_linear import replace_linear_layers
 from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import Block, get_rel_pos
 
@@ -11,7 +10,7 @@ QUERIES = 512  # that attend at once, for the sake of memory
 
 
 def accelerate(encoder: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-    """Replaces the blocks of an `ImageEncoderViT` in place, and the linear layers of any encoder (TinyViT's, too).
+    """Replaces the blocks of an `ImageEncoderViT` in place; other encoders (TinyViT) stay as they are.
 
     Args:
         encoder: with its weights loaded; for inference only afterwards
@@ -19,7 +18,6 @@ def accelerate(encoder: nn.Module, dtype: torch.dtype = torch.float32) -> None:
     """
     if isinstance(encoder, ImageEncoderViT):
         encoder.blocks = nn.ModuleList(FastBlock(block, dtype) for block in encoder.blocks)
-    replace_linear_layers(encoder)
 
 
 class FastBlock(nn.Module):
