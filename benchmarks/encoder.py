@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.inputs import add_input_arguments, describe, device_from, images_from, predictions
-from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
+from benchmarks.measure import Step, Stopwatch, add_report_arguments, operations, report, speed
 from segment_anything.checkpoints import CheckpointId
 from segment_anything.embeddings import ImageEmbedding, compute_embedding
 from segment_anything.fast_encoder import accelerate
@@ -59,7 +59,9 @@ def main(args: argparse.Namespace) -> list[Step]:
             differences[step].append(compare(theirs, result, probabilities, decoder))
     steps = [watch.step(step, max(each[0] for each in found), sum(each[1] for each in found))
              for step, found in differences.items()]
-    notes = "".join(f"; {step}: masks' Dice with upstream's {np.mean([each[2] for each in found]):.4f}"
+    count = operations(compute_embedding, upstream, grey, preprocessing, identity)
+    notes = f"; ours in float32: {speed(count, steps[0].ours_ms, device)}"
+    notes += "".join(f"; {step}: masks' Dice with upstream's {np.mean([each[2] for each in found]):.4f}"
                     for step, found in differences.items() if decoder)
     report(args, f"encoder --sam_type {args.sam_type}", device,
            f"{describe(paths)}; {'weights ' + identity.name if decoder else identity.name}{notes}", steps)

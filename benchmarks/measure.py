@@ -11,12 +11,15 @@ from statistics import median
 
 import cv2
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from segment_anything.fast_linear import linear
 from utils.files import atomic_path
 from utils.memory import keep_freed_memory
 from utils.paths import ROOT
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+SIDE = 2048  # of the matrices whose product shows what a machine can do
 TITLE = "# Benchmarks\n\nEach section was written by the command in its title with `--record`, in one run.\n"
 HEADER = ("| step | baseline ms | ours ms | ratio | target | largest difference | changed pixels |\n"
           "|---|---:|---:|---:|---:|---:|---:|")
@@ -82,10 +85,32 @@ class Stopwatch:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
+    def fastest(self, name: str, who: str) -> float:
+        """Seconds of the fastest round."""
+        return min(self._seconds[name, who])
+
     def step(self, name: str, max_abs_diff: float, changed_pixels: int) -> Step:
-        """The medians of one step, without its first round, which warms up."""
-        baseline, ours = (1e3 * median(self._seconds[name, who][1:]) for who in ("baseline", "ours"))
+        """The medians of one step, without its first round, which warms up, where there are more."""
+        rounds = [self._seconds[name, who] for who in ("baseline", "ours")]
+        baseline, ours = (1e3 * median(each[1:] or each) for each in rounds)
         return Step(name, baseline, ours, max_abs_diff, changed_pixels)
+
+
+def operations(function: Callable, *arguments: object) -> int:
+    """How many floating point operations `function(*arguments)` takes in matrix products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        function(*arguments)
+    return counter.get_total_flops()
+
+
+def speed(count: float, milliseconds: float, device: torch.device) -> str:
+    """So many operations in that time, beside what this machine reaches in one large float32 matrix product."""
+    rows, weight = torch.randn(SIDE, SIDE, device=device), torch.randn(SIDE, SIDE, device=device)
+    watch = Stopwatch(device)
+    for _ in range(4):
+        watch.time("product", "ours", linear, rows, weight)
+    ceiling = 2 * SIDE ** 3 / watch.fastest("product", "ours") / 1e9
+    return f"{count / 1e9:.1f} GFLOP at {count / milliseconds / 1e6:.0f} GFLOP/s, a large product reaches {ceiling:.0f}"
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,11 +140,11 @@ def _record(heading: str, text: str) -> None:
 
 
 def describe_machine() -> str:
-    """Processor or GPU, threads, versions; one line."""
+    """Processor or GPU, threads, how busy it is, versions; one line."""
     cpu = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
         cpu = next((line.partition(":")[2].strip() for line in info.read_text().splitlines()
                     if line.startswith("model name")), cpu)
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return (f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}; torch {torch.__version__}, "
-            f"OpenCV {cv2.__version__}")
+    return (f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, load "
+            f"{os.getloadavg()[0]:.1f}; torch {torch.__version__}, OpenCV {cv2.__version__}")

@@ -26,7 +26,7 @@ from torch import nn
 
 from benchmarks import paper_way
 from benchmarks.inputs import add_input_arguments, checkpoint_from, device_from, predictions
-from benchmarks.measure import Step, add_report_arguments, report
+from benchmarks.measure import Step, add_report_arguments, operations, report, speed
 from scripts import save_refined_segmentations
 from scripts.generate_img_embeddings import embed_images
 from scripts.save_refined_segmentations import refine_images
@@ -69,10 +69,12 @@ def main(args: argparse.Namespace) -> list[Step]:
         ours = Ours(args, data, model, device, Path(name))
         measured = {stage: measure(getattr(ours, stage), stems) for stage in ("embeddings", "prediction", "refinement")}
         steps = compare(args, ours, stems[:args.baseline_images], {stage: each[0] for stage, each in measured.items()})
+    image = torch.zeros(1, 1, *data.description.input_size, device=device)
+    network = speed(operations(model.u_net, image), measured["prediction"][0], device)
     memory = ", ".join(f"{stage} {megabytes:.0f} MB" for stage, (_, megabytes) in measured.items())
     report(args, f"pipeline --sam_type {args.sam_type} --images {args.images} --base_width {args.base_width}", device,
            f"times per image; memory beyond what the process held before the stage, models included: {memory}; the "
-           f"paper's way on {args.baseline_images} images", steps)
+           f"paper's way on {args.baseline_images} images; our prediction: {network}", steps)
     return steps
 
 

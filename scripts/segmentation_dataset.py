@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, TensorDataset
 from tqdm import tqdm
 
 from scripts.annotation_sources import SOURCES
@@ -198,6 +198,17 @@ class LabelledDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         return self._pairs[index]
+
+
+def resident_batches(labelled: LabelledDataset, batch_size: int, device: torch.device,
+                     sampler: Sampler[int] | None = None) -> DataLoader:
+    """Batches of images (B, 1, H, W) and masks (B, C, H, W), cut from tensors that lie on the device from now on.
+
+    Their order, also after random numbers, is that of `DataLoader(labelled, batch_size, sampler=sampler)`.
+    """
+    everything = TensorDataset(*(torch.stack(each).to(device) for each in zip(*labelled, strict=True)))
+    order = BatchSampler(sampler or SequentialSampler(labelled), batch_size, drop_last=False)
+    return DataLoader(everything, batch_size=None, sampler=order)
 
 
 class PseudoLabelDataset(Dataset):

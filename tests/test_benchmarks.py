@@ -5,7 +5,18 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import embedding_store, encoder, measure, paper_way, pipeline, random_walk, refinement, training
+from benchmarks import (
+    bf16_dice,
+    embedding_store,
+    encoder,
+    measure,
+    paper_way,
+    pipeline,
+    random_walk,
+    refinement,
+    training,
+)
+from scripts.evaluate import Summary
 from utils.mask_cleaning import apply_morphology, clean_masks
 
 
@@ -65,3 +76,26 @@ def test_a_recorded_section_replaces_its_older_self_alone(monkeypatch, tmp_path)
     assert text.count("## python -m benchmarks.") == 2
     assert "old" not in text
     assert text.index("| kept | 4.00 | 2.00 | 2.00 |") < text.index("| new |")
+
+
+def test_operations_are_those_of_the_products_and_speed_names_the_machines_own():
+    convolution = torch.nn.Conv2d(3, 5, 3, padding=1)
+    assert measure.operations(convolution, torch.zeros(2, 3, 7, 9)) == 2 * (2 * 5 * 7 * 9) * (3 * 3 * 3)
+    assert measure.operations(torch.mm, torch.zeros(4, 6), torch.zeros(6, 8)) == 2 * 4 * 6 * 8
+    assert measure.speed(3e9, 100, torch.device("cpu")).startswith("3.0 GFLOP at 30 GFLOP/s, a large product reaches ")
+
+
+def test_bf16_is_trained_and_measured_beside_float32(monkeypatch, capsys):
+    trained = []
+
+    def train(args):
+        trained.append((args.seed, args.bf16, args.epochs))
+        return str(60 + 3 * args.seed * args.bf16)
+
+    monkeypatch.setenv("SAM_BURDEN_RUNS", "as before")
+    monkeypatch.setattr(bf16_dice.training, "main", train)
+    monkeypatch.setattr(bf16_dice.evaluate, "main", lambda args: Summary(float(args.model_id), 1, 2))
+    step, = bf16_dice.main(bf16_dice.get_args_parser().parse_args(["--seeds", "1", "2", "--epochs", "3"]))
+    assert trained == [(1, False, 3), (1, True, 3), (2, False, 3), (2, True, 3)]
+    assert step.max_abs_diff == 6
+    assert "mean test Dice 60.00 and 64.50, differences by seed +3.00, +6.00" in capsys.readouterr().out

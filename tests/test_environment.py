@@ -43,4 +43,4 @@ def test_requirements_are_what_the_code_imports():
     own = OWN | {path.stem for path in (ROOT / "tests").glob("*.py")}
     packages = {PACKAGE_OF.get(name, name) for name in imported - own - set(sys.stdlib_module_names)}
     needed = requirements() | requirements("requirements_nnunet.txt")
-    assert packages == set(needed) - {"ruff", "torchvision"}  # a command, and what segment-anything imports
+    assert packages == set(needed) - {"ruff"}  # a command

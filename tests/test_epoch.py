@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import paper_way
 from unet_training.epoch import bce_loss, random_affine, train_epoch, validate, warp
@@ -112,3 +113,25 @@ def test_an_epoch_takes_the_steps_of_a_plain_loop(bf16):
     assert same == (not bf16)
     assert statistics.loss == pytest.approx(np.mean(losses), rel=0.02 if bf16 else 1e-6)
     assert all(parameter.dtype == torch.float32 for parameter in ours.parameters())
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a number is read from a tensor, for which a GPU would be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+def test_an_epoch_waits_for_no_step():
+    """As many reads with six batches as with two."""
+    model, loss, counts = UNet(2, base_width=2, n_last_channel=2), bce_loss([5.0, 5.0], CPU), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for number in (2, 6):
+        some = [(torch.randn(2, 1, 32, 40), torch.rand(2, 2, 32, 40) < 0.5) for _ in range(number)]
+        with Reads() as reads:
+            train_epoch(model, some, loss, optimizer, CPU, 0.03)
+        counts.append(reads.count)
+    assert counts[0] == counts[1] == 1

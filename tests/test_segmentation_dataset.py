@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from scripts import segmentation_dataset
 from scripts.dataset_description import AnnotationFile, CvatMasks, DatasetDescription, Metadata, StemList, StoredMasks
@@ -18,6 +18,7 @@ from scripts.segmentation_dataset import (
     PseudoLabelDataset,
     load_image,
     open_dataset,
+    resident_batches,
     resize_masks,
 )
 from utils.cli import InputError
@@ -153,6 +154,20 @@ def test_labelled_view(folder, description):
     assert (image.dtype, image.shape, mask.dtype, mask.shape) == (torch.float32, (1, 10, 15), torch.bool, (2, 10, 15))
     np.testing.assert_array_equal(image, load_image(data.image_path(TRAIN[1]), description))
     np.testing.assert_array_equal(mask, data.mask(TRAIN[1]))
+
+
+def test_resident_batches_are_a_loaders_and_leave_the_same_random_numbers(folder, description):
+    data = AnnotatedImages(description, folder)
+    view, found = LabelledDataset(data, data.stems("train")), []
+    sampler = RandomSampler(view, replacement=True, num_samples=7)
+    for batches in (DataLoader(view, 2, sampler=sampler), resident_batches(view, 2, torch.device("cpu"), sampler)):
+        torch.manual_seed(3)
+        found.append([*batches, *batches, (torch.rand(5), torch.rand(5))])
+    assert [len(images) for images, _ in found[1]] == [2, 2, 2, 1, 2, 2, 2, 1, 5]
+    for (images, masks), (their_images, their_masks) in zip(*found, strict=True):
+        assert torch.equal(images, their_images) and torch.equal(masks, their_masks)
+    in_order = torch.cat([images for images, _ in resident_batches(view, 2, torch.device("cpu"))])
+    assert torch.equal(in_order, torch.stack([image for image, _ in (view[index] for index in range(len(view)))]))
 
 
 def write_masks(path: Path, stems: list[str], shape: tuple[int, ...]) -> MaskStore:

@@ -36,7 +36,7 @@ class RecordingExperiment:
         return "model-1"
 
 
-def run(state_file, epochs=6, stop_after=None, monkeypatch=None):
+def run(state_file, epochs=6, stop_after=None, monkeypatch=None, compile=False):
     """Trains a tiny U-Net on two bright squares; `stop_after` interrupts it after so many epochs."""
     torch.manual_seed(0)
     masks = torch.zeros(4, 2, 32, 48, dtype=torch.bool)
@@ -55,7 +55,7 @@ def run(state_file, epochs=6, stop_after=None, monkeypatch=None):
 
         monkeypatch.setattr(trainer, "train_epoch", interrupted)
     fit(model, DataLoader(data, 2, shuffle=True), DataLoader(data, 4), bce_loss([1.0, 2.0], CPU),
-        Schedule(epochs, 1e-2, "cosine", 0.03), CPU, experiment, LABELS, state_file)
+        Schedule(epochs, 1e-2, "cosine", 0.03, compile=compile), CPU, experiment, LABELS, state_file)
     return model, experiment
 
 
@@ -73,6 +73,17 @@ def test_every_epoch_is_reported(tmp_path):
     assert experiment.scalars["loss", "train", 5] < experiment.scalars["loss", "train", 0]
     assert set(experiment.histograms[5]) == set(LABELS)
     assert ("prediction", (32, 48, 3), 5) in experiment.images
+
+
+def test_the_network_is_compiled_where_asked(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: (compiled.append(function), function)[1])
+    plain, _ = run(tmp_path / "state.pt", epochs=1)
+    assert not compiled
+    same, experiment = run(tmp_path / "state.pt", epochs=1, compile=True)
+    assert len(compiled) == 1 and compiled[0].__self__ is same
+    publish(experiment, same, Training("phantom", LABELS, (32, 48)), tmp_path / "state.pt")
+    assert same_weights(plain, experiment.saved[0])
 
 
 def test_interrupted_training_ends_in_the_same_model(tmp_path, monkeypatch):

@@ -10,13 +10,15 @@ from unet_training.epoch import bce_loss
 
 @dataclass(frozen=True)
 class Schedule:
-    """epochs: number of passes; lr: initial learning rate; data_aug, bf16: see `epoch.train_epoch`."""
+    """epochs: number of passes; lr: initial learning rate; data_aug, bf16: see `epoch.train_epoch`; compile: U-Nets by
+    `torch.compile`."""
 
     epochs: int
     lr: float
     lr_scheduler: str
     data_aug: float
     bf16: bool = False
+    compile: bool = False
 
     def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0)
@@ -39,6 +41,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
                         help="standard deviation of the random affine matrix's entries, 0 for no augmentation")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16 where the network allows, faster; "
                         "validation and prediction stay float32")
+    parser.add_argument("--compile", action="store_true", help="compile the U-Net first (torch.compile), which takes "
+                        "minutes and needs a C++ compiler; results change a little")
 
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +72,7 @@ def add_initial_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def schedule_from(args: argparse.Namespace) -> Schedule:
-    return Schedule(args.epochs, args.lr, args.lr_scheduler, args.data_aug, args.bf16)
+    return Schedule(args.epochs, args.lr, args.lr_scheduler, args.data_aug, args.bf16, args.compile)
 
 
 def loss_from(args: argparse.Namespace, weights: Sequence[float], device: torch.device) -> torch.nn.Module:

@@ -13,6 +13,8 @@ from tqdm import tqdm
 from unet_training.checkpoint import Network, Training, save_checkpoint
 from unet_training.epoch import EpochStatistics, train_epoch, validate
 from unet_training.hyper_params import Schedule
+from unet_training.lraspp import FeatureHead
+from unet_training.u_net import UNet
 from utils.cli import InputError
 from utils.experiment import Experiment
 from utils.files import atomic_path
@@ -32,6 +34,9 @@ def fit(model: nn.Module, train_batches: Iterable, val_batches: Iterable, loss_f
     stands for `train_epoch`, with batches as it takes them. `shown`, (1, H, W), is the first validation image, where
     batches hold something else in the place of images.
     """
+    if schedule.compile:
+        for network in (each for each in model.modules() if isinstance(each, UNet | FeatureHead)):
+            network.compile()
     optimizer = schedule.optimizer(model)
     scheduler = schedule.scheduler(optimizer)
     history = _resume(state_file, model, optimizer, scheduler, device)
@@ -89,11 +94,11 @@ def _report(experiment: Experiment, record: dict, labels: tuple[str, ...], epoch
 @torch.inference_mode()
 def _report_prediction(experiment: Experiment, model: nn.Module, val_batches: Iterable, device: torch.device,
                        epoch: int, shown: torch.Tensor | None) -> None:
-    images, masks = next(iter(val_batches))
-    prediction = model(images[:1].to(device))[0].cpu() > 0
-    grey = to_grey((images[0] if shown is None else shown)[0].numpy())
+    images, mask = (each[:1] for each in next(iter(val_batches)))
+    prediction = model(images.to(device))[0].cpu() > 0
+    grey = to_grey((images[0] if shown is None else shown)[0].cpu().numpy())
     experiment.image("validation image", "prediction", overlay(grey, prediction.numpy()), epoch)
-    experiment.image("validation image", "truth", overlay(grey, masks[0].numpy()), epoch)
+    experiment.image("validation image", "truth", overlay(grey, mask[0].cpu().numpy()), epoch)
 
 
 def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,

@@ -18,7 +18,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import RandomSampler
 
 from scripts.arguments import (
     add_common_arguments,
@@ -27,7 +27,7 @@ from scripts.arguments import (
     resolve_sam,
     task_parameters,
 )
-from scripts.segmentation_dataset import AnnotatedImages, LabelledDataset, open_dataset
+from scripts.segmentation_dataset import AnnotatedImages, LabelledDataset, open_dataset, resident_batches
 from unet_training.checkpoint import ARCHITECTURES, Network, Training
 from unet_training.epoch import bce_loss
 from unet_training.hyper_params import add_initial_arguments, add_training_arguments, schedule_from
@@ -66,8 +66,8 @@ def main(args: argparse.Namespace) -> str:
         train, validation = (StoredFeatures(model, images, folder, device) for images in (train, validation))
         trained = model.head
     sampler = RandomSampler(train, replacement=True, num_samples=args.data_sample_per_epoch)
-    train_batches = DataLoader(train, args.batch_size, sampler=sampler)
-    val_batches = DataLoader(validation, args.infer_batch_size)
+    train_batches = resident_batches(train, args.batch_size, device, sampler)
+    val_batches = resident_batches(validation, args.infer_batch_size, device)
     loss_function = bce_loss(data.description.positive_weights, device)
     stage = "initial" if args.architecture == UNet.architecture else args.architecture
     parameters = task_parameters(args, stage)

@@ -28,7 +28,7 @@ from scripts.arguments import (
     task_parameters,
     unlabelled_stems,
 )
-from scripts.segmentation_dataset import HalfAndHalf, LabelledDataset, PseudoLabelDataset
+from scripts.segmentation_dataset import HalfAndHalf, LabelledDataset, PseudoLabelDataset, resident_batches
 from unet_training.hyper_params import (
     add_final_arguments,
     add_loading_arguments,
@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> str:
         train = ConcatDataset([labelled, train])
     train_batches = DataLoader(train, **batches, num_workers=args.num_workers,
                                persistent_workers=args.num_workers > 0)
-    val_batches = DataLoader(validation, args.infer_batch_size)
+    val_batches = resident_batches(validation, args.infer_batch_size, device)
     loss_function = loss_from(args, data.description.positive_weights, device)
     parameters = task_parameters(args, "final", initial_model_id=initial.id, masks=kind)
     state_file = training_state(runs_dir(), fingerprint(parameters))

@@ -29,7 +29,13 @@ from scripts.arguments import (
     task_parameters,
     unlabelled_stems,
 )
-from scripts.segmentation_dataset import ImageDataset, LabelledDataset, PartlyLabelledDataset, PseudoLabelDataset
+from scripts.segmentation_dataset import (
+    ImageDataset,
+    LabelledDataset,
+    PartlyLabelledDataset,
+    PseudoLabelDataset,
+    resident_batches,
+)
 from unet_training.epoch import bce_loss
 from unet_training.hyper_params import add_loading_arguments, add_training_arguments, schedule_from
 from unet_training.mean_teacher import MeanTeacher, mean_teacher_epoch
@@ -73,7 +79,7 @@ def main(args: argparse.Namespace) -> str:
     torch.manual_seed(args.seed)
     train_batches = DataLoader(train, args.batch_size, shuffle=True, drop_last=True, num_workers=args.num_workers,
                                persistent_workers=args.num_workers > 0)
-    val_batches = DataLoader(LabelledDataset(data, data.stems("val")), args.infer_batch_size)
+    val_batches = resident_batches(LabelledDataset(data, data.stems("val")), args.infer_batch_size, device)
     loss_function = bce_loss(data.description.positive_weights, device)
     parameters = task_parameters(args, "mean_teacher", initial_model_id=initial.id)
     state_file = training_state(runs_dir(), fingerprint(parameters))

@@ -23,13 +23,13 @@ def sam_agreement(probabilities: np.ndarray, embedding: ImageEmbedding, decoder:
         float64, (C,), NaN for a class without a mask
     """
     masks = probabilities > 0.5
-    size, features, sams = masks.shape[1:], decoder.features(embedding), np.zeros_like(masks)
+    size, image, sams = masks.shape[1:], decoder.prepare(embedding), np.zeros_like(masks)
     scale = np.divide(embedding.input_size, size)[::-1]  # of x, y
     for channel in np.flatnonzero(masks.any(axis=(1, 2))):
-        logits, _ = decoder.decode(features, points=extreme_points(probabilities[channel]) * scale,
-                                   labels=np.array([1, 0]),
-                                   mask_input=mask_prompt(masks[channel], embedding).to(decoder.device))
-        sams[channel] = (decoder.upscale(logits, embedding, size) > 0).cpu().numpy()
+        logits, _ = decoder.decode(image, points=extreme_points(probabilities[channel])[None] * scale,
+                                   labels=np.array([[1, 0]]),
+                                   mask_inputs=mask_prompt(masks[channel], embedding)[None].to(decoder.device))
+        sams[channel] = (decoder.upscale(logits, embedding, size)[0] > 0).cpu().numpy()
     return multilabel_dice(torch.from_numpy(sams), torch.from_numpy(masks)).double().numpy()
 
 

@@ -3,16 +3,18 @@
 U-Net probabilities -> cleaned masks -> prompts -> first pass -> second pass with the first one's logits -> masks.
 """
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from segment_anything.embeddings import ImageEmbedding
+from segment_anything.single_mask import PreparedImage
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.cli import InputError
 from utils.mask_cleaning import ELEMENTS, OPERATIONS, SELECTIONS, apply_morphology, clean_masks
-from utils.prompts import PROMPT_NAMES, Prompts, extract_prompts, scale_prompts, select_prompt
+from utils.prompts import PROMPT_NAMES, ClassPrompt, Prompts, extract_prompts, scale_prompts, select_prompt
 
 MORPHOLOGIES = ("released", "paper")
 
@@ -96,33 +98,51 @@ def refine(probabilities: np.ndarray, embedding: ImageEmbedding, decoder: Stored
     Raises:
         InputError: the embedding is of another checkpoint.
     """
-    features = decoder.features(embedding)
     cleaned = clean_masks(probabilities, options.ccl_selection)
     shapes = cleaned if options.morphology == "released" else apply_morphology(
         cleaned, options.morphology_operation, options.morphology_element, options.morphology_radius)
     mask_size = cleaned.shape[1:]
     prompts = scale_prompts(extract_prompts(shapes), mask_size, embedding.input_size)
     mask, estimated_dice = cleaned.copy(), np.full(len(cleaned), np.nan)
-    for channel in np.flatnonzero(prompts.valid):
-        logits, iou = two_passes(decoder, features, prompts, channel, options)
-        mask[channel] = (decoder.upscale(logits, embedding, mask_size) > 0).cpu().numpy()
-        estimated_dice[channel] = 2 * iou / (1 + iou)
+    channels = np.flatnonzero(prompts.valid)
+    if len(channels):
+        logits, iou = decode_all(decoder, embedding, prompts, channels, options)
+        mask[channels] = (decoder.upscale(logits, embedding, mask_size) > 0).cpu().numpy()
+        iou = iou.double().cpu().numpy()
+        estimated_dice[channels] = 2 * iou / (1 + iou)
     return Refined(mask, estimated_dice, cleaned)
 
 
-def two_passes(decoder: StoredEmbeddingDecoder, features: torch.Tensor, prompts: Prompts, channel: int,
-               options: RefinementOptions) -> tuple[torch.Tensor, float]:
-    """Low-resolution logits and predicted IoU of one valid class; prompts in pixels of the encoder's input.
+def decode_all(decoder: StoredEmbeddingDecoder, embedding: ImageEmbedding, prompts: Prompts, channels: Sequence[int],
+               options: RefinementOptions) -> tuple[torch.Tensor, torch.Tensor]:
+    """`two_passes` of some valid classes, as many at once as the decoder wants."""
+    image = decoder.prepare(embedding)
+    groups = [channels[start:start + decoder.at_once] for start in range(0, len(channels), decoder.at_once)]
+    results = [two_passes(decoder, image, prompts, group, options) for group in groups]
+    logits, iou = (torch.cat(each) for each in zip(*results, strict=True))
+    return logits, iou
+
+
+def two_passes(decoder: StoredEmbeddingDecoder, image: PreparedImage, prompts: Prompts, channels: Sequence[int],
+               options: RefinementOptions) -> tuple[torch.Tensor, torch.Tensor]:
+    """Low-resolution logits (K, 4h, 4w) and predicted IoU (K,) of valid classes; prompts in pixels of the
+    encoder's input.
 
     The first pass is the result where the second set is empty: none was asked for, or it has negative points alone and
     there is no other class.
     """
-    first = select_prompt(prompts, channel, options.prompt1st)
-    logits, iou = decoder.decode(features, first.box, first.points, first.labels)
-    second = select_prompt(prompts, channel, options.prompt2nd)
-    if second.empty:
-        return logits, iou
-    return decoder.decode(features, second.box, second.points, second.labels, mask_input=logits)
+    first, second = ([select_prompt(prompts, channel, names) for channel in channels]
+                     for names in (options.prompt1st, options.prompt2nd))
+    logits, iou = _decode(decoder, image, first)
+    return (logits, iou) if second[0].empty else _decode(decoder, image, second, logits)
+
+
+def _decode(decoder: StoredEmbeddingDecoder, image: PreparedImage, prompts: list[ClassPrompt],
+            mask_inputs: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """All prompts at once; those of an image's valid classes are of the same kinds and numbers."""
+    boxes, points, labels = (None if values[0] is None else np.stack(values) for values in
+                             zip(*((each.box, each.points, each.labels) for each in prompts), strict=True))
+    return decoder.decode(image, boxes, points, labels, mask_inputs)
 
 
 def add_refinement_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,76 @@
+"""Trains the demo's initial U-Net in float32 and in bfloat16 from several seeds, and compares their Dice.
+
+    python -m benchmarks.bf16_dice
+    python -m benchmarks.bf16_dice --seeds 1 2 3 4 5 --epochs 96
+
+The times are those of a whole training, without the first seed's where there are more. The largest difference is that
+of the test images' mean Dice, in points of percent.
+
+Reads   the sample data's images and annotations (python -m scripts.make_phantoms)
+Writes  nothing, or the table: --json FILE, and --record into benchmarks/RESULTS.md
+"""
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
+from scripts import evaluate
+from unet_training import training
+from unet_training.hyper_params import positive_int
+from utils.cli import run_stage, select_device, stage_parser
+from utils.paths import DATA
+
+DEMO = ("--num_train_samples", "20", "--data_sample_per_epoch", "60", "--batch_size", "4", "--lr", "4e-3",
+        "--base_width", "16", "--n_last_channel", "16", "--input_size", "128", "80")
+STEP = "initial training"
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = stage_parser("benchmarks.bf16_dice", __doc__)
+    parser.add_argument("--data_dir", type=Path, default=DATA, help="folder of all data sets")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="two trainings each")
+    parser.add_argument("--epochs", type=positive_int, default=24, help="of a training, 60 images each")
+    add_report_arguments(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> list[Step]:
+    """Returns the lines of the table."""
+    device = select_device(None)
+    watch, points = Stopwatch(device), []
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(SAM_BURDEN_RUNS=folder, CLEARML_OFFLINE_MODE="1")
+        for seed in args.seeds:
+            models = [watch.time(STEP, who, train, args, seed, options)
+                      for who, options in (("baseline", []), ("ours", ["--bf16"]))]
+            points.append([dice(args, model, Path(folder)) for model in models])
+    points = np.array(points)
+    difference = points[:, 1] - points[:, 0]
+    step = watch.step(STEP, np.abs(difference).max(), 0)
+    by_seed = ", ".join(f"{each:+.2f}" for each in difference)
+    means = " and ".join(f"{each:.2f}" for each in points.mean(axis=0))
+    report(args, f"bf16_dice --seeds {' '.join(map(str, args.seeds))} --epochs {args.epochs}", device,
+           f"baseline: float32, ours: bfloat16; mean test Dice {means}, differences by seed {by_seed}; in "
+           f"float32 the seeds differ by {np.ptp(points[:, 0]):.2f}", [step])
+    return [step]
+
+
+def train(args: argparse.Namespace, seed: int, options: list[str]) -> str:
+    """The id of a model trained from that seed."""
+    return training.main(training.get_args_parser().parse_args(
+        ["--dataset", "phantom", "--data_dir", str(args.data_dir), "--epochs", str(args.epochs), "--seed", str(seed),
+         *DEMO, *options]))
+
+
+def dice(args: argparse.Namespace, model_id: str, folder: Path) -> float:
+    """Of the test images, in percent."""
+    return evaluate.main(evaluate.get_args_parser().parse_args(
+        ["--dataset", "phantom", "--data_dir", str(args.data_dir), "--model_id", model_id,
+         "--results_dir", str(folder)])).mean
+
+
+if __name__ == "__main__":
+    run_stage(main, get_args_parser())
