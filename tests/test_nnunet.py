@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from scripts import nnunet, run_pipeline, run_study, save_nnunet_segmentations, train_nnunet
+from scripts.csv_tables import read_rows
 from scripts.nnunet import NNUNet
 from scripts.segmentation_dataset import open_dataset
 from unet_training import training
@@ -195,11 +196,11 @@ def test_the_study_knows_nnunet_alone_and_as_a_teacher(fake, workplace, tmp_path
     data_dir, initial = workplace
     methods = ("nnunet", "nnunet_alone")
     table = run(run_study, data_dir, *SMALL, "--methods", *methods, "--results_dir", str(tmp_path))
-    rows = [line.split(",") for line in table.read_text().splitlines()[1:]]
-    dice = {method: np.mean([float(row[6]) for row in rows if row[1] == method]) for method in methods}
+    rows = read_rows(table, run_study.COLUMNS)
+    dice = {method: np.mean([float(row["dice"]) for row in rows if row["method"] == method]) for method in methods}
     assert dice["nnunet_alone"] > 90 > dice["nnunet"]  # not all combinations are among those of 3 images
     assert (tmp_path / "phantom" / initial / "test_nnunet_combinations" / "dice.csv").exists()
-    ids = {row[1]: row[7] for row in rows}
+    ids = {row["method"]: row["model_id"] for row in rows}
     assert ids["nnunet_alone"] == initial and fetch_model(ids["nnunet"]).parameters["initial_model_id"] == initial
 
 
