@@ -1,13 +1,15 @@
 """The dental data set's format: JPEG images, index masks, 32 teeth, landscape; generated, and the real stand-in."""
 import re
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from scripts import evaluate, save_segmentations
-from scripts.dataset_description import FOLDER, load_description
+from scripts.dataset_description import FOLDER, OWN, load_description
 from scripts.segmentation_dataset import load_image, open_dataset, resize_masks
+from tests.conftest import ROOT
 from unet_training import training
 from utils.cli import InputError
 from utils.mask_store import MaskStore
@@ -91,17 +93,24 @@ def test_missing_folders_and_images_are_named(teeth):
 
 
 @pytest.mark.shared
-def test_the_real_stand_in_has_its_splits_and_nearly_the_papers_frequencies(shared, tmp_path):
+def test_the_stand_ins_description_is_that_of_its_images(shared, tmp_path):
     folder = tmp_path / "standin"
     folder.mkdir()
     for name in ("img", "masks_machine"):
         (folder / name).symlink_to(shared / "data" / "dental" / name)
-    write_description(tmp_path, "standin", 200, 40)
+    shutil.copy(ROOT / "docs" / "dental_standin.toml", folder / OWN)
     data = open_dataset("standin", tmp_path)
     assert [len(data.stems(split)) for split in ("train", "val", "test")] == [200, 40, 60]
+    assert data.description.labels == LABELS
     stem = data.stems("test")[0]
     index = np.array(Image.open(folder / "masks_machine" / f"{stem}.png"))
     expected = resize_masks(index == np.arange(1, 33)[:, None, None], (224, 384))
     np.testing.assert_array_equal(data.mask(stem), expected)
-    image = load_image(data.image_path(stem), data.description)
-    assert image.shape == (1, 224, 384) and abs(image.mean()) < 2
+    counts, grey = np.zeros(33), []
+    for stem in data.stems("train"):
+        index = Image.open(folder / "masks_machine" / f"{stem}.png")
+        counts += np.bincount(np.asarray(index.resize((384, 224), Image.Resampling.NEAREST)).ravel(), minlength=33)
+        grey.append(load_image(data.image_path(stem), data.description))
+    weights = counts.sum() / counts[1:] - 1
+    np.testing.assert_allclose(data.description.positive_weights, weights, rtol=0.02)  # nearest, but another one
+    assert abs(np.mean(grey)) < 0.01 and abs(np.std(grey) - 1) < 0.01
