@@ -54,8 +54,8 @@ from utils.refinement import add_refinement_arguments, options_from
 
 Row = tuple[str, str, evaluate.Summary]
 PICTURED = 2
-REFINERS = {"sam": save_refined_segmentations, "random_walk": save_random_walk_segmentations,
-            "nnunet": save_nnunet_segmentations}
+SAVING_STAGES = {"raw": save_segmentations, "sam": save_refined_segmentations,  # of each kind of pseudo labels
+                 "random_walk": save_random_walk_segmentations, "nnunet": save_nnunet_segmentations}
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -91,10 +91,10 @@ def main(args: argparse.Namespace) -> list[Row]:
     headline("raw pseudo labels")
     run(save_segmentations, args, model_id=initial)
     measured = {"raw": "raw"}
-    if args.pseudo_label in REFINERS:
+    if args.pseudo_label != "raw":
         measured["refined"] = args.pseudo_label
         headline("refined pseudo labels")
-        run(REFINERS[args.pseudo_label], args, model_id=initial)
+        run(SAVING_STAGES[args.pseudo_label], args, model_id=initial)
     headline("final U-Net")
     final = trained_once(training_on_pseudo_labels, args, "final", model_id=initial)
     headline("evaluation")

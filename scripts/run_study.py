@@ -30,15 +30,11 @@ from scripts import (
     add_sam_agreement,
     evaluate,
     run_pipeline,
-    save_nnunet_segmentations,
-    save_random_walk_segmentations,
-    save_refined_segmentations,
-    save_segmentations,
 )
 from scripts.arguments import plain_values, print_sam_notice, resolve_sam
 from scripts.csv_tables import read_rows, write_rows
 from scripts.nnunet import find_command
-from scripts.run_pipeline import headline, run, stage_arguments, trained_once
+from scripts.run_pipeline import SAVING_STAGES, headline, run, stage_arguments, trained_once
 from scripts.segmentation_dataset import AnnotatedImages, open_dataset
 from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
 from unet_training.hyper_params import positive_float
@@ -48,22 +44,19 @@ from utils.files import atomic_path
 MEASURES = ("dice", "surface_dice", "estimated_dice")
 COLUMNS = ("dataset", "method", "n", "seed", "image", "class", *MEASURES, "model_id")
 FINE_TUNED = {"mixed": True, "train_from_scratch": False}
-PSEUDO_LABELS = {  # the stage that saves them, and the arguments that name them
-    "raw": (save_segmentations, {"pseudo_label": "raw"}),
-    "random_walk": (save_random_walk_segmentations, {"pseudo_label": "random_walk"}),
-    "sam": (save_refined_segmentations, {"pseudo_label": "sam"}),
-    "medsam": (save_refined_segmentations, {"pseudo_label": "sam", "sam_type": "medsam", "sam_checkpoint": None,
-                                            "prompt1st": ["box"], "prompt2nd": []}),
-    "nnunet": (save_nnunet_segmentations, {"pseudo_label": "nnunet"}),
+PSEUDO_LABELS = {  # the arguments that name them
+    **{kind: {"pseudo_label": kind} for kind in SAVING_STAGES},
+    "medsam": {"pseudo_label": "sam", "sam_type": "medsam", "sam_checkpoint": None, "prompt1st": ["box"],
+               "prompt2nd": []},
 }
 
 
 def _final(pseudo_labels: str, **options: object) -> Callable[[argparse.Namespace, str], str]:
     """A method that trains the final U-Net on pseudo labels."""
-    stage, named = PSEUDO_LABELS[pseudo_labels]
+    named = PSEUDO_LABELS[pseudo_labels]
 
     def train(args: argparse.Namespace, initial: str) -> str:
-        run(stage, args, model_id=initial, **named)
+        run(SAVING_STAGES[named["pseudo_label"]], args, model_id=initial, **named)
         return trained_once(training_on_pseudo_labels, args, "final", model_id=initial, **named, **options)
     return train
 
@@ -129,7 +122,7 @@ def main(args: argparse.Namespace) -> Path:
                 rows += [(*key, *row, model_id) for row in on_test]
                 if method in PSEUDO_LABELS and all(data.has_truth(stem) for stem in stems):
                     quality = measured(one, data, initial, split="unlabelled", surface_tolerance=None,
-                                       **PSEUDO_LABELS[method][1])
+                                       **PSEUDO_LABELS[method])
                     pseudo_label_rows += [(*key, *row, initial) for row in quality]
                 manifest.append({"method": method, "n": n, "seed": seed, "initial_model_id": initial,
                                  "model_id": model_id, "masks": masks})
