@@ -1,5 +1,7 @@
 """Arguments that several stages share, and the model that they mean."""
 import argparse
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -19,7 +21,14 @@ from utils.label_tables import ENCODINGS
 from utils.offline_runs import describe
 from utils.paths import DATA
 from utils.random_walk import SETTINGS
-from utils.refinement import options_from
+from utils.refinement import RefinementOptions, options_from
+
+SAM_ARGUMENTS = {"sam_type", "sam_checkpoint", "embeddings"}
+OF_PSEUDO_LABELS = {  # which arguments describe them
+    "sam": {*SAM_ARGUMENTS, *(field.name for field in fields(RefinementOptions))},
+    "random_walk": {"random_walk", "ccl_selection"},
+    "nnunet": {"nnunet_encoding", "nnunet_epochs", "nnunet_iterations"},
+}
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,13 +138,22 @@ def pseudo_label_kind(args: argparse.Namespace, data: AnnotatedImages) -> str:
 def task_parameters(args: argparse.Namespace, stage: str, **more: str) -> dict:
     """What the tracker keeps of a run: its stage, its arguments and what they resolved to.
 
-    Which SAM there is makes no other U-Net, and so is left out of the training of one.
+    Arguments without effect are left out, so that a model is found again whatever they are.
     """
     values = plain_values(args)
+    idle = _without_effect(values)
+    return {**{name: value for name, value in values.items() if name not in idle}, "stage": stage, **more}
+
+
+def _without_effect(values: Mapping[str, object]) -> set[str]:
+    """Those that describe a SAM or pseudo labels which these arguments don't ask for."""
     if values.get("architecture") == UNet.architecture:
-        for name in ("architecture", "sam_type", "sam_checkpoint"):
-            del values[name]
-    return {**values, "stage": stage, **more}
+        return {"architecture", *SAM_ARGUMENTS}
+    if "reliable" in values and values["reliable"] is None:
+        return set(SAM_ARGUMENTS)
+    if "pseudo_label" in values:
+        return set().union(*OF_PSEUDO_LABELS.values()) - OF_PSEUDO_LABELS.get(values["pseudo_label"], set())
+    return set()
 
 
 def plain_values(args: argparse.Namespace) -> dict:

@@ -20,7 +20,6 @@ from scripts import (
     save_refined_segmentations,
     save_segmentations,
 )
-from scripts.arguments import task_parameters
 from scripts.segmentation_dataset import load_image, open_dataset
 from segment_anything.registry import default_checkpoint
 from tests.conftest import ROOT
@@ -28,7 +27,7 @@ from unet_training import training, training_on_pseudo_labels, training_with_mea
 from unet_training.checkpoint import load_checkpoint
 from utils.cli import run_stage
 from utils.dice import surface_dice
-from utils.experiment import Model, fetch_model, find_models
+from utils.experiment import fetch_model, find_models
 from utils.mask_cleaning import clean_masks
 from utils.mask_store import MaskStore, MaskWriter
 from utils.paths import mask_file
@@ -480,15 +479,3 @@ def test_two_commands_of_the_readme():
     assert "make demo" in readme and "make test" in readme
     assert "\ndemo:" in makefile and "\ntest:" in makefile
     assert "make test" in (ROOT / ".ci" / "run").read_text()
-
-
-def test_a_model_older_than_an_argument_was_trained_with_its_default(monkeypatch):
-    args = training.get_args_parser().parse_args(["--lr", "0.1"])
-    known = task_parameters(args, "initial")
-    del known["bf16"]
-    older = Model("older", known, (), (), "", 0.0, lambda: None)
-    monkeypatch.setattr(run_pipeline, "find_models", lambda stage: [older] * (stage == "initial"))
-    monkeypatch.setattr(run_pipeline, "run", lambda *_, **__: "new")
-    assert run_pipeline.trained_once(training, args, "initial") == "older"
-    for changed in ({"bf16": True}, {"lr": 0.2}):
-        assert run_pipeline.trained_once(training, args, "initial", **changed) == "new"
