@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -20,9 +20,15 @@ from utils.paths import ROOT
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 SIDE = 2048  # of the matrices whose product shows what a machine can do
-TITLE = "# Benchmarks\n\nEach section was written by the command in its title with `--record`, in one run.\n"
+TITLE = """# Benchmarks
+
+Each section was written by the command in its title with `--record`, in one run. Ratios of all that has a target, the
+paper's time over ours, on two CPU cores and on a GPU:
+"""
 HEADER = ("| step | baseline ms | ours ms | ratio | target | largest difference | changed pixels |\n"
           "|---|---:|---:|---:|---:|---:|---:|")
+SUMMARY_HEADER = ("| step | CPU | target | GPU | target | largest difference | changed pixels | benchmark |\n"
+                  "|---|---:|---:|---:|---:|---:|---:|---|")
 TARGETS = {  # ratios asked for, on two CPU cores and on a GPU
     "mask cleaning": (500, 100),
     "whole refinement": (9, 30),
@@ -127,16 +133,32 @@ def report(args: argparse.Namespace, benchmark: str, device: torch.device, what:
         with atomic_path(args.json) as temporary:
             temporary.write_text(json.dumps([{**asdict(step), "ratio": step.ratio} for step in steps], indent=1))
     if args.record:
-        _record(f"## python -m benchmarks.{benchmark}", "\n".join(["", machine, "", what, "", *rows, ""]))
+        on_gpu = " --device cuda" if device.type == "cuda" else ""
+        _record(f"## python -m benchmarks.{benchmark}{on_gpu}", "\n".join(["", machine, "", what, "", *rows, ""]))
 
 
 def _record(heading: str, text: str) -> None:
-    """Replaces the section of that heading."""
-    sections = (RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else TITLE).split("\n## ")
-    kept = [section for section in sections[1:] if f"## {section}".partition("\n")[0] != heading]
+    """Replaces the section of that heading, and sums up all of them."""
+    sections = RESULTS.read_text(encoding="utf-8").split("\n## ")[1:] if RESULTS.exists() else []
+    kept = [section for section in sections if f"## {section}".partition("\n")[0] != heading]
+    sections = sorted([*kept, (heading + "\n" + text).removeprefix("## ")])
     with atomic_path(RESULTS) as temporary:
-        parts = [sections[0], *sorted([*kept, (heading + "\n" + text).removeprefix("## ")])]
+        parts = [f"{TITLE}\n{_summary(sections)}", *sections]
         temporary.write_text("\n## ".join(part.rstrip("\n") + "\n" for part in parts), encoding="utf-8")
+
+
+def _summary(sections: Sequence[str]) -> str:
+    """A table of the recorded lines that have a target, in the order of `TARGETS`."""
+    rows = []
+    for section in sections:
+        title, _, text = section.partition("\n")
+        cells = (line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| "))
+        rows += [(step, ratio, "\nOn cuda: " in text, found, title.removeprefix("python -m benchmarks."))
+                 for step, _, _, ratio, _, *found in cells]
+    return "\n".join([SUMMARY_HEADER, *(
+        "| " + " | ".join([step, *(f"{ratio if cuda == gpu else ''} | {target or ''}" for gpu, target in
+                                  enumerate(targets)), *found, command]) + " |"
+        for step, targets in TARGETS.items() for measured, ratio, cuda, found, command in rows if measured == step)])
 
 
 def describe_machine() -> str:

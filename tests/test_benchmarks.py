@@ -78,6 +78,18 @@ def test_a_recorded_section_replaces_its_older_self_alone(monkeypatch, tmp_path)
     assert text.index("| kept | 4.00 | 2.00 | 2.00 |") < text.index("| new |")
 
 
+def test_what_has_a_target_is_summed_up_by_device(monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "RESULTS.md")
+    args = measure.argparse.Namespace(json=None, record=True)
+    for device, ours in (("cpu", 2), ("cuda", 1)):
+        steps = [measure.Step(name, 4, ours, 0.5, 7) for name in ("prediction", "upscaling")]
+        measure.report(args, "pipeline", torch.device(device), "what", steps)
+    summary = measure.RESULTS.read_text().split("\n## ")[0]
+    assert [line for line in summary.splitlines() if "pipeline" in line] == [
+        "| prediction | 2.00 | 3 |  | 5 | 5.0e-01 | 7 | pipeline |",
+        "| prediction |  | 3 | 4.00 | 5 | 5.0e-01 | 7 | pipeline --device cuda |"]
+
+
 def test_operations_are_those_of_the_products_and_speed_names_the_machines_own():
     convolution = torch.nn.Conv2d(3, 5, 3, padding=1)
     assert measure.operations(convolution, torch.zeros(2, 3, 7, 9)) == 2 * (2 * 5 * 7 * 9) * (3 * 3 * 3)
@@ -85,17 +97,26 @@ def test_operations_are_those_of_the_products_and_speed_names_the_machines_own()
     assert measure.speed(3e9, 100, torch.device("cpu")).startswith("3.0 GFLOP at 30 GFLOP/s, a large product reaches ")
 
 
-def test_bf16_is_trained_and_measured_beside_float32(monkeypatch, capsys):
+def test_bf16_is_trained_and_measured_beside_float32_and_other_roundings(monkeypatch, capsys):
     trained = []
 
     def train(args):
-        trained.append((args.seed, args.bf16, args.epochs))
-        return str(60 + 3 * args.seed * args.bf16)
+        weights = [each.abs().sum().item() for each in bf16_dice.training.build(args, None).parameters()]
+        trained.append((args.seed, args.bf16, weights))
+        return str(60 + 3 * args.seed * args.bf16 + weights[0])
+
+    def build(args, data):
+        torch.manual_seed(args.seed)
+        return torch.nn.Conv2d(1, 2, 3)
 
     monkeypatch.setenv("SAM_BURDEN_RUNS", "as before")
     monkeypatch.setattr(bf16_dice.training, "main", train)
+    monkeypatch.setattr(bf16_dice.training, "build", build)
     monkeypatch.setattr(bf16_dice.evaluate, "main", lambda args: Summary(float(args.model_id), 1, 2))
     step, = bf16_dice.main(bf16_dice.get_args_parser().parse_args(["--seeds", "1", "2", "--epochs", "3"]))
-    assert trained == [(1, False, 3), (1, True, 3), (2, False, 3), (2, True, 3)]
-    assert step.max_abs_diff == 6
-    assert "mean test Dice 60.00 and 64.50, differences by seed +3.00, +6.00" in capsys.readouterr().out
+    assert [each[:2] for each in trained] == [(1, False), (1, True), (1, False), (2, False), (2, True), (2, False)]
+    for (*_, once), (*_, again), (*_, nudged) in (trained[:3], trained[3:]):
+        assert once == again != nudged == pytest.approx(once, rel=1e-5)
+    assert step.max_abs_diff == pytest.approx(6, abs=1e-3)
+    printed = capsys.readouterr().out
+    assert "differences by seed +3.00, +6.00; of float32 from weights 1e-06 larger +0.00, +0.00" in printed
