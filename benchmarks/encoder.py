@@ -4,13 +4,14 @@
     python -m benchmarks.encoder --sam_type vit_b --images 3
 
 Where the weights of the type are missing they are random, which takes as long. With the real ones the masks of a whole
-refinement are compared, too: changed pixels, and their Dice with those of the package's encoder.
+refinement are compared, too: changed pixels, how near to zero their logits are, and the masks' Dice.
 
 Reads   --image_folder (left out: benchmarks/inputs.py says which); annotations_train.xml
 Writes  nothing, or the table: --json FILE, and --record into benchmarks/RESULTS.md
 """
 import argparse
 import copy
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +26,10 @@ from segment_anything.registry import default_checkpoint, get_sam_type, load_sam
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
+from utils.mask_cleaning import clean_masks
 from utils.paths import DATA
-from utils.refinement import RefinementOptions, refine
+from utils.prompts import extract_prompts, scale_prompts
+from utils.refinement import RefinementOptions, decode_all
 
 OURS = {"float32": torch.float32, "bf16 option": torch.bfloat16}
 RANDOM = CheckpointId("random weights", "")
@@ -57,12 +60,13 @@ def main(args: argparse.Namespace) -> list[Step]:
             theirs = watch.time(step, "baseline", compute_embedding, upstream, grey, preprocessing, identity)
             result = watch.time(step, "ours", compute_embedding, sam, grey, preprocessing, identity)
             differences[step].append(compare(theirs, result, probabilities, decoder))
-    steps = [watch.step(step, max(each[0] for each in found), sum(each[1] for each in found))
+    steps = [watch.step(step, max(each.embedding for each in found), sum(each.changed for each in found))
              for step, found in differences.items()]
     count = operations(compute_embedding, upstream, grey, preprocessing, identity)
     notes = f"; ours in float32: {speed(count, steps[0].ours_ms, device)}"
-    notes += "".join(f"; {step}: masks' Dice with upstream's {np.mean([each[2] for each in found]):.4f}"
-                    for step, found in differences.items() if decoder)
+    notes += "".join(f"; {step}: masks' Dice with upstream's {np.mean([each.dice for each in found]):.4f}, changed "
+                     f"pixels have logits of at most {max(each.logit for each in found):.1e}"
+                     for step, found in differences.items() if decoder)
     report(args, f"encoder --sam_type {args.sam_type}", device,
            f"{describe(paths)}; {'weights ' + identity.name if decoder else identity.name}{notes}", steps)
     return steps
@@ -84,14 +88,35 @@ def fast_copy(sam: Sam, dtype: torch.dtype) -> Sam:
     return fast
 
 
+class Difference(NamedTuple):
+    """embedding: largest difference; of the refined masks: changed pixels, their largest |logit|, and Dice."""
+
+    embedding: float
+    changed: int = 0
+    logit: float = 0
+    dice: float = float("nan")
+
+
 def compare(theirs: ImageEmbedding, ours: ImageEmbedding, probabilities: np.ndarray,
-            decoder: StoredEmbeddingDecoder | None) -> tuple[float, int, float]:
-    """Largest difference of the embeddings; with a decoder, changed pixels and Dice of the refined masks."""
+            decoder: StoredEmbeddingDecoder | None) -> Difference:
+    """Without a decoder of the embeddings alone."""
     difference = (theirs.embedding - ours.embedding).abs().max().item()
     if decoder is None:
-        return difference, 0, float("nan")
-    one, other = (refine(probabilities, each, decoder, RefinementOptions()).mask for each in (theirs, ours))
-    return difference, int((one != other).sum()), float(2 * (one & other).sum() / (one.sum() + other.sum()))
+        return Difference(difference)
+    upstream = logits(probabilities, theirs, decoder)
+    one, other = upstream > 0, logits(probabilities, ours, decoder) > 0
+    changed = np.abs(upstream[one != other])
+    return Difference(difference, len(changed), changed.max(initial=0),
+                      float(2 * (one & other).sum() / (one.sum() + other.sum())))
+
+
+def logits(probabilities: np.ndarray, embedding: ImageEmbedding, decoder: StoredEmbeddingDecoder) -> np.ndarray:
+    """Those whose signs are the refined masks, (K, H, W) for the K prompted classes."""
+    masks = clean_masks(probabilities)
+    size = masks.shape[1:]
+    prompts = scale_prompts(extract_prompts(masks), size, embedding.input_size)
+    low, _ = decode_all(decoder, embedding, prompts, np.flatnonzero(prompts.valid), RefinementOptions())
+    return decoder.upscale(low, embedding, size).cpu().numpy()
 
 
 if __name__ == "__main__":
