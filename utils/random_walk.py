@@ -66,8 +66,9 @@ def random_walk(grey: np.ndarray, seeded: np.ndarray, seeds: np.ndarray, sigma: 
     count, inner = int(free.sum()), free[end]
     degrees = np.bincount(number[start], weights, count) + DIAGONAL
     between = sparse.coo_array((weights[inner], (number[start[inner]], number[end[inner]])), (count, count))
-    to_seeds = sparse.coo_array((weights[~inner], (number[start[~inner]], end[~inner])), (count, grey.size)).tocsr()
-    right = to_seeds @ seeds.reshape(len(seeds), -1).T.astype(np.float64)
+    bordering, position = np.unique(end[~inner], return_inverse=True)
+    to_seeds = sparse.coo_array((weights[~inner], (number[start[~inner]], position)), (count, len(bordering)))
+    right = to_seeds.tocsr() @ seeds.reshape(len(seeds), -1)[:, bordering].T.astype(np.float64)
     return splu((sparse.diags_array(degrees) - between).tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0,
                 options={"SymmetricMode": True}).solve(right).T
 
