@@ -79,7 +79,8 @@ class DatasetDescription:
     labels               in channel order
     input_size           (H, W) of the network's input
     mean, std            of the training images at input size, scaled to [0, 1]
-    positive_weights     weight of the foreground in the loss, per label
+    positive_weights     weight of the foreground in the loss, per label: background over foreground pixels of the
+                         training masks (scripts.measure_dataset measures these three)
     unlabelled           "not_annotated": the images without annotation; "rest_of_train": the training images after the
                          labelled ones
     training_order       "n labelled images" are the first n of this list; else of the sorted stems
@@ -89,14 +90,14 @@ class DatasetDescription:
     name: str
     labels: tuple[str, ...]
     input_size: tuple[int, ...]
-    mean: float
-    std: float
-    positive_weights: tuple[float, ...]
     image_folder: str
     prepare: str
     unlabelled: str
     sam_type: str
     masks: CvatMasks | StoredMasks | IndexMasks
+    mean: float = 0
+    std: float = 0
+    positive_weights: tuple[float, ...] = ()
     metadata: Metadata | None = None
     training_order: StemList | None = None
     unlabelled_sample: StemList | None = None
@@ -104,50 +105,61 @@ class DatasetDescription:
     image_suffix: str = ".png"
 
 
+MEASURED = ("mean", "std", "positive_weights")  # what may be missing until it was measured
 MASK_KINDS = {"cvat": CvatMasks, "mask_store": StoredMasks, "index_masks": IndexMasks}
 
 
-def load_description(name: str, data_dir: Path = DATA) -> DatasetDescription:
+def load_description(name: str, data_dir: Path = DATA, measured: bool = True) -> DatasetDescription:
     """The description of a data set by its name: one of ours, or else `data_dir/<name>/description.toml`.
 
+    Args:
+        measured: whether it must have the keys of `MEASURED`
     Raises:
         InputError: there is no such data set, or its file is wrong; the message says where.
     """
     if name in DATASET_NAMES:
-        return read_description(FOLDER / f"{name}.toml", name)
+        return read_description(FOLDER / f"{name}.toml", name, measured)
     own = data_dir / name / OWN
     if Path(name).name != name or not own.is_file():
         raise InputError(f"there is no data set {name!r}; known are {', '.join(DATASET_NAMES)}, and what a file "
                          f"<data_dir>/<name>/{OWN} describes")
-    return read_description(own, name)
+    return read_description(own, name, measured)
 
 
-def read_description(path: Path, name: str) -> DatasetDescription:
+def read_description(path: Path, name: str, measured: bool = True) -> DatasetDescription:
     """Reads one file as the data set `name`. Raises InputError as `load_description` does."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: not a readable TOML file ({error}); correct it") from None
+    if measured and (missing := [key for key in MEASURED if key not in table]):
+        raise InputError(f"{path}: {missing[0]} is missing; `python -m scripts.measure_dataset --dataset {name}` "
+                         "measures what to write there")
     try:
         description = _build(DatasetDescription, {"name": name, **table}, "")
         _check(description)
+        if measured:
+            _check_measured(description)
     except ValueError as error:
         raise InputError(f"{path}: {error}; see scripts/dataset_description.py for what a description holds") from None
     return description
 
 
 def _check(description: DatasetDescription) -> None:
-    labels, weights = description.labels, description.positive_weights
-    if not labels or len(set(labels)) != len(labels):
+    if not description.labels or len(set(description.labels)) != len(description.labels):
         raise ValueError("labels must be given, each once")
-    if len(weights) != len(labels) or min(weights) <= 0:
-        raise ValueError(f"positive_weights needs {len(labels)} numbers above 0, one per label, has {len(weights)}")
     if len(description.input_size) != 2 or min(description.input_size) < 1:
         raise ValueError("input_size needs two numbers of at least 1, height and width")
-    if description.std <= 0:
-        raise ValueError("std must be above 0")
     if description.unlabelled not in UNLABELLED:
         raise ValueError(f"unlabelled is {description.unlabelled!r}, must be one of {', '.join(UNLABELLED)}")
+
+
+def _check_measured(description: DatasetDescription) -> None:
+    count, weights = len(description.labels), description.positive_weights
+    if len(weights) != count or min(weights) <= 0:
+        raise ValueError(f"positive_weights needs {count} numbers above 0, one per label, has {len(weights)}")
+    if description.std <= 0:
+        raise ValueError("std must be above 0")
 
 
 def _build(cls: type, table: dict, where: str) -> object:

@@ -144,13 +144,15 @@ class AnnotatedImages:
                              f"{annotated[0]}; use the image that was annotated (`{self.description.prepare}`)")
 
 
-def open_dataset(name: str, data_dir: Path, input_size: Sequence[int] | None = None) -> AnnotatedImages:
-    """Opens `data_dir/name`. `input_size` (H, W) replaces the description's.
+def open_dataset(name: str, data_dir: Path, input_size: Sequence[int] | None = None,
+                 measured: bool = True) -> AnnotatedImages:
+    """Opens `data_dir/name`. `input_size` (H, W) replaces the description's; without `measured` it may lack what
+    scripts.measure_dataset measures.
 
     Raises:
         InputError: no such data set, or its annotations are missing or wrong.
     """
-    description = load_description(name, data_dir)
+    description = load_description(name, data_dir, measured)
     if input_size is not None:
         description = dataclasses.replace(description, input_size=tuple(input_size))
     return AnnotatedImages(description, data_dir / name)

@@ -46,8 +46,8 @@ def description() -> DatasetDescription:
                       unlabelled_truth=(AnnotationFile("truth.xml"),))
     metadata = Metadata("table.csv", "stem", {"projection": "1"}, {"side": "R"})
     return DatasetDescription(
-        "hands", ("Ulna", "Radius"), (10, 15), 0.25, 0.5, (2.0, 3.0), "img", "python -m prepare", "not_annotated",
-        "demo", masks, metadata, StemList("order.csv", "file_stem"), StemList("sample.csv", "filestem"))
+        "hands", ("Ulna", "Radius"), (10, 15), "img", "python -m prepare", "not_annotated", "demo", masks, 0.25, 0.5,
+        (2.0, 3.0), metadata, StemList("order.csv", "file_stem"), StemList("sample.csv", "filestem"))
 
 
 @pytest.fixture

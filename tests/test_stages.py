@@ -33,8 +33,8 @@ from utils.mask_store import MaskStore, MaskWriter
 from utils.paths import mask_file
 
 STAGES = ["scripts.make_phantoms", "scripts.copy_and_process_graz_imgs", "scripts.prepare_jsrt",
-          "unet_training.training", "scripts.save_segmentations", "scripts.generate_img_embeddings",
-          "scripts.save_refined_segmentations", "scripts.save_random_walk_segmentations",
+          "scripts.measure_dataset", "unet_training.training", "scripts.save_segmentations",
+          "scripts.generate_img_embeddings", "scripts.save_refined_segmentations", "scripts.save_random_walk_segmentations",
           "unet_training.training_on_pseudo_labels", "unet_training.training_with_mean_teacher",
           "scripts.add_sam_agreement", "scripts.evaluate", "scripts.run_pipeline", "scripts.download_checkpoint",
           "scripts.train_demo_sam", "scripts.upload_offline_runs", "scripts.run_study", "scripts.plot_results",

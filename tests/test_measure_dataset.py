@@ -1,0 +1,74 @@
+"""What is measured of one's own training images, and where it goes."""
+import numpy as np
+import pytest
+
+from scripts import measure_dataset
+from scripts.dataset_description import OWN, load_description
+from scripts.segmentation_dataset import LabelledDataset, open_dataset
+from utils.cli import InputError
+from utils.files import write_png
+
+HEIGHT, WIDTH, TRAIN = 12, 20, 4
+DESCRIPTION = """
+labels = ["heart", "lung"]
+input_size = [12, 20]
+image_folder = "img"
+prepare = "copy them"
+unlabelled = "not_annotated"
+sam_type = "vit_b"
+
+[masks]
+kind = "index_masks"
+folder = "masks"
+train = 4
+val = 1
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A data folder with six annotated images in `mine`; yields it, and the training images and index masks."""
+    rng = np.random.default_rng(0)
+    images, masks = rng.integers(0, 256, (6, HEIGHT, WIDTH), np.uint8), rng.integers(0, 3, (6, HEIGHT, WIDTH), np.uint8)
+    masks[0] = 0
+    for number, pair in enumerate(zip(images, masks, strict=True)):
+        for name, picture in zip(("img", "masks"), pair, strict=True):
+            write_png(tmp_path / "mine" / name / f"{number}.png", picture)
+    (tmp_path / "mine" / OWN).write_text(DESCRIPTION)
+    return tmp_path, images[:TRAIN], masks[:TRAIN]
+
+
+def measured(data_dir, dataset: str) -> dict[str, object]:
+    parser = measure_dataset.get_args_parser()
+    return measure_dataset.main(parser.parse_args(["--data_dir", str(data_dir), "--dataset", dataset]))
+
+
+def test_what_is_printed_completes_the_description(own, capsys):
+    data_dir, images, masks = own
+    with pytest.raises(InputError, match=r"mean is missing; `python -m scripts\.measure_dataset --dataset mine`"):
+        open_dataset("mine", data_dir)
+    values = measured(data_dir, "mine")
+    assert values["mean"] == pytest.approx(np.mean(images / 255), abs=1e-6)
+    assert values["std"] == pytest.approx(np.std(images / 255), abs=1e-6)
+    weights = [np.count_nonzero(masks != value) / np.count_nonzero(masks == value) for value in (1, 2)]
+    assert values["positive_weights"] == pytest.approx(weights, abs=1e-4)
+    (data_dir / "mine" / OWN).write_text(capsys.readouterr().out + DESCRIPTION)
+    data = open_dataset("mine", data_dir)
+    assert {key: getattr(data.description, key) for key in ("mean", "std")} == {
+        key: values[key] for key in ("mean", "std")}
+    pixels = np.stack([image for image, _ in LabelledDataset(data, data.stems("train"))])
+    assert (pixels.mean(), pixels.std()) == pytest.approx((0, 1), abs=1e-4)
+
+
+def test_a_label_that_no_training_mask_shows_has_no_weight(own):
+    data_dir, _, masks = own
+    for number, mask in enumerate(masks):
+        write_png(data_dir / "mine" / "masks" / f"{number}.png", mask * (mask != 2))
+    with pytest.raises(InputError, match="no mask of the 4 training images shows lung"):
+        measured(data_dir, "mine")
+
+
+def test_the_sample_data_are_described_as_they_are_measured(phantom_data_dir):
+    values, described = measured(phantom_data_dir, "phantom"), load_description("phantom")
+    assert values["positive_weights"] == list(described.positive_weights)
+    assert (values["mean"], values["std"]) == pytest.approx((described.mean, described.std), abs=1.1e-6)
