@@ -34,11 +34,12 @@ from utils.paths import mask_file
 
 STAGES = ["scripts.make_phantoms", "scripts.copy_and_process_graz_imgs", "scripts.prepare_jsrt",
           "scripts.measure_dataset", "unet_training.training", "scripts.save_segmentations",
-          "scripts.generate_img_embeddings", "scripts.save_refined_segmentations", "scripts.save_random_walk_segmentations",
-          "unet_training.training_on_pseudo_labels", "unet_training.training_with_mean_teacher",
-          "scripts.add_sam_agreement", "scripts.evaluate", "scripts.run_pipeline", "scripts.download_checkpoint",
-          "scripts.train_demo_sam", "scripts.upload_offline_runs", "scripts.run_study", "scripts.plot_results",
-          "scripts.search_refinement", "scripts.train_nnunet", "scripts.save_nnunet_segmentations"]
+          "scripts.generate_img_embeddings", "scripts.save_refined_segmentations",
+          "scripts.save_random_walk_segmentations", "unet_training.training_on_pseudo_labels",
+          "unet_training.training_with_mean_teacher", "scripts.add_sam_agreement", "scripts.evaluate",
+          "scripts.run_pipeline", "scripts.download_checkpoint", "scripts.train_demo_sam",
+          "scripts.upload_offline_runs", "scripts.run_study", "scripts.plot_results", "scripts.search_refinement",
+          "scripts.train_nnunet", "scripts.save_nnunet_segmentations"]
 SMALL = ["--epochs", "2", "--base_width", "4", "--n_last_channel", "4", "--input_size", "96", "64",
          "--data_sample_per_epoch", "8", "--batch_size", "4"]
 N = ["--num_train_samples", "3"]
