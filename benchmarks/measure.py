@@ -22,8 +22,8 @@ RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 SIDE = 2048  # of the matrices whose product shows what a machine can do
 TITLE = """# Benchmarks
 
-Each section was written by the command in its title with `--record`, in one run. Ratios of all that has a target, the
-paper's time over ours, on two CPU cores and on a GPU:
+Each section was written by the command in its title with `--record`, in one run, on the processor in brackets. First of
+all the ratios of what has a target, the paper's time over ours, on two CPU cores and on a GPU:
 """
 HEADER = ("| step | baseline ms | ours ms | ratio | target | largest difference | changed pixels |\n"
           "|---|---:|---:|---:|---:|---:|---:|")
@@ -110,13 +110,20 @@ def operations(function: Callable, *arguments: object) -> int:
 
 
 def speed(count: float, milliseconds: float, device: torch.device) -> str:
-    """So many operations in that time, beside what this machine reaches in one large float32 matrix product."""
-    rows, weight = torch.randn(SIDE, SIDE, device=device), torch.randn(SIDE, SIDE, device=device)
-    watch = Stopwatch(device)
-    for _ in range(4):
-        watch.time("product", "ours", linear, rows, weight)
-    ceiling = 2 * SIDE ** 3 / watch.fastest("product", "ours") / 1e9
-    return f"{count / 1e9:.1f} GFLOP at {count / milliseconds / 1e6:.0f} GFLOP/s, a large product reaches {ceiling:.0f}"
+    """So many operations in that time, beside what this machine reaches at most."""
+    return f"{count / 1e9:.1f} GFLOP at {count / milliseconds / 1e6:.0f} GFLOP/s, {limits(device)}"
+
+
+def limits(device: torch.device) -> str:
+    """What this machine reaches in one large matrix product, in float32 and in bfloat16."""
+    reached = []
+    for dtype in (torch.float32, torch.bfloat16):
+        rows, weight = torch.randn(2, SIDE, SIDE, device=device).to(dtype)
+        watch = Stopwatch(device)
+        for _ in range(4):
+            watch.time("product", "ours", linear, rows, weight)
+        reached.append(2 * SIDE ** 3 / watch.fastest("product", "ours") / 1e9)
+    return "a large product reaches {:.0f}, in bfloat16 {:.0f}".format(*reached)
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,8 +140,8 @@ def report(args: argparse.Namespace, benchmark: str, device: torch.device, what:
         with atomic_path(args.json) as temporary:
             temporary.write_text(json.dumps([{**asdict(step), "ratio": step.ratio} for step in steps], indent=1))
     if args.record:
-        on_gpu = " --device cuda" if device.type == "cuda" else ""
-        _record(f"## python -m benchmarks.{benchmark}{on_gpu}", "\n".join(["", machine, "", what, "", *rows, ""]))
+        heading = f"## python -m benchmarks.{benchmark} ({processor(device)})"
+        _record(heading, "\n".join(["", machine, "", what, "", *rows, ""]))
 
 
 def _record(heading: str, text: str) -> None:
@@ -162,11 +169,18 @@ def _summary(sections: Sequence[str]) -> str:
 
 
 def describe_machine() -> str:
-    """Processor or GPU, threads, how busy it is, versions; one line."""
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        cpu = next((line.partition(":")[2].strip() for line in info.read_text().splitlines()
-                    if line.startswith("model name")), cpu)
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return (f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, load "
+    """Processor and GPU, threads, how busy it is, versions; one line."""
+    gpu = f", {processor(torch.device('cuda'))}" if torch.cuda.is_available() else ""
+    return (f"{processor(torch.device('cpu'))}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}, load "
             f"{os.getloadavg()[0]:.1f}; torch {torch.__version__}, OpenCV {cv2.__version__}")
+
+
+def processor(device: torch.device) -> str:
+    """The model of the processor or GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if (info := Path("/proc/cpuinfo")).exists():
+        models = [line.partition(":")[2].strip() for line in info.read_text().splitlines()
+                  if line.startswith("model name")]
+        return next(iter(models), platform.machine())
+    return platform.processor() or platform.machine()

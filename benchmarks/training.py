@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import paper_way
 from benchmarks.inputs import add_device_argument, device_from
-from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
+from benchmarks.measure import Step, Stopwatch, add_report_arguments, limits, report
 from scripts.segmentation_dataset import AnnotatedImages, LabelledDataset, open_dataset
 from unet_training.epoch import bce_loss, train_epoch
 from unet_training.hyper_params import positive_int
@@ -49,8 +49,8 @@ def main(args: argparse.Namespace) -> list[Step]:
     steps = training_steps(args, data, model, device)
     size = "x".join(map(str, args.input_size))
     report(args, f"training --base_width {args.base_width} --images {args.images}", device,
-           f"{args.rounds} rounds after one to warm up; a batch of {args.images} images of {size} in a step",
-           steps)
+           f"{args.rounds} rounds after one to warm up; a batch of {args.images} images of {size} in a step; in "
+           f"GFLOP/s {limits(device)}", steps)
     return steps
 
 

@@ -67,27 +67,35 @@ def test_training_in_float32_ends_in_the_same_weights(phantom_data_dir):
     assert steps["training step, float32"].max_abs_diff == 0 < steps["training step, bf16 option"].max_abs_diff
 
 
-def test_a_recorded_section_replaces_its_older_self_alone(monkeypatch, tmp_path):
+@pytest.fixture
+def recorded(monkeypatch, tmp_path):
+    """Records a step of a benchmark, measured on a device, and yields the file's text."""
     monkeypatch.setattr(measure, "RESULTS", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(measure, "processor", lambda device: {"cpu": "Core", "cuda": "GPU"}[device.type])
     args = measure.argparse.Namespace(json=None, record=True)
+
+    def record(benchmark: str, step: str, device: str = "cpu", ours: float = 2) -> str:
+        measure.report(args, benchmark, torch.device(device), "what", [measure.Step(step, 4, ours, 0.5, 7)])
+        return measure.RESULTS.read_text()
+    return record
+
+
+def test_a_recorded_section_replaces_its_older_self_alone(recorded):
     for benchmark, step in (("b", "old"), ("a", "kept"), ("b", "new")):
-        measure.report(args, benchmark, torch.device("cpu"), "what", [measure.Step(step, 4, 2, 0, 0)])
-    text = measure.RESULTS.read_text()
-    assert text.count("## python -m benchmarks.") == 2
+        text = recorded(benchmark, step)
+    assert text.count("\n## python -m benchmarks.") == 2
     assert "old" not in text
     assert text.index("| kept | 4.00 | 2.00 | 2.00 |") < text.index("| new |")
 
 
-def test_what_has_a_target_is_summed_up_by_device(monkeypatch, tmp_path):
-    monkeypatch.setattr(measure, "RESULTS", tmp_path / "RESULTS.md")
-    args = measure.argparse.Namespace(json=None, record=True)
+def test_what_has_a_target_is_summed_up_by_processor(recorded):
     for device, ours in (("cpu", 2), ("cuda", 1)):
-        steps = [measure.Step(name, 4, ours, 0.5, 7) for name in ("prediction", "upscaling")]
-        measure.report(args, "pipeline", torch.device(device), "what", steps)
-    summary = measure.RESULTS.read_text().split("\n## ")[0]
-    assert [line for line in summary.splitlines() if "pipeline" in line] == [
-        "| prediction | 2.00 | 3 |  | 5 | 5.0e-01 | 7 | pipeline |",
-        "| prediction |  | 3 | 4.00 | 5 | 5.0e-01 | 7 | pipeline --device cuda |"]
+        recorded("pipeline", "upscaling", device)
+        recorded("pipeline --images 3", "prediction", device, ours)
+    summary = recorded("a", "upscaling").split("\n## ")[0]
+    assert [line for line in summary.splitlines() if "(" in line] == [
+        "| prediction | 2.00 | 3 |  | 5 | 5.0e-01 | 7 | pipeline --images 3 (Core) |",
+        "| prediction |  | 3 | 4.00 | 5 | 5.0e-01 | 7 | pipeline --images 3 (GPU) |"]
 
 
 def test_operations_are_those_of_the_products_and_speed_names_the_machines_own():
