@@ -52,7 +52,8 @@ def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
 def add_sam_arguments(parser: argparse.ArgumentParser) -> None:
     add_encoder_arguments(parser)
     parser.add_argument("--embeddings", choices=PRECISIONS, default="float32",
-                        help="float16: half the size on disk; bf16: also computed in bfloat16 (not vit_t), much faster")
+                        help="float16: half the size on disk; bf16: also computed in bfloat16 (not vit_t), much faster "
+                             "on a GPU and on some processors")
 
 
 def add_encoder_arguments(parser: argparse.ArgumentParser) -> None:

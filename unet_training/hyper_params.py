@@ -39,8 +39,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--infer_batch_size", type=positive_int, default=16, help="images in a validation batch")
     parser.add_argument("--data_aug", type=float, default=0.03,
                         help="standard deviation of the random affine matrix's entries, 0 for no augmentation")
-    parser.add_argument("--bf16", action="store_true", help="train in bfloat16 where the network allows, faster; "
-                        "validation and prediction stay float32")
+    parser.add_argument("--bf16", action="store_true", help="train in bfloat16 where the network allows, faster on a "
+                        "GPU and on some processors; validation and prediction stay float32")
     parser.add_argument("--compile", action="store_true", help="compile the U-Net first (torch.compile), which takes "
                         "minutes and needs a C++ compiler; results change a little")
 
