@@ -172,7 +172,7 @@ def best_median_worst(manifest: dict, rows: list[dict[str, str]], title: str) ->
     best = max(dice, key=lambda method: np.mean(list(dice[method].values())))
     ranked = sorted(dice[best], key=dice[best].get, reverse=True)
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
-    study = argparse.Namespace(**manifest["arguments"])
+    study = argparse.Namespace(**{**manifest["arguments"], "num_train_samples": int(n), "seed": int(seed)})
     study.data_dir = Path(study.data_dir)
     data = open_dataset(study.dataset, study.data_dir, study.input_size)
     masks = {result["method"]: test_masks(study, result["model_id"], result["masks"], sorted(set(chosen.values())))
@@ -187,7 +187,7 @@ def best_median_worst(manifest: dict, rows: list[dict[str, str]], title: str) ->
 
 
 def test_masks(study: argparse.Namespace, model_id: str, pseudo_label: str, stems: list[str]) -> dict[str, np.ndarray]:
-    """A model's masks of these images, of the kind that was measured; `study` has the arguments of the study."""
+    """A model's masks of these images, of the kind that was measured; `study` has the arguments at that n and seed."""
     args, device = stage_arguments(evaluate, study, model_id=model_id, pseudo_label=pseudo_label), select_device(None)
     model, network, _, data = load_model_and_data(args, device, stage=None)
     return {stem: mask for stem, mask, _ in evaluate.masks_of(args, model.id, network, data, stems, device)}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts import nnunet, run_pipeline, run_study, save_nnunet_segmentations, train_nnunet
+from scripts import nnunet, plot_results, run_pipeline, run_study, save_nnunet_segmentations, train_nnunet
 from scripts.csv_tables import read_rows
 from scripts.nnunet import NNUNet
 from scripts.segmentation_dataset import open_dataset
@@ -202,6 +202,9 @@ def test_the_study_knows_nnunet_alone_and_as_a_teacher(fake, workplace, tmp_path
     assert (tmp_path / "phantom" / initial / "test_nnunet_combinations" / "dice.csv").exists()
     ids = {row["method"]: row["model_id"] for row in rows}
     assert ids["nnunet_alone"] == initial and fetch_model(ids["nnunet"]).parameters["initial_model_id"] == initial
+    trained = fake.names().count("train")
+    plot_results.main(plot_results.get_args_parser().parse_args(["--results_dir", str(tmp_path)]))
+    assert (tmp_path / "overlays.png").exists() and fake.names().count("train") == trained
 
 
 def test_without_nnunet_every_stage_says_how_to_get_it(workplace, monkeypatch, tmp_path):
