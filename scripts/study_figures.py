@@ -84,7 +84,7 @@ def per_class(axes: Axes, rows: list[dict[str, str]], methods: list[str]) -> Non
     for index, (method, (colour, _, hatch)) in enumerate(styles(methods).items()):
         axes.bar(np.arange(len(classes)) + (index - (len(methods) - 1) / 2) * width,
                  [np.mean(dice[method, label] or np.nan) for label in classes], width, color=colour, hatch=hatch,
-                 label=method)
+                 edgecolor="white", linewidth=0, label=method)  # the edge's colour is the hatch's
     axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right")
     axes.set(ylabel="Dice in %")
     axes.figure.legend(ncols=6, fontsize="small", loc="outside lower center")
