@@ -159,13 +159,16 @@ def _summary(sections: Sequence[str]) -> str:
     rows = []
     for section in sections:
         title, _, text = section.partition("\n")
-        cells = (line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| "))
-        rows += [(step, ratio, "\nOn cuda: " in text, found, title.removeprefix("python -m benchmarks."))
-                 for step, _, _, ratio, _, *found in cells]
-    return "\n".join([SUMMARY_HEADER, *(
-        "| " + " | ".join([step, *(f"{ratio if cuda == gpu else ''} | {target or ''}" for gpu, target in
-                                  enumerate(targets)), *found, command]) + " |"
-        for step, targets in TARGETS.items() for measured, ratio, cuda, found, command in rows if measured == step)])
+        on_gpu = "\nOn cuda: " in text
+        for line in text.splitlines():
+            step, *cells = line.strip("| ").split(" | ")
+            if step in TARGETS:
+                _, _, ratio, _, *found = cells
+                cpu_target, gpu_target = (str(target or "") for target in TARGETS[step])
+                rows.append([step, "" if on_gpu else ratio, cpu_target, ratio if on_gpu else "", gpu_target, *found,
+                             title.removeprefix("python -m benchmarks.")])
+    rows.sort(key=lambda row: list(TARGETS).index(row[0]))
+    return "\n".join([SUMMARY_HEADER, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def describe_machine() -> str:
