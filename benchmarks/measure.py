@@ -140,15 +140,15 @@ def report(args: argparse.Namespace, benchmark: str, device: torch.device, what:
         with atomic_path(args.json) as temporary:
             temporary.write_text(json.dumps([{**asdict(step), "ratio": step.ratio} for step in steps], indent=1))
     if args.record:
-        heading = f"## python -m benchmarks.{benchmark} ({processor(device)})"
-        _record(heading, "\n".join(["", machine, "", what, "", *rows, ""]))
+        title = f"python -m benchmarks.{benchmark} ({processor(device)})"
+        _record(title, "\n".join(["", machine, "", what, "", *rows, ""]))
 
 
-def _record(heading: str, text: str) -> None:
-    """Replaces the section of that heading, and sums up all of them."""
+def _record(title: str, text: str) -> None:
+    """Replaces the section of that title, and sums up all of them."""
     sections = RESULTS.read_text(encoding="utf-8").split("\n## ")[1:] if RESULTS.exists() else []
-    kept = [section for section in sections if f"## {section}".partition("\n")[0] != heading]
-    sections = sorted([*kept, (heading + "\n" + text).removeprefix("## ")])
+    kept = [section for section in sections if section.partition("\n")[0] != title]
+    sections = sorted([*kept, f"{title}\n{text}"])
     with atomic_path(RESULTS) as temporary:
         parts = [f"{TITLE}\n{_summary(sections)}", *sections]
         temporary.write_text("\n## ".join(part.rstrip("\n") + "\n" for part in parts), encoding="utf-8")
