@@ -115,7 +115,7 @@ def logits(probabilities: np.ndarray, embedding: ImageEmbedding, decoder: Stored
     masks = clean_masks(probabilities)
     size = masks.shape[1:]
     prompts = scale_prompts(extract_prompts(masks), size, embedding.input_size)
-    low, _ = decode_all(decoder, embedding, prompts, np.flatnonzero(prompts.valid), RefinementOptions())
+    low, _ = decode_all(decoder, [embedding], [prompts], RefinementOptions())[0]
     return decoder.upscale(low, embedding, size).cpu().numpy()
 
 

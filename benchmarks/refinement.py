@@ -101,8 +101,8 @@ class Bench:
         stored = embedding.embedding.to(self.device)
         theirs, ours = self.time(
             DECODER, lambda: [paper_way.two_passes(*self.modules, stored, prompts, each, OPTIONS) for each in channels],
-            lambda: decode_all(self.decoder, embedding, prompts, channels, OPTIONS))
-        self.operations.append(operations(decode_all, self.decoder, embedding, prompts, channels, OPTIONS))
+            lambda: decode_all(self.decoder, [embedding], [prompts], OPTIONS)[0])
+        self.operations.append(operations(decode_all, self.decoder, [embedding], [prompts], OPTIONS))
         self.note(DECODER, max((a[0, 0] - b).abs().max().item() for (a, _), b in zip(theirs, ours[0], strict=True)))
 
         size, (logits, _) = probabilities.shape[1:], ours

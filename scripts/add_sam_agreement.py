@@ -75,7 +75,8 @@ def main(args: argparse.Namespace) -> Path:
 def agreements(args: argparse.Namespace, u_net: Network, data: AnnotatedImages, stems: Sequence[str],
                device: torch.device) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yields (stem, the U-Net's masks, agreement on each class); computes missing embeddings first."""
-    for stem, probabilities, embedding, decoder in predictions_and_embeddings(args, u_net, data, stems, device):
+    decoder, images = predictions_and_embeddings(args, u_net, data, stems, device)
+    for stem, probabilities, embedding in images:
         yield stem, probabilities > 0.5, sam_agreement(probabilities, embedding, decoder)
 
 

@@ -45,7 +45,7 @@ from utils.experiment import start
 from utils.mask_store import MaskStore, MaskWriter
 from utils.overlap import overlapped
 from utils.paths import embedding_folder, mask_file
-from utils.refinement import Refined, add_refinement_arguments, options_from, refine
+from utils.refinement import Refined, add_refinement_arguments, options_from, refine_all
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -84,24 +84,22 @@ def main(args: argparse.Namespace) -> Path:
 def refine_images(args: argparse.Namespace, u_net: Network, data: AnnotatedImages, stems: Sequence[str],
                   device: torch.device) -> Iterator[tuple[str, Refined]]:
     """Yields (stem, refined masks); computes missing embeddings first."""
-    options = options_from(args)
-    for stem, probabilities, embedding, decoder in predictions_and_embeddings(args, u_net, data, stems, device):
-        yield stem, refine(probabilities, embedding, decoder, options)
+    decoder, images = predictions_and_embeddings(args, u_net, data, stems, device)
+    yield from zip(stems, refine_all((image for _, *image in images), decoder, options_from(args)), strict=True)
 
 
 def predictions_and_embeddings(
         args: argparse.Namespace, u_net: Network, data: AnnotatedImages, stems: Sequence[str], device: torch.device
-        ) -> Iterator[tuple[str, np.ndarray, ImageEmbedding, StoredEmbeddingDecoder]]:
-    """Yields (stem, probabilities, embedding, SAM's decoder), the next embedding being read meanwhile; computes missing
-    ones first."""
+        ) -> tuple[StoredEmbeddingDecoder, Iterator[tuple[str, np.ndarray, ImageEmbedding]]]:
+    """SAM's decoder and, of each image, (stem, probabilities, embedding), the next embedding being read meanwhile;
+    computes missing ones first."""
     sam_type, checkpoint = resolve_sam(args, data)
     embed_images(args, data, stems, device)
     decoder = StoredEmbeddingDecoder.load(sam_type, checkpoint, device)
     folder = embedding_folder(args.data_dir, args.dataset, sam_name(args, data))
     predicted = predict(u_net, ImageDataset(data, stems), device, args.infer_batch_size)
     embeddings = overlapped(lambda stem: load_embedding(embedding_path(folder, stem), decoder.checkpoint), stems)
-    for (stem, probabilities), embedding in zip(predicted, embeddings, strict=True):
-        yield stem, probabilities, embedding, decoder
+    return decoder, ((*prediction, embedding) for prediction, embedding in zip(predicted, embeddings, strict=True))
 
 
 def refine_params(args: argparse.Namespace, data: AnnotatedImages) -> str:

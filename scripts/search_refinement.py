@@ -38,7 +38,7 @@ from utils.dice import image_dice, multilabel_dice
 from utils.mask_cleaning import ELEMENTS, OPERATIONS, SELECTIONS, clean_masks
 from utils.paths import RESULTS
 from utils.random_walk import Settings, random_walk_masks
-from utils.refinement import RefinementOptions, refine
+from utils.refinement import RefinementOptions, refine_all
 
 Refiner = Callable[[Mapping[str, object]], list[np.ndarray]]  # from options to the refined masks of all images
 SAM_GRID = {
@@ -100,14 +100,15 @@ def main(args: argparse.Namespace) -> list[dict[str, object]]:
 def sam_refiner(args: argparse.Namespace, u_net: Network, data: AnnotatedImages, stems: Sequence[str],
                 device: torch.device) -> tuple[list[np.ndarray], Refiner]:
     """The U-Net's probabilities of each image, and the refinement by SAM."""
-    inputs = [each[1:] for each in predictions_and_embeddings(args, u_net, data, stems, device)]
+    decoder, images = predictions_and_embeddings(args, u_net, data, stems, device)
+    inputs = [image for _, *image in images]
 
-    def refined(options: Mapping[str, object]) -> list[np.ndarray]:
+    def masks(options: Mapping[str, object]) -> list[np.ndarray]:
         prompts = {name: tuple(options[name].split()) for name in ("prompt1st", "prompt2nd")}
         chosen = RefinementOptions(**{**options, **prompts}, morphology="paper")
-        return [refine(*each, chosen).mask for each in inputs]
+        return [refined.mask for refined in refine_all(inputs, decoder, chosen)]
 
-    return [probabilities for probabilities, _, _ in inputs], refined
+    return [probabilities for probabilities, _ in inputs], masks
 
 
 def walk_refiner(args: argparse.Namespace, u_net: Network, data: AnnotatedImages, stems: Sequence[str],

@@ -3,7 +3,6 @@
 One HDF5 file per image, `<folder>/<stem>.h5`: dataset `embedding`, float32 or float16 (D, h, w), uncompressed because
 that reads fastest; attributes `original_size`, `input_size`, `encoder_input_size`, `checkpoint`, `checkpoint_sha256`.
 """
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from segment_anything.registry import check_present, get_sam_type, load_sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from utils.cli import InputError
 from utils.files import atomic_path, read_grey
-from utils.overlap import overlapped
+from utils.overlap import batched, overlapped
 
 PRECISIONS = ("float32", "float16", "bf16")
 GPU_BATCH = 4  # images in the encoder at once; one at a time on the CPU, where more don't pay
@@ -102,7 +101,7 @@ def compute_embeddings(sam: Sam, paths: Sequence[Path], preprocessing: str,
 
     at_once = 1 if sam.device.type == "cpu" else GPU_BATCH
     images = overlapped(prepare, paths, threads=at_once)
-    while batch := list(itertools.islice(images, at_once)):
+    for batch in batched(images, at_once):
         yield from _encode(sam, batch, checkpoint)
 
 

@@ -7,6 +7,7 @@ pixel, and only the finished logits are put into the order of an image.
 What doesn't depend on the prompt is computed once: the positions' share of every projection, and the image's share of
 the first block's. There the prompt's mask adds to the image no more than a linear map of a few channels.
 """
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,17 +21,22 @@ from segment_anything.modeling.transformer import Attention, TwoWayAttentionBloc
 PIXELS = 1024  # that are upscaled at once, so that they stay in the cache
 
 
-class PreparedImage(NamedTuple):
-    """An image without a mask prompt, (1, P, D), and the first block's projection of it, (1, P, 3 I)."""
+class PreparedImages(NamedTuple):
+    """B images without a mask prompt, (B, P, D), and the first block's projection of them, (B, P, 3 I)."""
 
     pixels: Tensor
     projected: Tensor
 
+    def of(self, images: Sequence[int]) -> "PreparedImages":
+        """The image of each of K objects, or the one that all of them show (B = 1)."""
+        chosen = slice(images[0], images[0] + 1) if len(set(images)) == 1 else list(images)
+        return PreparedImages(*(each[chosen] for each in self))
+
 
 class SingleMaskDecoder:
-    """The first mask and its predicted IoU of several objects of one image, each with as many prompts.
+    """The first mask and its predicted IoU of several objects, each with as many prompts.
 
-    Shapes: K objects, P = h w pixels, D channels, T tokens, I channels inside an attention.
+    Shapes: B images, K objects, P = h w pixels, D channels, T tokens, I channels inside an attention.
 
     Args:
         prompt_encoder, decoder: on their device, in evaluation mode; their weights must not change afterwards
@@ -54,22 +60,23 @@ class SingleMaskDecoder:
         first, self._norm, _, second, _ = decoder.output_upscaling
         self._first, self._second = _as_linear(first), _as_linear(second)
 
-    def prepare(self, features: Tensor) -> PreparedImage:
-        """An image's embedding, (1, D, h, w), for any number of calls."""
+    def prepare(self, features: Tensor) -> PreparedImages:
+        """Embeddings of images, (B, D, h, w), for any number of calls."""
         pixels = _rows(features) + self._no_mask
-        return PreparedImage(pixels, _project(pixels, self._projections[0]))
+        return PreparedImages(pixels, _project(pixels, self._projections[0]))
 
-    def __call__(self, image: PreparedImage, sparse: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: PreparedImages, sparse: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """K objects' masks.
 
         Args:
+            images: of each object, or one of all (B = K or 1)
             sparse: prompt embeddings, (K, N, D)
             masks: mask prompts, logits (K, 4h, 4w)
         Returns:
             logits (K, 4h, 4w) and predicted IoU (K,)
         """
         positions = torch.cat([self._output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
-        tokens, (pixels, projected) = positions, image
+        tokens, (pixels, projected) = positions, images
         if masks is not None:
             codes = _rows(self._encode_mask(masks[:, None]))
             pixels = linear(codes, *self._masked).add_(pixels)

@@ -1,4 +1,5 @@
 """SAM's prompt encoder and mask decoder on stored image embeddings; the image encoder is never loaded."""
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,23 +11,25 @@ from segment_anything.checkpoints import CheckpointId, identify
 from segment_anything.embeddings import ImageEmbedding, check_same_checkpoint
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from segment_anything.registry import load_prompt_modules
-from segment_anything.single_mask import PreparedImage, SingleMaskDecoder
+from segment_anything.single_mask import PreparedImages, SingleMaskDecoder
 
 
 class StoredEmbeddingDecoder:
-    """Predicts the masks of objects of one image from prompts and a stored embedding.
+    """Predicts the masks of objects from prompts and stored embeddings of their images.
 
     All coordinates are x, y in pixels of the encoder's input (the embedding's `input_size`).
 
     Attributes:
-        at_once: how many objects a call should be for: many keep a GPU busy, on a CPU they gain little and take memory
+        objects_at_once: how many objects `decode` should be for: many keep a GPU busy, on a CPU they gain little and
+            take memory
+        images_at_once: from how many images such objects should be gathered
     """
 
     def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, checkpoint: CheckpointId,
                  device: torch.device | str = "cpu"):
         self.checkpoint = checkpoint
         self.device = torch.device(device)
-        self.at_once = 32 if self.device.type == "cuda" else 1
+        self.objects_at_once, self.images_at_once = (32, 8) if self.device.type == "cuda" else (1, 1)
         self.prompt_encoder = prompt_encoder.to(device)
         with torch.inference_mode():
             self._mask_decoder = SingleMaskDecoder(self.prompt_encoder, mask_decoder.to(device))
@@ -39,17 +42,18 @@ class StoredEmbeddingDecoder:
         return cls(*load_prompt_modules(sam_type, checkpoint), identify(checkpoint), device)
 
     @torch.inference_mode()
-    def prepare(self, embedding: ImageEmbedding) -> PreparedImage:
-        """The image as `decode` takes it, on the decoder's device; once per image.
+    def prepare(self, embeddings: Sequence[ImageEmbedding]) -> PreparedImages:
+        """Images as `decode` takes them, on the decoder's device; once per image.
 
         Raises:
-            InputError: the embedding was computed with another checkpoint than this decoder's.
+            InputError: an embedding was computed with another checkpoint than this decoder's.
         """
-        check_same_checkpoint("image embedding", embedding.checkpoint, self.checkpoint)
-        return self._mask_decoder.prepare(embedding.embedding.to(self.device)[None])
+        for embedding in embeddings:
+            check_same_checkpoint("image embedding", embedding.checkpoint, self.checkpoint)
+        return self._mask_decoder.prepare(torch.stack([each.embedding for each in embeddings]).to(self.device))
 
     @torch.inference_mode()
-    def decode(self, image: PreparedImage, boxes: np.ndarray | None = None, points: np.ndarray | None = None,
+    def decode(self, images: PreparedImages, boxes: np.ndarray | None = None, points: np.ndarray | None = None,
                labels: np.ndarray | None = None, mask_inputs: torch.Tensor | None = None
                ) -> tuple[torch.Tensor, torch.Tensor]:
         """SAM's single-mask output for K objects with the same kinds and numbers of prompts.
@@ -57,6 +61,7 @@ class StoredEmbeddingDecoder:
         Points without a box get SAM's padding point, a box alone or points with a box get none (prompt encoder).
 
         Args:
+            images: of each object, or one of all
             boxes: (K, 4) x0, y0, x1, y1
             points, labels: (K, N, 2) x, y and (K, N) with 1 = on the object, 0 = beside it; N > 0
             mask_inputs: logits of an earlier call, (K, 4h, 4w)
@@ -66,7 +71,7 @@ class StoredEmbeddingDecoder:
         sparse, _ = self.prompt_encoder(
             points=None if points is None else (self._on_device(points), self._on_device(labels)),
             boxes=None if boxes is None else self._on_device(boxes), masks=None)
-        return self._mask_decoder(image, sparse, mask_inputs)
+        return self._mask_decoder(images, sparse, mask_inputs)
 
     def _on_device(self, coordinates: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(coordinates, dtype=torch.float32, device=self.device)

@@ -1,6 +1,7 @@
 """SAM's agreement against the package's own modules, used directly."""
 import cv2
 import numpy as np
+import pytest
 import torch
 from small_sam import register_small_sam
 from torch.nn import functional as F
@@ -13,7 +14,8 @@ from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.agreement import extreme_points, mask_prompt, sam_agreement
 
 
-def test_agreement_equals_the_packages_predictor(monkeypatch, tmp_path):
+@pytest.mark.parametrize("objects_at_once", [1, 32])
+def test_agreement_equals_the_packages_predictor(monkeypatch, tmp_path, objects_at_once):
     checkpoint = register_small_sam(monkeypatch, tmp_path)
     grey = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (110, 80), np.uint8), (0, 0), 2)
     sam = load_sam("small", checkpoint)
@@ -21,7 +23,9 @@ def test_agreement_equals_the_packages_predictor(monkeypatch, tmp_path):
     rows, columns = np.mgrid[:55, :40]
     probabilities = np.stack([np.exp(-np.hypot(rows - 20, columns - 12) / 12),
                               np.exp(-np.hypot(rows - 40, columns) / 9), np.full((55, 40), 0.2)]).astype(np.float32)
-    agreement = sam_agreement(probabilities, embedding, StoredEmbeddingDecoder.load("small", checkpoint))
+    decoder = StoredEmbeddingDecoder.load("small", checkpoint)
+    decoder.objects_at_once = objects_at_once
+    agreement = sam_agreement(probabilities, embedding, decoder)
     predictor = SamPredictor(sam)
     predictor.set_image(np.repeat(grey[..., None], 3, axis=2))
     for channel, positive in enumerate([(12, 20), (0, 40)]):

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from utils.overlap import overlapped
+from utils.overlap import batched, overlapped
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -37,3 +37,11 @@ def test_the_next_item_is_worked_on_meanwhile_and_no_more_than_that():
     assert begun.acquire(timeout=5)  # the second one began before it was asked for
     assert taken == [0, 1]
     results.close()
+
+
+def test_batches_take_no_item_too_early():
+    items = iter(range(5))
+    batches = batched(items, 2)
+    assert next(batches) == [0, 1] and next(items) == 2
+    assert list(batches) == [[3, 4]]
+    assert list(batched([], 2)) == []

@@ -1,5 +1,6 @@
 """Refinement against the package's own predictor, class by class."""
 import argparse
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.cli import InputError
 from utils.mask_cleaning import apply_morphology
 from utils.prompts import extract_prompts, scale_prompts
-from utils.refinement import RefinementOptions, add_refinement_arguments, options_from, refine, two_passes
+from utils.refinement import RefinementOptions, add_refinement_arguments, options_from, refine, refine_all, two_passes
 
 PROMPT_SETS = [
     (("box",), ("pos_points", "neg_points")),
@@ -91,7 +92,7 @@ def check_against_upstream(upstream, decoder, embedding, probabilities, options,
             assert np.isnan(refined.estimated_dice[channel])
             continue
         logits, iou, low = upstream.refine(shapes, channel, options)
-        ours, our_iou = two_passes(decoder, decoder.prepare(embedding), scaled, [channel], options)
+        ours, our_iou = two_passes(decoder, decoder.prepare([embedding]), [scaled], [(0, channel)], options)
         largest = max(largest, (ours - low[0]).abs().max().item())
         np.testing.assert_array_equal(refined.mask[channel], nearest_centre(logits > 0, cleaned.shape[1:]))
         assert our_iou.item() == pytest.approx(iou, abs=tolerance)
@@ -112,8 +113,27 @@ def small(monkeypatch, tmp_path):
 @pytest.mark.parametrize(("prompt1st", "prompt2nd"), PROMPT_SETS)
 def test_equals_upstream_for_every_prompt_set(small, prompt1st, prompt2nd):
     _, decoder, _ = small
-    for seed, decoder.at_once in enumerate((1, 3, 32)):
+    for seed, decoder.objects_at_once in enumerate((1, 3, 32)):
         check_against_upstream(*small, random_probabilities(seed), RefinementOptions(prompt1st, prompt2nd), 1e-6)
+
+
+def test_images_that_share_calls_are_refined_as_each_alone(small, monkeypatch):
+    """Images of two sizes; two of them have as many classes, one has none."""
+    _, decoder, embedding = small
+    wide = replace(embedding, embedding=embedding.embedding.flip(2), original_size=(83, 110), input_size=(97, 128))
+    images = [(random_probabilities(0), embedding), (random_probabilities(1, 36, 48)[1:], wide),
+              (np.zeros((2, 48, 36), np.float32), embedding), (random_probabilities(2, 36, 48), wide)]
+    alone = [refine(*image, decoder, RefinementOptions()) for image in images]
+    calls, decode = [], decoder.decode
+    monkeypatch.setattr(decoder, "decode", lambda *given: calls.append(given) or decode(*given))
+    for decoder.objects_at_once, decoder.images_at_once, expected in [(1, 1, 22), (3, 4, 8), (32, 4, 4), (32, 3, 6)]:
+        calls.clear()
+        together = list(refine_all(iter(images), decoder, RefinementOptions()))
+        assert len(calls) == expected
+        for ours, one in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(ours.mask, one.mask)
+            np.testing.assert_array_equal(ours.cleaned, one.cleaned)
+            np.testing.assert_allclose(ours.estimated_dice, one.estimated_dice, rtol=0, atol=1e-6)
 
 
 def test_morphology_is_applied_before_prompts_in_paper_mode_alone(small):
@@ -261,7 +281,7 @@ def test_tiny_vit_encodes_and_a_true_box_finds_the_lungs(mobile_sam):
 @pytest.mark.parametrize(("prompt1st", "prompt2nd", "at_once"), [(*PROMPT_SETS[0], 1), (*PROMPT_SETS[-1], 3)])
 def test_mobile_sam_equals_upstream_class_by_class(mobile_sam, monkeypatch, prompt1st, prompt2nd, at_once):
     *ways, masks = mobile_sam
-    monkeypatch.setattr(ways[1], "at_once", at_once)
+    monkeypatch.setattr(ways[1], "objects_at_once", at_once)
     probabilities = np.stack([cv2.GaussianBlur(cv2.resize(mask.astype(np.float32), (88, 112)), (0, 0), 2)
                               for mask in masks])
     probabilities[0, 100:106, 70:76] = 0.6  # a stray component

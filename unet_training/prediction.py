@@ -1,5 +1,4 @@
 """Segmenting images with a trained network."""
-import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,7 +7,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from utils.overlap import overlapped
+from utils.overlap import batched, overlapped
 
 READERS = 4  # threads that read images
 
@@ -24,7 +23,7 @@ def predict(model: nn.Module, images: Dataset, device: torch.device,
     at_once = batch_size if device.type == "cuda" else 1
     read = overlapped(images.__getitem__, range(len(images)), READERS)
     with tqdm(total=len(images), desc="images", unit="image") as progress:
-        while batch := list(itertools.islice(read, at_once)):
+        for batch in batched(read, at_once):
             pixels, stems = zip(*batch, strict=True)
             probabilities = model(torch.stack(pixels).to(device)).sigmoid().cpu().numpy()
             for stem, probability in zip(stems, probabilities, strict=True):

@@ -6,6 +6,7 @@ import torch
 from segment_anything.embeddings import ImageEmbedding
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.dice import multilabel_dice
+from utils.overlap import batched
 
 CERTAINTY = np.log((1 - 1e-3) / 1e-3)  # logit of a pixel of the mask prompt
 
@@ -23,13 +24,14 @@ def sam_agreement(probabilities: np.ndarray, embedding: ImageEmbedding, decoder:
         float64, (C,), NaN for a class without a mask
     """
     masks = probabilities > 0.5
-    size, image, sams = masks.shape[1:], decoder.prepare(embedding), np.zeros_like(masks)
+    size, image, sams = masks.shape[1:], decoder.prepare([embedding]), np.zeros_like(masks)
     scale = np.divide(embedding.input_size, size)[::-1]  # of x, y
-    for channel in np.flatnonzero(masks.any(axis=(1, 2))):
-        logits, _ = decoder.decode(image, points=extreme_points(probabilities[channel])[None] * scale,
-                                   labels=np.array([[1, 0]]),
-                                   mask_inputs=mask_prompt(masks[channel], embedding)[None].to(decoder.device))
-        sams[channel] = (decoder.upscale(logits, embedding, size)[0] > 0).cpu().numpy()
+    for some in batched(np.flatnonzero(masks.any(axis=(1, 2))), decoder.objects_at_once):
+        points = np.stack([extreme_points(probabilities[channel]) for channel in some]) * scale
+        prompts = torch.stack([mask_prompt(masks[channel], embedding) for channel in some])
+        logits, _ = decoder.decode(image, points=points, labels=np.tile([1, 0], (len(some), 1)),
+                                   mask_inputs=prompts.to(decoder.device))
+        sams[some] = (decoder.upscale(logits, embedding, size) > 0).cpu().numpy()
     return multilabel_dice(torch.from_numpy(sams), torch.from_numpy(masks)).double().numpy()
 
 

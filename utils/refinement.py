@@ -3,17 +3,18 @@
 U-Net probabilities -> cleaned masks -> prompts -> first pass -> second pass with the first one's logits -> masks.
 """
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from segment_anything.embeddings import ImageEmbedding
-from segment_anything.single_mask import PreparedImage
+from segment_anything.single_mask import PreparedImages
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.cli import InputError
 from utils.mask_cleaning import ELEMENTS, OPERATIONS, SELECTIONS, apply_morphology, clean_masks
+from utils.overlap import batched
 from utils.prompts import PROMPT_NAMES, ClassPrompt, Prompts, extract_prompts, scale_prompts, select_prompt
 
 MORPHOLOGIES = ("released", "paper")
@@ -98,51 +99,76 @@ def refine(probabilities: np.ndarray, embedding: ImageEmbedding, decoder: Stored
     Raises:
         InputError: the embedding is of another checkpoint.
     """
-    cleaned = clean_masks(probabilities, options.ccl_selection)
-    shapes = cleaned if options.morphology == "released" else apply_morphology(
-        cleaned, options.morphology_operation, options.morphology_element, options.morphology_radius)
-    mask_size = cleaned.shape[1:]
-    prompts = scale_prompts(extract_prompts(shapes), mask_size, embedding.input_size)
-    mask, estimated_dice = cleaned.copy(), np.full(len(cleaned), np.nan)
-    channels = np.flatnonzero(prompts.valid)
-    if len(channels):
-        logits, iou = decode_all(decoder, embedding, prompts, channels, options)
-        mask[channels] = (decoder.upscale(logits, embedding, mask_size) > 0).cpu().numpy()
-        iou = iou.double().cpu().numpy()
-        estimated_dice[channels] = 2 * iou / (1 + iou)
-    return Refined(mask, estimated_dice, cleaned)
+    return next(refine_all([(probabilities, embedding)], decoder, options))
 
 
-def decode_all(decoder: StoredEmbeddingDecoder, embedding: ImageEmbedding, prompts: Prompts, channels: Sequence[int],
-               options: RefinementOptions) -> tuple[torch.Tensor, torch.Tensor]:
-    """`two_passes` of some valid classes, as many at once as the decoder wants."""
-    image = decoder.prepare(embedding)
-    groups = [channels[start:start + decoder.at_once] for start in range(0, len(channels), decoder.at_once)]
-    results = [two_passes(decoder, image, prompts, group, options) for group in groups]
-    logits, iou = (torch.cat(each) for each in zip(*results, strict=True))
-    return logits, iou
+def refine_all(images: Iterable[tuple[np.ndarray, ImageEmbedding]], decoder: StoredEmbeddingDecoder,
+               options: RefinementOptions) -> Iterator[Refined]:
+    """`refine` for (probabilities, embedding) of many images, as many at once as the decoder wants."""
+    for some in batched(images, decoder.images_at_once):
+        yield from _refine_together(some, decoder, options)
 
 
-def two_passes(decoder: StoredEmbeddingDecoder, image: PreparedImage, prompts: Prompts, channels: Sequence[int],
-               options: RefinementOptions) -> tuple[torch.Tensor, torch.Tensor]:
-    """Low-resolution logits (K, 4h, 4w) and predicted IoU (K,) of valid classes; prompts in pixels of the
-    encoder's input.
+def _refine_together(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decoder: StoredEmbeddingDecoder,
+                     options: RefinementOptions) -> list[Refined]:
+    results, prompts = [], []
+    for probabilities, embedding in images:
+        cleaned = clean_masks(probabilities, options.ccl_selection)
+        shapes = cleaned if options.morphology == "released" else apply_morphology(
+            cleaned, options.morphology_operation, options.morphology_element, options.morphology_radius)
+        prompts.append(scale_prompts(extract_prompts(shapes), cleaned.shape[1:], embedding.input_size))
+        results.append(Refined(cleaned.copy(), np.full(len(cleaned), np.nan), cleaned))
+    embeddings = [embedding for _, embedding in images]
+    for number, (logits, iou) in decode_all(decoder, embeddings, prompts, options).items():
+        result, valid = results[number], prompts[number].valid
+        masks = decoder.upscale(logits, embeddings[number], result.mask.shape[1:]) > 0
+        result.mask[valid], iou = masks.cpu().numpy(), iou.double().cpu().numpy()
+        result.estimated_dice[valid] = 2 * iou / (1 + iou)
+    return results
+
+
+def decode_all(decoder: StoredEmbeddingDecoder, embeddings: Sequence[ImageEmbedding], prompts: Sequence[Prompts],
+               options: RefinementOptions) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """`two_passes` of all valid classes of several images, as many at once as the decoder wants.
+
+    Returns:
+        by number of the image, if it has a valid class: low-resolution logits (K, 4h, 4w) and predicted IoU (K,)
+    """
+    images, results = decoder.prepare(embeddings), {}
+    counts = [int(each.valid.sum()) for each in prompts]
+    for count in set(counts) - {0}:  # an object's negative points are the image's other valid classes
+        numbers = [number for number, each in enumerate(counts) if each == count]
+        objects = [(number, channel) for number in numbers for channel in np.flatnonzero(prompts[number].valid)]
+        decoded = [two_passes(decoder, images, prompts, some, options)
+                   for some in batched(objects, decoder.objects_at_once)]
+        of_images = zip(*(torch.cat(each).split(count) for each in zip(*decoded, strict=True)), strict=True)
+        results.update(zip(numbers, of_images, strict=True))
+    return results
+
+
+def two_passes(decoder: StoredEmbeddingDecoder, images: PreparedImages, prompts: Sequence[Prompts],
+               objects: Sequence[tuple[int, int]], options: RefinementOptions) -> tuple[torch.Tensor, torch.Tensor]:
+    """Low-resolution logits (K, 4h, 4w) and predicted IoU (K,) of objects, each the number of its image and its class.
 
     The first pass is the result where the second set is empty: none was asked for, or it has negative points alone and
     there is no other class.
+
+    Args:
+        prompts: of each image, in pixels of the encoder's input; the images of the objects have as many valid classes
     """
-    first, second = ([select_prompt(prompts, channel, names) for channel in channels]
+    images = images.of([number for number, _ in objects])
+    first, second = ([select_prompt(prompts[number], channel, names) for number, channel in objects]
                      for names in (options.prompt1st, options.prompt2nd))
-    logits, iou = _decode(decoder, image, first)
-    return (logits, iou) if second[0].empty else _decode(decoder, image, second, logits)
+    logits, iou = _decode(decoder, images, first)
+    return (logits, iou) if second[0].empty else _decode(decoder, images, second, logits)
 
 
-def _decode(decoder: StoredEmbeddingDecoder, image: PreparedImage, prompts: list[ClassPrompt],
+def _decode(decoder: StoredEmbeddingDecoder, images: PreparedImages, prompts: list[ClassPrompt],
             mask_inputs: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """All prompts at once; those of an image's valid classes are of the same kinds and numbers."""
+    """All prompts at once, which are of the same kinds and numbers."""
     boxes, points, labels = (None if values[0] is None else np.stack(values) for values in
                              zip(*((each.box, each.points, each.labels) for each in prompts), strict=True))
-    return decoder.decode(image, boxes, points, labels, mask_inputs)
+    return decoder.decode(images, boxes, points, labels, mask_inputs)
 
 
 def add_refinement_arguments(parser: argparse.ArgumentParser) -> None:
