@@ -3,7 +3,9 @@ import copy
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from segment_anything import fast_encoder
 from segment_anything.demo_sam import DEMO_SAM_WEIGHTS
 from segment_anything.fast_encoder import FastBlock, accelerate
 from segment_anything.modeling.image_encoder import Block
@@ -19,10 +21,13 @@ def block(window_size: int, size: tuple[int, int], **options: bool) -> Block:
     return made
 
 
+@pytest.mark.parametrize("attend", [fast_encoder._attend_on_cpu, F.scaled_dot_product_attention])  # the latter on a GPU
 @pytest.mark.parametrize("size", [(6, 9), (8, 8), (5, 7)])
 @pytest.mark.parametrize("window_size", [0, 4])
 @pytest.mark.parametrize("options", [{"use_rel_pos": True}, {}, {"use_rel_pos": True, "qkv_bias": True}])
-def test_a_block_equals_the_packages_block(size, window_size, options):
+def test_a_block_equals_the_packages_block(monkeypatch, size, window_size, options, attend):
+    monkeypatch.setattr(fast_encoder, "_attend_on_cpu", attend)
+    monkeypatch.setattr(fast_encoder, "QUERIES", 20)
     upstream = block(window_size, size, **options)
     tokens = torch.randn(2, *size, 24)
     expected = upstream(tokens)
