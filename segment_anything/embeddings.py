@@ -24,7 +24,7 @@ from utils.files import atomic_path, read_grey
 from utils.overlap import batched, overlapped
 
 PRECISIONS = ("float32", "float16", "bf16")
-GPU_BATCH = 4  # images in the encoder at once; one at a time on the CPU, where more don't pay
+IMAGES_AT_ONCE = {"cpu": 1, "cuda": 4}  # in the encoder; more don't pay on a CPU
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def compute_embeddings(sam: Sam, paths: Sequence[Path], preprocessing: str,
         grey = read_grey(path)
         return _Prepared(grey.shape, *encoder_input(sam, grey, preprocessing))
 
-    at_once = 1 if sam.device.type == "cpu" else GPU_BATCH
+    at_once = IMAGES_AT_ONCE[sam.device.type]
     images = overlapped(prepare, paths, threads=at_once)
     for batch in batched(images, at_once):
         yield from _encode(sam, batch, checkpoint)

@@ -110,6 +110,17 @@ def test_files_hold_what_was_computed_and_a_rerun_skips_them(monkeypatch, tmp_pa
     assert save_missing_embeddings(images, folder, "small", checkpoint, cpu) == 0
 
 
+def test_images_of_one_batch_get_their_own_embeddings(monkeypatch, tmp_path, checkpoint, images):
+    one, together = tmp_path / "one", tmp_path / "together"
+    save_missing_embeddings(images, one, "small", checkpoint, torch.device("cpu"))
+    monkeypatch.setitem(embeddings_module.IMAGES_AT_ONCE, "cpu", 4)  # as on a GPU
+    save_missing_embeddings(images, together, "small", checkpoint, torch.device("cpu"))
+    for stem, _ in images:
+        alone, batched = (load_embedding(folder / f"{stem}.h5", identify(checkpoint)) for folder in (one, together))
+        torch.testing.assert_close(batched.embedding, alone.embedding, rtol=0, atol=1e-5)
+        assert (batched.original_size, batched.input_size) == (alone.original_size, alone.input_size)
+
+
 @pytest.mark.parametrize(("precision", "tolerance"), [("float16", 1e-3), ("bf16", 0.1)])
 def test_half_precision_halves_the_files_and_is_read_as_float32(tmp_path, checkpoint, images, precision, tolerance):
     cpu = torch.device("cpu")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from scripts.segmentation_dataset import LabelledDataset
 from segment_anything.checkpoints import identify
 from segment_anything.embeddings import (
-    GPU_BATCH,
+    IMAGES_AT_ONCE,
     ImageEmbedding,
     embedding_path,
     is_embedded,
@@ -61,7 +61,7 @@ class FrozenEncoder:
         sam = self.sam.to(grey.device)
         resized = F.interpolate(grey, self.covered(grey.shape[2:]), mode="bilinear", antialias=True)
         pixels = sam.preprocess(resized.expand(-1, 3, -1, -1))
-        return torch.cat([sam.image_encoder(some) for some in pixels.split(GPU_BATCH if pixels.is_cuda else 1)])
+        return torch.cat([sam.image_encoder(some) for some in pixels.split(IMAGES_AT_ONCE[pixels.device.type])])
 
 
 class ResidualBlock(nn.Module):
