@@ -195,6 +195,18 @@ def test_the_mean_teacher_goes_on_from_the_initial_model(workplace):
     assert 0 < moved < 0.1  # 6 steps of 0.4 % each
 
 
+@pytest.mark.parametrize(("stage", "arguments"), [(training_on_pseudo_labels, ["--pseudo_label", "raw"]),
+                                                  (training_with_mean_teacher, [])])
+def test_positive_weights_are_bounded_where_asked(workplace, monkeypatch, stage, arguments):
+    data_dir, _ = workplace
+    run(save_segmentations, data_dir, *N)
+    bounds = []
+    monkeypatch.setattr(stage, "fit", lambda *given: bounds.append(given[3].pos_weight.max().item()))
+    for bound in ([], ["--max_positive_weight", "3"]):
+        run(stage, data_dir, *N, *arguments, *bound, "--batch_size", "4")
+    assert bounds == [pytest.approx(max(open_dataset("phantom", data_dir).description.positive_weights)), 3]
+
+
 def test_masks_with_which_sam_agrees_enter_the_mean_teacher_as_labels(workplace, capsys):
     data_dir, model_id = workplace
     path = run(add_sam_agreement, data_dir, *N)

@@ -55,9 +55,14 @@ def add_final_arguments(parser: argparse.ArgumentParser) -> None:
                         help="start the final U-Net from random weights, or else fine-tune the initial one")
     parser.add_argument("--mixed", action="store_true", help="fill half of every batch with labelled images; the paper "
                         "combines it with --no-train_from_scratch")
+    add_positive_weight_argument(parser)
+
+
+def add_positive_weight_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument that `loss_from` reads."""
     parser.add_argument("--max_positive_weight", type=positive_float, metavar="W",
-                        help="bound the loss's positive weights by W where the labels are pseudo labels "
-                             "(left out: the data set's, as in the paper)")
+                        help="after the initial training, bound the loss's positive weights by W (left out: the data "
+                             "set's, as in the paper)")
 
 
 def add_initial_arguments(parser: argparse.ArgumentParser) -> None:

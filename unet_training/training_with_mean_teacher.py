@@ -36,8 +36,13 @@ from scripts.segmentation_dataset import (
     PseudoLabelDataset,
     resident_batches,
 )
-from unet_training.epoch import bce_loss
-from unet_training.hyper_params import add_loading_arguments, add_training_arguments, schedule_from
+from unet_training.hyper_params import (
+    add_loading_arguments,
+    add_positive_weight_argument,
+    add_training_arguments,
+    loss_from,
+    schedule_from,
+)
 from unet_training.mean_teacher import MeanTeacher, mean_teacher_epoch
 from unet_training.trainer import fingerprint, fit, publish
 from utils.cli import InputError, run_stage, select_device, stage_parser
@@ -56,6 +61,7 @@ def get_args_parser() -> argparse.ArgumentParser:
                         help="take masks as labels on which SAM agrees by this Dice or more; 0.85 if it isn't given")
     add_sam_arguments(parser)
     add_training_arguments(parser)
+    add_positive_weight_argument(parser)
     add_loading_arguments(parser)
     return parser
 
@@ -80,7 +86,7 @@ def main(args: argparse.Namespace) -> str:
     train_batches = DataLoader(train, args.batch_size, shuffle=True, drop_last=True, num_workers=args.num_workers,
                                persistent_workers=args.num_workers > 0)
     val_batches = resident_batches(LabelledDataset(data, data.stems("val")), args.infer_batch_size, device)
-    loss_function = bce_loss(data.description.positive_weights, device)
+    loss_function = loss_from(args, data.description.positive_weights, device)
     parameters = task_parameters(args, "mean_teacher", initial_model_id=initial.id)
     state_file = training_state(runs_dir(), fingerprint(parameters))
     with start("training_with_mean_teacher", parameters, tags=("mean_teacher", args.dataset)) as experiment:
