@@ -1,3 +1,4 @@
+import fcntl
 import json
 import pickle
 
@@ -45,6 +46,20 @@ def test_reader_travels_to_worker_processes_with_its_file_open(tmp_path):
     store.mask("1")
     copy = pickle.loads(pickle.dumps(store))
     np.testing.assert_array_equal(copy.mask("1"), random_mask(1))
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_second_run_leaves_the_firsts_file_alone(tmp_path, begun):
+    """The first holds HDF5's lock, either already when the second one looks, or from then on."""
+    path, part = tmp_path / "raw.h5", tmp_path / "raw.h5.part"
+    second = None if begun else MaskWriter(path, LABELS, ATTRIBUTES)
+    with h5py.File(part, "w") as file:
+        file.create_group("segmentation_mask")
+    with part.open() as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match=r"raw\.h5\.part: another run is writing this file"):
+            (second or MaskWriter(path, LABELS, ATTRIBUTES)).__enter__()
+    assert part.exists() and not path.exists()
 
 
 def test_interrupted_run_leaves_no_result_and_goes_on(tmp_path):

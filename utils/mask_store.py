@@ -74,7 +74,7 @@ class MaskWriter:
         """`attributes` must equal those of masks that are there already.
 
         Raises:
-            InputError: the file there was made with other labels or attributes.
+            InputError: the file there was made with other labels or attributes, or another run is writing it.
         """
         self.path, self.part = path, path.with_name(path.name + ".part")
         self._attributes = {"labels": json.dumps({name: channel for channel, name in enumerate(labels)}), **attributes}
@@ -105,7 +105,7 @@ class MaskWriter:
         if self.path.exists() and not self.part.exists():
             with atomic_path(self.part) as copy:
                 shutil.copyfile(self.path, copy)
-        self._file = h5py.File(self.part, "a")
+        self._file = _open(self.part, "a")
         self._file.attrs.update(self._attributes)
         self._file.require_group(GROUP)
         return self
@@ -131,9 +131,11 @@ class MaskWriter:
             self.part.unlink()
 
 
-def _open(path: Path) -> h5py.File:
+def _open(path: Path, mode: str = "r") -> h5py.File:
     try:
-        return h5py.File(path, "r")
+        return h5py.File(path, mode)
+    except BlockingIOError:
+        raise InputError(f"{path}: another run is writing this file; wait until it has ended") from None
     except OSError as error:
         raise InputError(f"{path}: not a readable HDF5 file ({error}); delete it and run the stage again") from None
 
@@ -143,6 +145,8 @@ def _readable(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             return all(dataset[()] is not None for dataset in file[GROUP].values())
+    except BlockingIOError:  # locked by another run: not damaged
+        return True
     except (OSError, KeyError, RuntimeError):
         return False
 
