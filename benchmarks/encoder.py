@@ -26,10 +26,8 @@ from segment_anything.registry import default_checkpoint, get_sam_type, load_sam
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
-from utils.mask_cleaning import clean_masks
 from utils.paths import DATA
-from utils.prompts import extract_prompts, scale_prompts
-from utils.refinement import RefinementOptions, decode_all
+from utils.refinement import RefinementOptions, clean_and_prompt, decode_all
 
 OURS = {"float32": torch.float32, "bf16 option": torch.bfloat16}
 RANDOM = CheckpointId("random weights", "")
@@ -112,11 +110,10 @@ def compare(theirs: ImageEmbedding, ours: ImageEmbedding, probabilities: np.ndar
 
 def logits(probabilities: np.ndarray, embedding: ImageEmbedding, decoder: StoredEmbeddingDecoder) -> np.ndarray:
     """Those whose signs are the refined masks, (K, H, W) for the K prompted classes."""
-    masks = clean_masks(probabilities)
-    size = masks.shape[1:]
-    prompts = scale_prompts(extract_prompts(masks), size, embedding.input_size)
-    low, _ = decode_all(decoder, [embedding], [prompts], RefinementOptions())[0]
-    return decoder.upscale(low, embedding, size).cpu().numpy()
+    options = RefinementOptions()
+    _, prompts = clean_and_prompt(probabilities, embedding, options)
+    low, _ = decode_all(decoder, [embedding], [prompts], options)[0]
+    return decoder.upscale(low, embedding, probabilities.shape[1:]).cpu().numpy()
 
 
 if __name__ == "__main__":

@@ -111,13 +111,8 @@ def refine_all(images: Iterable[tuple[np.ndarray, ImageEmbedding]], decoder: Sto
 
 def _refine_together(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decoder: StoredEmbeddingDecoder,
                      options: RefinementOptions) -> list[Refined]:
-    results, prompts = [], []
-    for probabilities, embedding in images:
-        cleaned = clean_masks(probabilities, options.ccl_selection)
-        shapes = cleaned if options.morphology == "released" else apply_morphology(
-            cleaned, options.morphology_operation, options.morphology_element, options.morphology_radius)
-        prompts.append(scale_prompts(extract_prompts(shapes), cleaned.shape[1:], embedding.input_size))
-        results.append(Refined(cleaned.copy(), np.full(len(cleaned), np.nan), cleaned))
+    cleaned, prompts = zip(*(clean_and_prompt(*image, options) for image in images), strict=True)
+    results = [Refined(each.copy(), np.full(len(each), np.nan), each) for each in cleaned]
     embeddings = [embedding for _, embedding in images]
     for number, (logits, iou) in decode_all(decoder, embeddings, prompts, options).items():
         result, valid = results[number], prompts[number].valid
@@ -125,6 +120,15 @@ def _refine_together(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decode
         result.mask[valid], iou = masks.cpu().numpy(), iou.double().cpu().numpy()
         result.estimated_dice[valid] = 2 * iou / (1 + iou)
     return results
+
+
+def clean_and_prompt(probabilities: np.ndarray, embedding: ImageEmbedding, options: RefinementOptions
+                     ) -> tuple[np.ndarray, Prompts]:
+    """The cleaned masks, bool (C, H, W), and the prompts that they give, in pixels of the encoder's input."""
+    cleaned = clean_masks(probabilities, options.ccl_selection)
+    shapes = cleaned if options.morphology == "released" else apply_morphology(
+        cleaned, options.morphology_operation, options.morphology_element, options.morphology_radius)
+    return cleaned, scale_prompts(extract_prompts(shapes), cleaned.shape[1:], embedding.input_size)
 
 
 def decode_all(decoder: StoredEmbeddingDecoder, embeddings: Sequence[ImageEmbedding], prompts: Sequence[Prompts],
