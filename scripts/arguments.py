@@ -180,6 +180,7 @@ def choose_model(args: argparse.Namespace, stage: str | None = "initial") -> Mod
         return fetch_model(args.model_id)
     wanted = {"dataset": args.dataset, "num_train_samples": args.num_train_samples}
     models = find_models(**wanted, stage=stage) if stage else find_models(**wanted)
+    models = [model for model in models if model.parameters.get("stage") != "nnunet"]  # which has commands of its own
     if len(models) == 1 or (models and stage):
         return models[0]
     problem = "several models" if models else f"no {stage or 'trained'} model"

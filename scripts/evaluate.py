@@ -34,10 +34,11 @@ from scripts.arguments import (
     unlabelled_stems,
 )
 from scripts.csv_tables import write_rows
+from scripts.nnunet import unpacked
 from scripts.save_random_walk_segmentations import walk_images
 from scripts.save_refined_segmentations import refine_images
 from scripts.segmentation_dataset import AnnotatedImages, ImageDataset
-from scripts.train_nnunet import nnunet_of
+from scripts.train_nnunet import find_nnunet
 from unet_training.checkpoint import Network
 from unet_training.hyper_params import positive_float
 from unet_training.prediction import predict
@@ -152,8 +153,8 @@ def masks_of(args: argparse.Namespace, model_id: str, u_net: Network, data: Anno
     elif args.pseudo_label == "random_walk":
         yield from ((stem, mask, None) for stem, mask in walk_images(args, u_net, data, stems, device))
     elif args.pseudo_label == "nnunet":
-        nnunet = nnunet_of(args, fetch_model(model_id), data, device)
-        yield from ((stem, mask, None) for stem, mask in nnunet.predict(stems))
+        with unpacked(find_nnunet(args, fetch_model(model_id), data).weights, data, device) as nnunet:
+            yield from ((stem, mask, None) for stem, mask in nnunet.predict(stems))
     else:
         yield from ((stem, refined.mask, refined.estimated_dice)
                     for stem, refined in refine_images(args, u_net, data, stems, device))

@@ -30,12 +30,14 @@ from scripts import (
     add_sam_agreement,
     evaluate,
     run_pipeline,
+    train_nnunet,
 )
 from scripts.arguments import plain_values, print_sam_notice, resolve_sam
 from scripts.csv_tables import read_rows, write_rows
 from scripts.nnunet import find_command
 from scripts.run_pipeline import SAVING_STAGES, headline, run, stage_arguments, trained_once
 from scripts.segmentation_dataset import AnnotatedImages, open_dataset
+from scripts.train_nnunet import trained_nnunet
 from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
 from unet_training.hyper_params import positive_float
 from utils.cli import run_stage, stage_parser
@@ -74,6 +76,11 @@ def _lraspp_on_sam(args: argparse.Namespace, initial: str) -> str:
     return trained_once(training, args, "lraspp_on_sam", architecture="lraspp_on_sam", data_aug=0.0)
 
 
+def _nnunet_alone(args: argparse.Namespace, initial: str) -> str:
+    trained_nnunet(stage_arguments(train_nnunet, args, model_id=initial))
+    return initial
+
+
 METHODS: dict[str, Callable[[argparse.Namespace, str], str]] = {  # from the initial model's id to the method's
     "initial": lambda _, initial: initial,
     "raw": _final("raw"),
@@ -85,7 +92,7 @@ METHODS: dict[str, Callable[[argparse.Namespace, str], str]] = {  # from the ini
     "reliable_mean_teacher": _reliable_mean_teacher,
     "lraspp_on_sam": _lraspp_on_sam,
     "nnunet": _final("nnunet"),
-    "nnunet_alone": lambda _, initial: initial,
+    "nnunet_alone": _nnunet_alone,
 }
 OWN_MASKS = {"nnunet_alone": "nnunet"}  # measured instead of what a U-Net makes of the test images
 OPTIONAL = ("medsam", "nnunet", "nnunet_alone")  # whose weights or packages not all have

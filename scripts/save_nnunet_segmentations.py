@@ -3,10 +3,11 @@
     python -m scripts.save_nnunet_segmentations --gpu_id 0
     python -m scripts.save_nnunet_segmentations --dataset phantom --num_train_samples 5 --nnunet_epochs 10 --nnunet_iterations 25
 
-An nnU-Net that isn't trained yet is trained first, as by scripts.train_nnunet. Its masks are filed under the initial
-U-Net's model id, which says which images are labelled. A rerun only predicts what is missing.
+The newest nnU-Net of the same arguments is taken, or the one that --nnunet_model_id names; if there is none, it is
+trained first, as by scripts.train_nnunet. Its masks are filed under the initial U-Net's model id, which says which images
+are labelled. A rerun only predicts what is missing.
 
-Reads   a model by its id, images of the data set, data/<dataset>/nnunet/
+Reads   two models by their ids, images of the data set
 Writes  data/seg_masks/<model id>/nnunet_<encoding>[_<epochs>x<iterations>].h5
 """  # noqa: E501 (a command to copy)
 import argparse
@@ -22,10 +23,10 @@ from scripts.arguments import (
     task_parameters,
     unlabelled_stems,
 )
-from scripts.nnunet import find_command
-from scripts.train_nnunet import nnunet_of
-from utils.cli import run_stage, select_device, stage_parser
-from utils.experiment import start
+from scripts.nnunet import find_command, unpacked
+from scripts.train_nnunet import trained_nnunet
+from utils.cli import InputError, run_stage, select_device, stage_parser
+from utils.experiment import Model, fetch_model, start
 from utils.mask_store import MaskWriter
 from utils.paths import mask_file
 
@@ -36,27 +37,39 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_model_arguments(parser)
     add_unlabelled_arguments(parser)
     add_nnunet_arguments(parser)
+    parser.add_argument("--nnunet_model_id", help="the nnU-Net (left out: the newest of the arguments above)")
     return parser
 
 
 def main(args: argparse.Namespace) -> Path:
     """Returns the file of masks."""
     device = select_device(args.gpu_id)
-    model, _, _, data = load_model_and_data(args, device)
-    nnunet = nnunet_of(args, model, data, device)
-    path = mask_file(args.data_dir, model.id, nnunet_kind(args))
-    origin = {"clearml_model_id": model.id, "nnunet": nnunet.folder.parent.name}
-    writer = MaskWriter(path, data.description.labels, origin)
-    missing = writer.missing(unlabelled_stems(args, model, data))
+    initial, _, _, data = load_model_and_data(args, device)
+    nnunet = fetch_model(args.nnunet_model_id) if args.nnunet_model_id else trained_nnunet(args)
+    path = mask_file(args.data_dir, initial.id, nnunet_kind(settings_of(nnunet)))
+    writer = MaskWriter(path, data.description.labels, {"clearml_model_id": initial.id, "nnunet_model_id": nnunet.id})
+    missing = writer.missing(unlabelled_stems(args, initial, data))
     if missing:
         find_command()
         with start("save_nnunet_segmentations", task_parameters(args, "predict_nnunet"),
                    ("nnunet", args.dataset)) as experiment:
-            experiment.use_model(model.id)
-            with writer:
-                writer.write_all(nnunet.predict(missing))
+            experiment.use_model(initial.id)
+            experiment.use_model(nnunet.id)
+            with unpacked(nnunet.weights, data, device) as network, writer:
+                writer.write_all(network.predict(missing))
     print(f"nnU-Net's masks: {path} ({len(missing)} new)")
     return path
+
+
+def settings_of(nnunet: Model) -> argparse.Namespace:
+    """The arguments that it was trained with.
+
+    Raises:
+        InputError: it is no nnU-Net.
+    """
+    if nnunet.parameters.get("stage") != "nnunet":
+        raise InputError(f"model id {nnunet.id}: is no nnU-Net; give the id that scripts.train_nnunet printed")
+    return argparse.Namespace(**nnunet.parameters)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """nnU-Net as a stage: what it is given and what comes back, with its commands replaced, and once for real."""
 import json
+import pickle
 import shutil
 import subprocess
+import zipfile
 from argparse import Namespace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts import nnunet, plot_results, run_pipeline, run_study, save_nnunet_segmentations, train_nnunet
+from scripts import evaluate, nnunet, plot_results, run_pipeline, run_study, save_nnunet_segmentations, train_nnunet
 from scripts.csv_tables import read_rows
-from scripts.nnunet import NNUNet
+from scripts.nnunet import NNUNet, unpacked
 from scripts.segmentation_dataset import open_dataset
 from unet_training import training
 from utils.cli import InputError
@@ -35,14 +38,28 @@ class FakeNNUNet:
     def run(self, command, env, check):
         self.commands.append([Path(command[0]).name, *command[1:]])
         self.environment = env
-        if self.commands[-1][0] == "nnUNetv2_predict" and self.exit_code == 0:
+        if self.exit_code == 0 and self.commands[-1][0] == "nnUNetv2_train":
+            self.train(*command[1:6])
+        if self.exit_code == 0 and self.commands[-1][0] == "nnUNetv2_predict":
             self.predict(**dict(zip(command[1::2], command[2::2], strict=True)))
         return Namespace(returncode=self.exit_code)
 
+    def train(self, number, configuration, fold, _, trainer):
+        results = Path(self.environment["nnUNet_results"]) / f"Dataset{int(number):03}_" / f"{trainer}__{configuration}"
+        (results / f"fold_{fold}").mkdir(parents=True)
+        for name in ("plans.json", "dataset.json", "fold_all/checkpoint_best.pth"):
+            (results / name).write_text(name)
+        torch.save({"network_weights": {"weight": torch.ones(2)}, "optimizer_state": {}, "trainer_name": trainer,
+                    "logging": {"loss": [np.float32(1), np.float64(2)]}}, results / "fold_all" / "checkpoint_final.pth")
+
     def predict(self, **options):
-        output = Path(options["-o"])
+        output, results = Path(options["-o"]), Path(self.environment["nnUNet_results"])
         output.mkdir()
-        export = json.loads((Path(self.environment["nnUNet_raw"]).parent / "export.json").read_text())
+        (trained,) = results.glob(f"Dataset{int(options['-d']):03}_*/{options['-tr']}__{options['-c']}")
+        assert {path.name for path in trained.iterdir()} == {"plans.json", "dataset.json", "fold_all"}
+        (checkpoint,) = (trained / "fold_all").iterdir()
+        assert torch.load(checkpoint, weights_only=True).keys() == {"network_weights", "trainer_name"}
+        export = json.loads((results.parent / "export.json").read_text())
         table = np.array(export["tables"][int(options["-d"]) - 1], bool)
         used = table.any(axis=0)
         for image in Path(options["-i"]).iterdir():
@@ -83,27 +100,35 @@ def run(stage, data_dir, *arguments):
 
 
 def nnunet_in(folder: Path, data, encoding="combinations", epochs=1000, device="cpu") -> NNUNet:
-    return NNUNet(folder, data, data.stems("train", 3), encoding, epochs, 250, torch.device(device))
+    return NNUNet(folder, data, encoding, epochs, 250, torch.device(device))
+
+
+def packed(method: NNUNet, folder: Path) -> Path:
+    method.train(method.data.stems("train", 3))
+    method.pack(folder / "nnunet.zip")
+    return folder / "nnunet.zip"
 
 
 @pytest.mark.parametrize("encoding", ["combinations", "groups"])
 def test_the_truth_comes_back_as_it_went_out(fake, tmp_path, encoding):
-    method = nnunet_in(tmp_path, fake.data, encoding)
-    masks = dict(method.predict(method.stems))
-    assert list(masks) == method.stems
+    stems, method = fake.data.stems("train", 3), nnunet_in(tmp_path / "own", fake.data, encoding)
+    archive = packed(method, tmp_path)
+    with unpacked(archive, fake.data, method.device) as elsewhere:
+        masks = dict(elsewhere.predict(stems))
+    assert list(masks) == stems
     for stem, mask in masks.items():
         assert mask.dtype == bool and mask.shape == (17, *SIZE)
         np.testing.assert_array_equal(mask, fake.data.mask(stem))
-    folders = sorted((tmp_path / "raw").iterdir())
+    folders = sorted((tmp_path / "own" / "raw").iterdir())
     assert len(folders) == 1 if encoding == "combinations" else len(folders) > 1
     shown = set()
     for folder in folders:
         description = json.loads((folder / "dataset.json").read_text())
         assert list(description["labels"].values()) == list(range(len(description["labels"])))
         assert description["numTraining"] == 3 and description["file_ending"] == ".png"
-        assert sorted(path.stem for path in (folder / "labelsTr").iterdir()) == sorted(method.stems)
+        assert sorted(path.stem for path in (folder / "labelsTr").iterdir()) == sorted(stems)
         names = list(description["labels"])
-        for stem in method.stems:
+        for stem in stems:
             index, image = (np.asarray(Image.open(folder / part / f"{stem}{end}.png"))
                             for part, end in (("labelsTr", ""), ("imagesTr", "_0000")))
             assert index.shape == image.shape == SIZE and image.dtype == np.uint8
@@ -113,21 +138,23 @@ def test_the_truth_comes_back_as_it_went_out(fake, tmp_path, encoding):
             shown |= {(stem, label) for number in np.unique(index)[1:]
                       for label in names[number].removeprefix(f"{number} ").split(" + ")}
     labels = fake.data.description.labels
-    assert shown == {(stem, label) for stem in method.stems
+    assert shown == {(stem, label) for stem in stems
                      for label, mask in zip(labels, fake.data.mask(stem), strict=True) if mask.any()}
 
 
 def test_commands_and_where_nnunet_keeps_its_files(fake, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     method = nnunet_in(tmp_path / "own", fake.data)
-    method.train()
+    packed(method, tmp_path)
     plan, train = fake.commands
     assert plan[:5] == ["nnUNetv2_plan_and_preprocess", "-d", "1", "-c", "2d"]
     assert train == ["nnUNetv2_train", "1", "2d", "all", "-tr", "nnUNetTrainer", "-device", "cpu", "--c"]
     assert fake.environment["CUDA_VISIBLE_DEVICES"] == "4,7"
     for name in ("raw", "preprocessed", "results"):
         assert fake.environment[f"nnUNet_{name}"] == str(tmp_path / "own" / name)
-    list(nnunet_in(tmp_path / "other", fake.data, epochs=2, device="cuda:1").predict(method.stems[:1]))
+    gpu = nnunet_in(tmp_path / "other", fake.data, epochs=2, device="cuda:1")
+    with unpacked(packed(gpu, tmp_path), fake.data, gpu.device) as other:
+        list(other.predict(fake.data.stems("val")[:1]))
     assert fake.names()[2:] == ["plan_and_preprocess", "train", "predict"]
     for command in fake.commands[3:]:
         assert command[command.index("-tr") + 1] == "ShorterTrainer" and command[command.index("-device") + 1] == "cuda"
@@ -144,30 +171,30 @@ def test_an_interrupted_export_is_made_anew(fake, tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
 
-    method = nnunet_in(tmp_path / "own", fake.data)
+    method, stems = nnunet_in(tmp_path / "own", fake.data), fake.data.stems("train", 3)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(nnunet, "write_png", fails_late)
-        method.export()
+        method.export(stems)
     (written[0].parent / ".left_behind.png").write_bytes(b"")
-    method.export()
+    method.export(stems)
     assert len(list((tmp_path / "own").rglob("*.png"))) == 6
     kept = written[0].stat().st_mtime_ns
-    method.export()
+    method.export(stems)
     assert written[0].stat().st_mtime_ns == kept
-    other = NNUNet(method.folder, fake.data, method.stems[:2], "combinations", 1000, 250, method.device)
     with pytest.raises(InputError, match=r"export\.json: .* other labelled images"):
-        other.export()
+        method.export(stems[:2])
 
 
 def test_a_training_that_fails_goes_on_in_the_next_run(fake, tmp_path):
-    method = nnunet_in(tmp_path, fake.data, "groups")
+    method, stems = nnunet_in(tmp_path, fake.data, "groups"), fake.data.stems("train", 3)
     fake.exit_code = 3
     with pytest.raises(InputError, match="nnUNetv2_plan_and_preprocess failed with exit code 3"):
-        method.train()
+        method.train(stems)
     fake.exit_code = 0
-    groups = len(method.train())
+    method.train(stems)
+    groups = len(method.export(stems))
     assert fake.names() == ["plan_and_preprocess"] + groups * ["plan_and_preprocess", "train"]
-    method.train()
+    method.train(stems)
     assert len(fake.commands) == 1 + 2 * groups
 
 
@@ -175,7 +202,7 @@ def test_labelled_images_that_show_nothing(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(fake.data, "mask", lambda stem: np.zeros((17, *SIZE), bool))
     for encoding in ("combinations", "groups"):
         with pytest.raises(InputError, match="no mask of the 3 labelled images shows a label"):
-            nnunet_in(tmp_path, fake.data, encoding).export()
+            nnunet_in(tmp_path, fake.data, encoding).export(fake.data.stems("train", 3))
 
 
 def test_masks_are_saved_once_under_the_initial_models_id(fake, workplace):
@@ -183,13 +210,35 @@ def test_masks_are_saved_once_under_the_initial_models_id(fake, workplace):
     path = run(save_nnunet_segmentations, data_dir)
     assert path == data_dir / "seg_masks" / initial / "nnunet_combinations.h5"
     store = MaskStore(path, fake.data.description.labels)
-    assert len(store.stems) == 12 and store.attributes["nnunet"] == "n3_64x48_seed42"
+    (model,) = find_models(stage="nnunet")
+    assert len(store.stems) == 12 and store.attributes["nnunet_model_id"] == model.id
+    assert model.parameters["initial_model_id"] == initial and model.parameters["num_train_samples"] == 3
+    assert not any(path.is_file() for path in (data_dir / "phantom" / "nnunet").rglob("*"))
     ran = len(fake.commands)
-    run(train_nnunet, data_dir)
     run(save_nnunet_segmentations, data_dir)
     assert len(fake.commands) == ran
-    short = run(save_nnunet_segmentations, data_dir, "--nnunet_epochs", "2", "--nnunet_encoding", "groups")
-    assert short.stem == "nnunet_groups_2x250" and len(fake.commands) > ran
+    short = run(train_nnunet, data_dir, "--nnunet_epochs", "2", "--nnunet_encoding", "groups")
+    ran = len(fake.commands)
+    path = run(save_nnunet_segmentations, data_dir, "--nnunet_model_id", short)
+    assert path.stem == "nnunet_groups_2x250" and set(fake.names()[ran:]) == {"predict"}
+
+
+def test_other_models_and_labels_are_refused(fake, workplace, tmp_path):
+    data_dir, initial = workplace
+    with pytest.raises(InputError, match=f"model id {initial}: is no nnU-Net; give the id that scripts.train_nnunet"):
+        run(save_nnunet_segmentations, data_dir, "--nnunet_model_id", initial)
+    with pytest.raises(InputError, match=r"no nnU-Net was trained with .*'nnunet_epochs': 9"):
+        run(evaluate, data_dir, "--pseudo_label", "nnunet", "--nnunet_epochs", "9", "--results_dir", str(tmp_path))
+    (tmp_path / "other.zip").write_bytes(b"no archive")
+    with zipfile.ZipFile(tmp_path / "harmful.zip", "w") as file:
+        file.writestr("export.json", "{}")
+        file.writestr("results/checkpoint_final.pth", pickle.dumps(print, 2))
+    archive = packed(nnunet_in(tmp_path / "own", fake.data), tmp_path)
+    fake.data.description = replace(fake.data.description, labels=fake.data.description.labels[::-1])
+    for path, message in ((tmp_path / "other.zip", "other.zip: holds no nnU-Net"), (archive, "labels of this nnU-Net"),
+                          (tmp_path / "harmful.zip", "harmful.zip: holds no nnU-Net .Unpickling")):
+        with pytest.raises(InputError, match=message), unpacked(path, fake.data, torch.device("cpu")):
+            pass
 
 
 def test_the_study_knows_nnunet_alone_and_as_a_teacher(fake, workplace, tmp_path):
