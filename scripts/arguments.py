@@ -194,9 +194,12 @@ def load_model_and_data(args: argparse.Namespace, device: torch.device,
     """The chosen model, rebuilt, and the data set at the model's input size.
 
     Raises:
-        InputError: no such model, or its labels are not the data set's.
+        InputError: no such model, or its labels are not the data set's, or it is an nnU-Net.
     """
     model = choose_model(args, stage)
+    if model.parameters.get("stage") == "nnunet":
+        raise InputError(f"model id {model.id}: is an nnU-Net; name the initial model that it belongs to, "
+                         f"{model.parameters['initial_model_id']}, and --pseudo_label nnunet where its masks are meant")
     u_net, training = load_checkpoint(model.weights, device)
     data = open_dataset(args.dataset, args.data_dir, training.input_size)
     training.check_labels(data.description.labels, f"data set {args.dataset}")

@@ -227,6 +227,9 @@ def test_other_models_and_labels_are_refused(fake, workplace, tmp_path):
     data_dir, initial = workplace
     with pytest.raises(InputError, match=f"model id {initial}: is no nnU-Net; give the id that scripts.train_nnunet"):
         run(save_nnunet_segmentations, data_dir, "--nnunet_model_id", initial)
+    own = run(train_nnunet, data_dir, "--nnunet_epochs", "3")
+    with pytest.raises(InputError, match=f"model id {own}: is an nnU-Net; name the initial model .* {initial}, and"):
+        run(evaluate, data_dir, "--model_id", own, "--results_dir", str(tmp_path))
     with pytest.raises(InputError, match=r"no nnU-Net was trained with .*'nnunet_epochs': 9"):
         run(evaluate, data_dir, "--pseudo_label", "nnunet", "--nnunet_epochs", "9", "--results_dir", str(tmp_path))
     (tmp_path / "other.zip").write_bytes(b"no archive")
