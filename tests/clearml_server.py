@@ -73,8 +73,9 @@ class ClearMLServer:
         return {"updated": 1, "fields": {}}
 
     def tasks_add_or_update_model(self, body: dict) -> dict:
-        entry = {"name": body["name"], "model": body["model"]}
-        self.tasks[body["task"]]["models"][body["type"]].append(entry)
+        models = self.tasks[body["task"]]["models"]
+        others = [model for model in models[body["type"]] if model["name"] != body["name"]]
+        models[body["type"]] = [*others, {"name": body["name"], "model": body["model"]}]
         return {"updated": 1}
 
     def _change_status(self, body: dict, status: str) -> dict:

@@ -51,7 +51,8 @@ assert [found.id for found in find_models(stage="initial", num_train_samples=5)]
 assert find_models(stage="final") == []
 print("weights:", model.weights)
 with start("prediction", {"stage": "prediction"}) as experiment:
-    experiment.use_model(model.id)
+    for _ in range(2):
+        experiment.use_model(model.id)
     assert not BackgroundMonitor.is_subprocess_enabled()  # it would take 8 s to close
 for name, error in (("crash", ValueError("boom")), ("interruption", KeyboardInterrupt())):
     try:
@@ -175,7 +176,7 @@ def test_two_processes_offline(tmp_path):
     ends = sessions_by_name(runs)
     assert {name: end["status"] for name, end in ends.items()} == {
         "initial training": "completed", "prediction": "completed", "crash": "failed", "interruption": "stopped"}
-    assert ends["prediction"]["input_models"] == [model_id] and ends["crash"]["reason"] == "ValueError: boom"
+    assert ends["prediction"]["input_models"] == [model_id, model_id] and ends["crash"]["reason"] == "ValueError: boom"
     session = (runs / "offline" / fetch_model(model_id).task_id)
     reported = {event["metric"] for line in (session / "metrics.jsonl").read_text().splitlines()
                 for event in json.loads(line)}
@@ -209,7 +210,8 @@ def test_two_processes_with_a_server(tmp_path):
     assert set(server.models) == {model_id, "unfinished"}  # torch.save itself is not traced
     assert server.models[model_id]["name"] == "bone_segmentator"
     assert server.models[model_id]["labels"] == {"Radius": 0, "Ulna": 1, "Os lunatum": 2}
-    assert tasks["prediction"]["models"]["input"] == [{"name": "bone_segmentator", "model": model_id}]
+    assert tasks["prediction"]["models"]["input"] == [{"name": "bone_segmentator", "model": model_id},
+                                                      {"name": "bone_segmentator_2", "model": model_id}]
     check_events(server, training["id"])
 
 

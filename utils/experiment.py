@@ -70,14 +70,14 @@ class Experiment:
         self._logger.report_table(title, "table", iteration=step, table_plot=[list(row) for row in rows])
 
     def use_model(self, model_id: str) -> None:
-        """Links the model that this run starts from.
+        """Links a model that this run starts from.
 
         Raises:
             InputError: there is no such model.
         """
         self._input_models.append(fetch_model(model_id).id)
         if _has_server():
-            _link_input_model(self._task, model_id)
+            _link_input_model(self._task, model_id, len(self._input_models))
 
     def save_model(self, weights: Path, labels: Sequence[str]) -> str:
         """Keeps a copy of the weights as output model `bone_segmentator` with the labels of its channels.
@@ -200,8 +200,8 @@ def _upload_session(session: Session) -> Iterator[tuple[str, str]]:
                 new_id = _upload_model(task, model.weights, model.parameters, model.labels, model.tags)
                 remember_upload(server, model.id, new_id)
                 yield model.id, new_id
-        for model_id in session.input_models:
-            _link_input_model(task, model_id)
+        for number, model_id in enumerate(session.input_models, 1):
+            _link_input_model(task, model_id, number)
         task.mark_completed(force=True)
         _mark(task, session.status, session.reason)
 
@@ -304,13 +304,15 @@ def _upload_model(task, weights: Path, parameters: Mapping, labels: Sequence[str
     return model.id
 
 
-def _link_input_model(task, model_id: str) -> None:
+def _link_input_model(task, model_id: str, number: int) -> None:
+    """As the first, second, ... of a task; a second one of the same name would take the first one's place."""
     model_id = uploaded_ids(_server()).get(model_id, model_id)
     if model_id.startswith("offline-"):
         print(f"model {model_id} is not on the server, so the task can't link to it; "
               "`python -m scripts.upload_offline_runs` brings it there")
     else:
-        task.set_input_model(model_id, update_task_design=False, update_task_labels=False, name=MODEL_NAME)
+        name = MODEL_NAME if number == 1 else f"{MODEL_NAME}_{number}"
+        task.set_input_model(model_id, update_task_design=False, update_task_labels=False, name=name)
 
 
 def _server_models(**query) -> list[Model]:
