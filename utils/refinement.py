@@ -138,12 +138,13 @@ def decode_all(decoder: StoredEmbeddingDecoder, embeddings: Sequence[ImageEmbedd
     Returns:
         by number of the image, if it has a valid class: low-resolution logits (K, 4h, 4w) and predicted IoU (K,)
     """
-    images, results = decoder.prepare(embeddings), {}
-    counts = [int(each.valid.sum()) for each in prompts]
+    counts, results = [int(each.valid.sum()) for each in prompts], {}
     for count in set(counts) - {0}:  # an object's negative points are the image's other valid classes
         numbers = [number for number, each in enumerate(counts) if each == count]
-        objects = [(number, channel) for number in numbers for channel in np.flatnonzero(prompts[number].valid)]
-        decoded = [two_passes(decoder, images, prompts, some, options)
+        images = decoder.prepare([embeddings[number] for number in numbers])
+        alike = [prompts[number] for number in numbers]
+        objects = [(image, channel) for image, each in enumerate(alike) for channel in np.flatnonzero(each.valid)]
+        decoded = [two_passes(decoder, images, alike, some, options)
                    for some in batched(objects, decoder.objects_at_once)]
         of_images = zip(*(torch.cat(each).split(count) for each in zip(*decoded, strict=True)), strict=True)
         results.update(zip(numbers, of_images, strict=True))
@@ -158,7 +159,7 @@ def two_passes(decoder: StoredEmbeddingDecoder, images: PreparedImages, prompts:
     there is no other class.
 
     Args:
-        prompts: of each image, in pixels of the encoder's input; the images of the objects have as many valid classes
+        prompts: of each image, in pixels of the encoder's input; all have as many valid classes
     """
     images = images.of([number for number, _ in objects])
     first, second = ([select_prompt(prompts[number], channel, names) for number, channel in objects]
