@@ -1,10 +1,14 @@
-"""What several test modules share: the folder of real data, one thread per core."""
+"""What several test modules share: real data, sample data, the same in the layout of GRAZ, a trained model."""
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from lxml import etree
+from stage_runs import SMALL, N, new_workplace, run
 
-from scripts import make_phantoms
+from scripts import make_phantoms, save_refined_segmentations
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -43,3 +47,40 @@ def own_runs(tmp_path_factory, monkeypatch) -> None:
 def shared() -> Path:
     """The folder of real weights and data; tests that use it carry the marker `shared`."""
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def workplace(phantom_data_dir, tmp_path_factory) -> Iterator[tuple[Path, str]]:
+    """A data folder that may be written to and a barely trained initial model: yields the folder and the model's id."""
+    more = ("--epochs", "20", "--data_sample_per_epoch", "24", "--lr", "1e-2")  # enough for masks that differ
+    with new_workplace(phantom_data_dir, tmp_path_factory.mktemp("workplace"), *SMALL, *more) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def refined(workplace):
+    data_dir, _ = workplace
+    return run(save_refined_segmentations, data_dir, *N, "--model_id", workplace[1])
+
+
+@pytest.fixture
+def graz(phantom_data_dir, tmp_path, monkeypatch):
+    """A data folder in the layout of GRAZPEDWRI-DX, with the phantoms in the place of its radiographs."""
+    monkeypatch.setenv("SAM_BURDEN_RUNS", str(tmp_path / "runs"))
+    folder = tmp_path / "data" / "graz"
+    shutil.copytree(phantom_data_dir / "phantom" / "img_only_front_all_left", folder / "img_only_front_all_left")
+    (folder / "annotations").mkdir()
+    train = etree.parse(ROOT / "annotations_train.xml").getroot().findall("image")
+    parts = {"train1": [image for image in train if image.get("subset") == "Train"][:20],
+             "train2": [image for image in train if image.get("subset") == "Train"][20:],
+             "val": [image for image in train if image.get("subset") == "Validation"],
+             "test": etree.parse(ROOT / "annotations_test.xml").getroot().findall("image")}
+    for name, images in parts.items():
+        root = etree.Element("annotations")
+        etree.SubElement(root, "version").text = "1.1"
+        root.extend(images)
+        etree.ElementTree(root).write(folder / "annotations" / f"annotations_{name}.xml")
+    stems = [path.stem for path in (folder / "img_only_front_all_left").glob("*.png")]
+    rows = [f"{stem},{'R' if 'WRI-R' in stem else 'L'},1" for stem in stems]
+    (folder / "dataset.csv").write_text("\n".join(["filestem,laterality,projection", *rows]), encoding="utf-8-sig")
+    return folder

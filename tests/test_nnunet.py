@@ -1,7 +1,6 @@
 """nnU-Net as a stage: what it is given and what comes back, with its commands replaced, and once for real."""
 import json
 import pickle
-import shutil
 import subprocess
 import zipfile
 from argparse import Namespace
@@ -11,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stage_runs
 import torch
 from PIL import Image
+from stage_runs import new_workplace
 
 from scripts import evaluate, nnunet, plot_results, run_pipeline, run_study, save_nnunet_segmentations, train_nnunet
 from scripts.csv_tables import read_rows
 from scripts.nnunet import NNUNet, unpacked
 from scripts.segmentation_dataset import open_dataset
-from unet_training import training
 from utils.cli import InputError
 from utils.experiment import fetch_model, find_models
 from utils.mask_store import MaskStore
@@ -88,15 +88,12 @@ def fake(phantom_data_dir, monkeypatch, tmp_path_factory):
 @pytest.fixture(scope="module")
 def workplace(phantom_data_dir, tmp_path_factory):
     """A data folder that may be written to and a hardly trained initial model: the folder and the model's id."""
-    data_dir = shutil.copytree(phantom_data_dir, tmp_path_factory.mktemp("workplace") / "data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SAM_BURDEN_RUNS", str(data_dir.parent / "runs"))
-        yield data_dir, run(training, data_dir, *SMALL)
+    with new_workplace(phantom_data_dir, tmp_path_factory.mktemp("workplace"), *SMALL) as made:
+        yield made
 
 
 def run(stage, data_dir, *arguments):
-    args = ["--dataset", "phantom", "--data_dir", str(data_dir), "--num_train_samples", "3", *arguments]
-    return stage.main(stage.get_args_parser().parse_args(args))
+    return stage_runs.run(stage, data_dir, *stage_runs.N, *arguments)
 
 
 def nnunet_in(folder: Path, data, encoding="combinations", epochs=1000, device="cpu") -> NNUNet:
