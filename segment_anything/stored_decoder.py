@@ -30,9 +30,9 @@ class StoredEmbeddingDecoder:
         self.checkpoint = checkpoint
         self.device = torch.device(device)
         self.objects_at_once, self.images_at_once = (32, 8) if self.device.type == "cuda" else (1, 1)
-        self.prompt_encoder = prompt_encoder.to(device)
+        self.prompt_encoder, mask_decoder = prompt_encoder.to(device), mask_decoder.to(device)
         with torch.inference_mode():
-            self._mask_decoder = SingleMaskDecoder(self.prompt_encoder, mask_decoder.to(device))
+            self._mask_decoder = SingleMaskDecoder(self.prompt_encoder, mask_decoder)
 
     @classmethod
     def load(cls, sam_type: str, checkpoint: Path, device: torch.device | str = "cpu") -> "StoredEmbeddingDecoder":

@@ -97,6 +97,20 @@ def test_interrupted_training_ends_in_the_same_model(tmp_path, monkeypatch):
     assert resumed_experiment.scalars == experiment.scalars
 
 
+def test_the_random_numbers_of_the_gpu_that_trains_go_on(tmp_path, monkeypatch):
+    gpus = [torch.tensor([number], dtype=torch.uint8) for number in range(2)]  # each with a generator of its own
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: gpus[device.index].clone())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: gpus[device.index].copy_(state))
+    model, second = UNet(2, base_width=2, n_last_channel=2), torch.device("cuda", 1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    trainer._save_state(tmp_path / "state.pt", model, optimizer, scheduler, [], second)
+    for gpu in gpus:
+        gpu.fill_(9)
+    trainer._resume(tmp_path / "state.pt", model, optimizer, scheduler, second)
+    assert [gpu.item() for gpu in gpus] == [9, 1]
+
+
 def test_published_model_is_the_trained_one_and_ends_the_training(tmp_path):
     state_file = tmp_path / "state.pt"
     model, experiment = run(state_file, epochs=1)

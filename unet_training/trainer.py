@@ -57,7 +57,7 @@ def fit(model: nn.Module, train_batches: Iterable, val_batches: Iterable, loss_f
         if epoch % max(1, schedule.epochs // DEBUG_IMAGES) == 0 or epoch == schedule.epochs - 1:
             _report_prediction(experiment, model, val_batches, device, epoch, shown)
         if time.monotonic() - saved > SECONDS_BETWEEN_STATES:
-            _save_state(state_file, model, optimizer, scheduler, history)
+            _save_state(state_file, model, optimizer, scheduler, history, device)
             saved = time.monotonic()
 
 
@@ -102,11 +102,11 @@ def _report_prediction(experiment: Experiment, model: nn.Module, val_batches: It
 
 
 def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
-                scheduler: torch.optim.lr_scheduler.LRScheduler, history: list[dict]) -> None:
+                scheduler: torch.optim.lr_scheduler.LRScheduler, history: list[dict], device: torch.device) -> None:
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
              "random": torch.get_rng_state(), "history": history}
-    if torch.cuda.is_available():
-        state["cuda_random"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        state["cuda_random"] = torch.cuda.get_rng_state(device)
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
 
@@ -117,15 +117,15 @@ def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
     if not path.exists():
         return []
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
     except Exception as error:  # whatever the bytes of a foreign file provoke
         raise InputError(f"{path}: not an unfinished training of this model ({type(error).__name__}); "
                          "delete it to start anew") from None
-    torch.set_rng_state(state["random"].cpu())
-    if "cuda_random" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda_random"].cpu())
+    torch.set_rng_state(state["random"])
+    if "cuda_random" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda_random"], device)
     print(f"going on after epoch {len(state['history'])} of an interrupted training ({path})")
     return state["history"]
