@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from segment_anything.embeddings import ImageEmbedding
 from segment_anything.modeling import MaskDecoder, PromptEncoder
+from utils.precision import full_float32
 from utils.prompts import ClassPrompt, Prompts, extract_prompts, scale_prompts, select_prompt
 from utils.refinement import RefinementOptions
 
@@ -55,6 +56,7 @@ def read_embedding(path: Path) -> torch.Tensor:
         return torch.from_numpy(file["embedding"][()])
 
 
+@full_float32()
 @torch.inference_mode()
 def decode(prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, embedding: torch.Tensor, prompt: ClassPrompt,
            mask_input: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,7 +132,8 @@ def predict(model: nn.Module, images: Sequence[tuple[torch.Tensor, str]], device
     model.eval()
     with h5py.File(path, "w") as file:
         for image, stem in (images[index] for index in range(len(images))):
-            mask = model(image[None].to(device)).sigmoid()[0] > 0.5
+            with full_float32():
+                mask = model(image[None].to(device)).sigmoid()[0] > 0.5
             file.create_dataset(stem, data=mask.cpu().numpy(), compression="gzip", compression_opts=9)
 
 

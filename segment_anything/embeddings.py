@@ -22,6 +22,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from utils.cli import InputError
 from utils.files import atomic_path, read_grey
 from utils.overlap import batched, overlapped
+from utils.precision import full_float32
 
 PRECISIONS = ("float32", "float16", "bf16")
 IMAGES_AT_ONCE = {"cpu": 1, "cuda": 4}  # in the encoder; more don't pay on a CPU
@@ -105,6 +106,7 @@ def compute_embeddings(sam: Sam, paths: Sequence[Path], preprocessing: str,
         yield from _encode(sam, batch, checkpoint)
 
 
+@full_float32()
 @torch.inference_mode()
 def _encode(sam: Sam, images: Sequence[_Prepared], checkpoint: CheckpointId) -> list[ImageEmbedding]:
     embeddings = sam.image_encoder(torch.cat([image.pixels for image in images])).cpu()

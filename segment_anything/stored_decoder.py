@@ -12,6 +12,7 @@ from segment_anything.embeddings import ImageEmbedding, check_same_checkpoint
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from segment_anything.registry import load_prompt_modules
 from segment_anything.single_mask import PreparedImages, SingleMaskDecoder
+from utils.precision import full_float32
 
 
 class StoredEmbeddingDecoder:
@@ -52,6 +53,7 @@ class StoredEmbeddingDecoder:
             check_same_checkpoint("image embedding", embedding.checkpoint, self.checkpoint)
         return self._mask_decoder.prepare(torch.stack([each.embedding for each in embeddings]).to(self.device))
 
+    @full_float32()
     @torch.inference_mode()
     def decode(self, images: PreparedImages, boxes: np.ndarray | None = None, points: np.ndarray | None = None,
                labels: np.ndarray | None = None, mask_inputs: torch.Tensor | None = None

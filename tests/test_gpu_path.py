@@ -1,4 +1,4 @@
-"""What computes on a GPU, without one: PyTorch's fake tensors know shapes and devices, and refuse to mix devices."""
+"""What a GPU does, without one: PyTorch's fake tensors know shapes and devices, and refuse to mix devices."""
 import cv2
 import numpy as np
 import pytest
@@ -10,12 +10,13 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from segment_anything import embeddings
 from segment_anything.checkpoints import CheckpointId
-from segment_anything.embeddings import ImageEmbedding, compute_embeddings
+from segment_anything.embeddings import ImageEmbedding, compute_embedding, compute_embeddings
 from segment_anything.fast_encoder import accelerate
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from unet_training.epoch import bce_loss, train_epoch, validate
 from unet_training.hyper_params import Schedule
 from unet_training.mean_teacher import MeanTeacher, augmented_logits
+from unet_training.prediction import predict
 from unet_training.u_net import UNet
 from utils.mask_cleaning import clean_masks
 from utils.prompts import extract_prompts
@@ -85,3 +86,14 @@ def test_student_and_teacher_are_there():
         student, teacher = (augmented_logits(each, images, 0.03) for each in (model.student, model))
         assert (student + teacher).device == GPU
         model.update_teacher()
+
+
+def test_masks_are_computed_in_full_float32():
+    sam, network = build_small_sam(), torch.nn.Conv2d(1, 2, 1)
+    decoder, allowed = StoredEmbeddingDecoder(sam.prompt_encoder, sam.mask_decoder, CHECKPOINT), []
+    for module in (sam.image_encoder, sam.prompt_encoder, network):
+        module.register_forward_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))
+    embedding = compute_embedding(sam, np.zeros((30, 20), np.uint8), "longest_side", CHECKPOINT)
+    decoder.decode(decoder.prepare([embedding]), boxes=np.array([[1, 2, 20, 30]]))
+    list(predict(network, [(torch.zeros(1, 6, 4), "stem")], torch.device("cpu"), 1))
+    assert allowed == [False, False, False] and torch.backends.cudnn.allow_tf32

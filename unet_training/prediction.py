@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from utils.overlap import batched, overlapped
+from utils.precision import full_float32
 
 READERS = 4  # threads that read images
 
@@ -25,7 +26,8 @@ def predict(model: nn.Module, images: Dataset, device: torch.device,
     with tqdm(total=len(images), desc="images", unit="image") as progress:
         for batch in batched(read, at_once):
             pixels, stems = zip(*batch, strict=True)
-            probabilities = model(torch.stack(pixels).to(device)).sigmoid().cpu().numpy()
+            with full_float32():
+                probabilities = model(torch.stack(pixels).to(device)).sigmoid().cpu().numpy()
             for stem, probability in zip(stems, probabilities, strict=True):
                 yield stem, probability
                 progress.update()
