@@ -3,10 +3,10 @@ import argparse
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from utils.cli import InputError, run_stage, select_device
-from utils.files import atomic_path, read_grey, write_png
+from utils.files import atomic_path, image_size, read_grey, write_png
 
 
 def test_nothing_half_written_stays(tmp_path):
@@ -30,6 +30,20 @@ def test_grey_png_keeps_depth_and_orientation(tmp_path, dtype):
     read = read_grey(tmp_path / "image.png")
     assert read.dtype == dtype
     np.testing.assert_array_equal(read, image)
+
+
+@pytest.mark.parametrize("name", ["image.jpg", "image.png"])
+@pytest.mark.parametrize("orientation", range(9))
+def test_images_are_turned_as_their_header_says(tmp_path, name, orientation):
+    image = Image.fromarray(np.tile(np.arange(24, dtype=np.uint8) * 10, (40, 1)))
+    tags = Image.Exif()
+    if orientation:
+        tags[ExifTags.Base.Orientation] = orientation
+    image.save(tmp_path / name, exif=tags)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / name)), int)
+    read = read_grey(tmp_path / name)
+    assert image_size(tmp_path / name) == read.shape == upright.shape
+    assert np.abs(read - upright).max() <= 3  # decoders differ a little in JPEG
 
 
 def test_colours_are_written_as_rgb(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from utils.cli import InputError
 
@@ -42,12 +42,15 @@ def read_grey(path: Path) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(H, W) from the file's header. Raises InputError if it isn't an image."""
+    """(H, W) from the file's header, turned as that says, like `read_grey`. Raises InputError if it isn't an image."""
     try:
         with Image.open(path) as image:
-            return image.height, image.width
+            (tags := Image.Exif()).load(image.info.get("exif"))
+            width, height = image.size
     except (UnidentifiedImageError, OSError) as error:
         raise InputError(f"{path}: not a readable image ({error}); replace the file") from None
+    lying = tags.get(ExifTags.Base.Orientation, 1) > 4
+    return (width, height) if lying else (height, width)
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
