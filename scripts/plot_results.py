@@ -5,8 +5,8 @@
 
 Reads   study.csv, pseudo_labels.csv and manifest.json in --results_dir; for the overlays also the models and images
 Writes  beside them, for the n that --n names (left out: the largest): table.txt, table.csv, table.tex with the mean
-        Dice of each method, its standard deviation over images and seeds, the p-value of a paired Wilcoxon test
-        against the initial U-Net, and the surface Dice; pseudo_label_table.* with the same of the pseudo labels;
+        Dice of each method, its standard deviation over images and seeds, the p-value of a paired Wilcoxon test over
+        images against the initial U-Net, and the surface Dice; pseudo_label_table.* with the same of the pseudo labels;
         box_plot, cumulative, per_class, estimated_dice, overlays, and for all n dice_over_n, each as PNG and PDF
 """
 import argparse
@@ -137,11 +137,15 @@ def mean_and_std(values: Mapping[tuple[str, str], float]) -> tuple[str, str]:
 
 
 def p_value(initial: Mapping[tuple[str, str], float], other: Mapping[tuple[str, str], float]) -> str:
-    """Of a paired two-sided Wilcoxon signed-rank test; empty where there is nothing to compare."""
-    pairs = [(initial[image], other[image]) for image in other if image in initial]
-    if not any(a != b for a, b in pairs):
-        return ""
-    return f"{wilcoxon(*zip(*pairs, strict=True)).pvalue:.2g}"
+    """Of a paired two-sided Wilcoxon signed-rank test; empty where there is nothing to compare.
+
+    An image counts once, with its mean over seeds: what several trainings make of it isn't independent.
+    """
+    differences = defaultdict(list)
+    for key in filter(initial.__contains__, other):
+        differences[key[1]].append(other[key] - initial[key])
+    means = [np.mean(each) for each in differences.values()]
+    return f"{wilcoxon(means).pvalue:.2g}" if any(means) else ""
 
 
 def write_tables(path: Path, table: list[list[str]], title: str) -> None:
