@@ -35,6 +35,19 @@ def test_logits_under_augmentation_lie_where_the_image_does():
     assert torch.equal(augmented_logits(torch.nn.Identity(), images, 0.0), images)
 
 
+def test_bfloat16_moves_no_pixel(monkeypatch):
+    """Only the network computes in it: the augmentation's coordinates would be a pixel off."""
+    grids = []
+    monkeypatch.setattr(F, "grid_sample", lambda images, grid, **_: (grids.append(grid.dtype), images)[1])
+    seen = []
+    network = torch.nn.Conv2d(1, 2, 1)
+    network.register_forward_hook(lambda _, inputs, logits: seen.append(logits.dtype))
+    batch = torch.zeros(2, 1, 8, 6), torch.ones(2, 2, 8, 6, dtype=torch.bool), torch.tensor([True, False])
+    model = MeanTeacher(network)
+    mean_teacher_epoch(model, [batch], bce_loss([1, 1], CPU), torch.optim.SGD(model.parameters()), CPU, 0.03, bf16=True)
+    assert set(seen) == {torch.bfloat16} and set(grids) == {torch.float32}
+
+
 @pytest.mark.parametrize("labelled", [[True, False, True], [False, False, False]])
 def test_a_step_equals_one_by_hand(labelled):
     torch.manual_seed(0)

@@ -44,11 +44,17 @@ def warp(images: torch.Tensor, matrices: torch.Tensor, mode: str) -> torch.Tenso
     return F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
 
+def logits_of(model: nn.Module, images: torch.Tensor, bf16: bool) -> torch.Tensor:
+    """What the model makes of the images, as float32; `bf16`: convolutions in bfloat16, weights stay float32."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        return model(images).float()
+
+
 def train_epoch(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], loss_function: nn.Module,
                 optimizer: torch.optim.Optimizer, device: torch.device, data_aug: float,
                 bf16: bool = False) -> EpochStatistics:
     """One pass over `batches` of (B, 1, H, W) images and (B, C, H, W) bool masks, with affine augmentation
-    of strength `data_aug` (0: none). `bf16`: convolutions in bfloat16; weights, loss and optimizer stay float32."""
+    of strength `data_aug` (0: none). `bf16`: see `logits_of`; augmentation, loss and optimizer stay float32."""
     model.train()
     losses, dice = [], []
     for images, masks in batches:
@@ -56,8 +62,7 @@ def train_epoch(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Te
         if data_aug:
             matrices = random_affine(len(images), data_aug, device)
             images, masks = warp(images, matrices, "bilinear"), warp(masks, matrices, "nearest")
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = model(images).float()
+        logits = logits_of(model, images, bf16)
         loss = loss_function(logits, masks)
         optimizer.zero_grad()
         loss.backward()

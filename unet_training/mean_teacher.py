@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unet_training.epoch import EpochStatistics, random_affine, warp
+from unet_training.epoch import EpochStatistics, logits_of, random_affine, warp
 from utils.dice import multilabel_dice
 
 ALPHA = 0.996  # share of the teacher that each step keeps
@@ -44,10 +44,9 @@ def mean_teacher_epoch(model: MeanTeacher, batches: Iterable[tuple[torch.Tensor,
     losses, dice = [], []
     for images, masks, labelled in batches:
         images, masks = images.to(device), masks[labelled].to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            student = augmented_logits(model.student, images, data_aug)
-            with torch.no_grad():
-                teacher = augmented_logits(model.teacher, images, data_aug)
+        student = augmented_logits(model.student, images, data_aug, bf16)
+        with torch.no_grad():
+            teacher = augmented_logits(model.teacher, images, data_aug, bf16)
         loss, taught = F.mse_loss(student, teacher), student[labelled]
         if len(taught):
             loss = loss + loss_function(taught, masks.float())
@@ -61,12 +60,12 @@ def mean_teacher_epoch(model: MeanTeacher, batches: Iterable[tuple[torch.Tensor,
     return EpochStatistics(torch.stack(losses).mean().item(), torch.cat(dice).cpu())
 
 
-def augmented_logits(model: nn.Module, images: torch.Tensor, data_aug: float) -> torch.Tensor:
+def augmented_logits(model: nn.Module, images: torch.Tensor, data_aug: float, bf16: bool = False) -> torch.Tensor:
     """Logits, float32, of images under a random affine augmentation (0: none), moved back to where the images are."""
     if not data_aug:
-        return model(images).float()
+        return logits_of(model, images, bf16)
     matrices = random_affine(len(images), data_aug, images.device)
-    return warp(model(warp(images, matrices, "bilinear")).float(), inverse(matrices), "bilinear")
+    return warp(logits_of(model, warp(images, matrices, "bilinear"), bf16), inverse(matrices), "bilinear")
 
 
 def inverse(matrices: torch.Tensor) -> torch.Tensor:
