@@ -1,9 +1,11 @@
 """Arguments that several stages share, and the model that they mean."""
 import argparse
-from collections.abc import Mapping
-from dataclasses import fields
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from scripts.dataset_description import DATASET_NAMES, OWN
@@ -23,9 +25,10 @@ from utils.paths import DATA
 from utils.random_walk import SETTINGS
 from utils.refinement import RefinementOptions, options_from
 
+NOT_OF_A_RESULT = {"gpu_id", "infer_batch_size"}
 SAM_ARGUMENTS = {"sam_type", "sam_checkpoint", "embeddings"}
 OF_PSEUDO_LABELS = {  # which arguments describe them
-    "sam": {*SAM_ARGUMENTS, *(field.name for field in fields(RefinementOptions))},
+    "sam": {*SAM_ARGUMENTS, *(field.name for field in dataclasses.fields(RefinementOptions))},
     "random_walk": {"random_walk", "ccl_selection"},
     "nnunet": {"nnunet_encoding", "nnunet_epochs", "nnunet_iterations"},
 }
@@ -136,13 +139,13 @@ def pseudo_label_kind(args: argparse.Namespace, data: AnnotatedImages) -> str:
     return "raw" if args.pseudo_label == "raw" else random_walk_kind(args)
 
 
-def task_parameters(args: argparse.Namespace, stage: str, **more: str) -> dict:
+def task_parameters(args: argparse.Namespace, stage: str, **more: object) -> dict:
     """What the tracker keeps of a run: its stage, its arguments and what they resolved to.
 
-    Arguments without effect are left out, so that a model is found again whatever they are.
+    Arguments without effect on the result are left out, so that a model is found again whatever they are.
     """
     values = plain_values(args)
-    idle = _without_effect(values)
+    idle = NOT_OF_A_RESULT | _without_effect(values)
     return {**{name: value for name, value in values.items() if name not in idle}, "stage": stage, **more}
 
 
@@ -157,9 +160,23 @@ def _without_effect(values: Mapping[str, object]) -> set[str]:
     return set()
 
 
+def data_parameters(data: AnnotatedImages, labelled: Sequence[str], unlabelled: Sequence[str] = ()) -> dict:
+    """What a training depends on besides its arguments: with other data they are other values.
+
+    `images` stands for the images, by their names and the sizes of their files, and for the labelled ones' masks.
+    """
+    description, digest = data.description, hashlib.sha256()
+    for stem in (*labelled, *unlabelled):
+        digest.update(f"{stem} {data.image_path(stem).stat().st_size}\n".encode())
+    for stem in labelled:
+        digest.update(np.packbits(data.mask(stem)))
+    return {"input_size": list(description.input_size), "mean": description.mean, "std": description.std,
+            "positive_weights": list(description.positive_weights), "images": digest.hexdigest()[:16]}
+
+
 def plain_values(args: argparse.Namespace) -> dict:
-    """The arguments, paths as text."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    """The arguments, paths as text and in full."""
+    return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in vars(args).items()}
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -191,7 +208,7 @@ def choose_model(args: argparse.Namespace, stage: str | None = "initial") -> Mod
 
 def load_model_and_data(args: argparse.Namespace, device: torch.device,
                         stage: str | None = "initial") -> tuple[Model, Network, Training, AnnotatedImages]:
-    """The chosen model, rebuilt, and the data set at the model's input size.
+    """The chosen model, rebuilt, and the data set as the model takes it: its input size, mean and std are the model's.
 
     Raises:
         InputError: no such model, or its labels are not the data set's, or it is an nnU-Net.
@@ -203,18 +220,20 @@ def load_model_and_data(args: argparse.Namespace, device: torch.device,
     u_net, training = load_checkpoint(model.weights, device)
     data = open_dataset(args.dataset, args.data_dir, training.input_size)
     training.check_labels(data.description.labels, f"data set {args.dataset}")
+    data.description = dataclasses.replace(data.description, mean=training.mean, std=training.std)
     return model, u_net, training, data
 
 
 def unlabelled_stems(args: argparse.Namespace, model: Model, data: AnnotatedImages) -> list[str]:
     """The images without labels, as seen from the model: those it was not trained on."""
-    return data.unlabelled_stems(_num_train_samples(args, model), args.split500, args.seed)
+    return data.unlabelled_stems(num_train_samples(args, model), args.split500, args.seed)
 
 
 def labelled_stems(args: argparse.Namespace, model: Model, data: AnnotatedImages) -> list[str]:
     """The images that the model was trained on."""
-    return data.stems("train", _num_train_samples(args, model))
+    return data.stems("train", num_train_samples(args, model))
 
 
-def _num_train_samples(args: argparse.Namespace, model: Model) -> int:
+def num_train_samples(args: argparse.Namespace, model: Model) -> int:
+    """How many images are labelled, as seen from the model."""
     return model.parameters.get("num_train_samples", args.num_train_samples)

@@ -87,7 +87,7 @@ def main(args: argparse.Namespace) -> list[Row]:
     elif args.pseudo_label == "nnunet":
         find_command()
     headline("initial U-Net")
-    initial = trained_once(training, args, "initial")
+    initial = trained_once(training, args)
     headline("raw pseudo labels")
     run(save_segmentations, args, model_id=initial)
     measured = {"raw": "raw"}
@@ -96,7 +96,7 @@ def main(args: argparse.Namespace) -> list[Row]:
         headline("refined pseudo labels")
         run(SAVING_STAGES[args.pseudo_label], args, model_id=initial)
     headline("final U-Net")
-    final = trained_once(training_on_pseudo_labels, args, "final", model_id=initial)
+    final = trained_once(training_on_pseudo_labels, args, model_id=initial)
     headline("evaluation")
     rows = [("initial", "test", run(evaluate, args, model_id=initial, split="test", pseudo_label="raw"))]
     if all(data.has_truth(stem) for stem in data.unlabelled_stems(args.num_train_samples, args.split500, args.seed)):
@@ -122,12 +122,13 @@ def run(stage: ModuleType, args: argparse.Namespace, **more: object) -> object:
     return main_function(stage_arguments(stage, args, **more))
 
 
-def trained_once(stage: ModuleType, args: argparse.Namespace, name: str, **more: object) -> str:
-    """The id of a model that was trained with exactly these arguments, or else a new one.
+def trained_once(stage: ModuleType, args: argparse.Namespace, **more: object) -> str:
+    """The id of a model that was trained with exactly these arguments on the data as they are, or else a new one.
 
     For an argument that there was not when a model was trained stands its default.
     """
-    wanted = task_parameters(stage_arguments(stage, args, **more), name)
+    wanted = stage.run_parameters(stage_arguments(stage, args, **more))
+    name = wanted["stage"]
     defaults = task_parameters(stage_arguments(stage, argparse.Namespace()), name)
     models = [model for model in find_models(stage=name) if wanted.items() <= {**defaults, **model.parameters}.items()]
     if not models:

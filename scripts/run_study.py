@@ -59,21 +59,21 @@ def _final(pseudo_labels: str, **options: object) -> Callable[[argparse.Namespac
 
     def train(args: argparse.Namespace, initial: str) -> str:
         run(SAVING_STAGES[named["pseudo_label"]], args, model_id=initial, **named)
-        return trained_once(training_on_pseudo_labels, args, "final", model_id=initial, **named, **options)
+        return trained_once(training_on_pseudo_labels, args, model_id=initial, **named, **options)
     return train
 
 
 def _mean_teacher(args: argparse.Namespace, initial: str) -> str:
-    return trained_once(training_with_mean_teacher, args, "mean_teacher", model_id=initial)
+    return trained_once(training_with_mean_teacher, args, model_id=initial)
 
 
 def _reliable_mean_teacher(args: argparse.Namespace, initial: str) -> str:
     run(add_sam_agreement, args, model_id=initial)
-    return trained_once(training_with_mean_teacher, args, "mean_teacher", model_id=initial, reliable=0.85)
+    return trained_once(training_with_mean_teacher, args, model_id=initial, reliable=0.85)
 
 
 def _lraspp_on_sam(args: argparse.Namespace, initial: str) -> str:
-    return trained_once(training, args, "lraspp_on_sam", architecture="lraspp_on_sam", data_aug=0.0)
+    return trained_once(training, args, architecture="lraspp_on_sam", data_aug=0.0)
 
 
 def _nnunet_alone(args: argparse.Namespace, initial: str) -> str:
@@ -148,7 +148,7 @@ def main(args: argparse.Namespace) -> Path:
 def results(args: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
     """Yields (method, initial model's id, the method's model id) at one number of labelled images and seed."""
     headline(f"initial, n = {args.num_train_samples}, seed {args.seed}")
-    initial = trained_once(training, args, "initial")
+    initial = trained_once(training, args)
     for method in args.methods:
         headline(f"{method}, n = {args.num_train_samples}, seed {args.seed}")
         yield method, initial, METHODS[method](args, initial)

@@ -26,6 +26,7 @@ from scripts.arguments import (
     add_common_arguments,
     add_model_arguments,
     add_nnunet_arguments,
+    data_parameters,
     labelled_stems,
     load_model_and_data,
     nnunet_kind,
@@ -86,8 +87,9 @@ def find_nnunet(args: argparse.Namespace, initial: Model, data: AnnotatedImages)
 
 def identity(args: argparse.Namespace, initial: Model, data: AnnotatedImages) -> dict:
     """The parameters by which an nnU-Net is found again: it doesn't depend on the initial model's weights."""
-    return {"stage": "nnunet", "dataset": args.dataset, "num_train_samples": len(labelled_stems(args, initial, data)),
-            "input_size": list(data.description.input_size), "seed": args.seed,
+    stems = labelled_stems(args, initial, data)
+    return {"stage": "nnunet", "dataset": args.dataset, "num_train_samples": len(stems), "seed": args.seed,
+            "input_size": list(data.description.input_size), "images": data_parameters(data, stems)["images"],
             **{name: getattr(args, name) for name in OF_PSEUDO_LABELS["nnunet"]}}
 
 

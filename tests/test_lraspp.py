@@ -28,7 +28,7 @@ from utils.mask_store import MaskStore
 
 CPU = torch.device("cpu")
 SIZE, MEAN, STD = (50, 38), 0.35, 0.2
-TRAINING = Training("phantom", ("radius", "ulna", "lunate"), SIZE)
+TRAINING = Training("phantom", ("radius", "ulna", "lunate"), SIZE, 0.4, 0.2)
 
 
 @pytest.fixture

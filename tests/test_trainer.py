@@ -82,7 +82,7 @@ def test_the_network_is_compiled_where_asked(tmp_path, monkeypatch):
     assert not compiled
     same, experiment = run(tmp_path / "state.pt", epochs=1, compile=True)
     assert len(compiled) == 1 and compiled[0].__self__ is same
-    publish(experiment, same, Training("phantom", LABELS, (32, 48)), tmp_path / "state.pt")
+    publish(experiment, same, Training("phantom", LABELS, (32, 48), 0.4, 0.2), tmp_path / "state.pt")
     assert same_weights(plain, experiment.saved[0])
 
 
@@ -115,7 +115,7 @@ def test_published_model_is_the_trained_one_and_ends_the_training(tmp_path):
     state_file = tmp_path / "state.pt"
     model, experiment = run(state_file, epochs=1)
     state_file.write_bytes(b"unfinished")
-    training = Training("phantom", LABELS, (32, 48))
+    training = Training("phantom", LABELS, (32, 48), 0.4, 0.2)
     assert publish(experiment, model, training, state_file) == "model-1"
     saved, saved_training = experiment.saved
     assert saved_training == training

@@ -6,7 +6,7 @@ from unet_training.checkpoint import Training, load_checkpoint, save_checkpoint
 from unet_training.u_net import UNet
 from utils.cli import InputError
 
-TRAINING = Training("phantom", ("radius", "ulna", "lunate"), (50, 38))
+TRAINING = Training("phantom", ("radius", "ulna", "lunate"), (50, 38), 0.4, 0.2)
 
 
 def double_conv(x, weights, name):

@@ -21,6 +21,8 @@ class Training:
     dataset: str
     labels: tuple[str, ...]
     input_size: tuple[int, int]  # H, W
+    mean: float
+    std: float
 
     def check_labels(self, labels: Sequence[str], source: str) -> None:
         """Raises an InputError where the labels of `source` are not those that the model was trained on."""

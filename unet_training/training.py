@@ -23,6 +23,7 @@ from torch.utils.data import RandomSampler
 from scripts.arguments import (
     add_common_arguments,
     add_encoder_arguments,
+    data_parameters,
     print_model_notice,
     resolve_sam,
     task_parameters,
@@ -69,17 +70,24 @@ def main(args: argparse.Namespace) -> str:
     train_batches = resident_batches(train, args.batch_size, device, sampler)
     val_batches = resident_batches(validation, args.infer_batch_size, device)
     loss_function = bce_loss(data.description.positive_weights, device)
-    stage = "initial" if args.architecture == UNet.architecture else args.architecture
-    parameters = task_parameters(args, stage)
+    parameters = run_parameters(args)
     state_file = training_state(runs_dir(), fingerprint(parameters))
-    with start("training", parameters, tags=(stage, args.dataset)) as experiment:
+    with start("training", parameters, tags=(parameters["stage"], args.dataset)) as experiment:
         fit(trained, train_batches, val_batches, loss_function, schedule_from(args), device, experiment, labels,
             state_file, shown=shown)
-        training = Training(args.dataset, labels, data.description.input_size)
+        description = data.description
+        training = Training(args.dataset, labels, description.input_size, description.mean, description.std)
         model_id = publish(experiment, model, training, state_file)
     print_model_notice(model)
     print(f"model id: {model_id}")
     return model_id
+
+
+def run_parameters(args: argparse.Namespace) -> dict:
+    """What the result depends on: a training with the same ones is the same training."""
+    data = open_dataset(args.dataset, args.data_dir, args.input_size)
+    return task_parameters(args, "initial" if args.architecture == UNet.architecture else args.architecture,
+                           **data_parameters(data, data.stems("train", args.num_train_samples)))
 
 
 def build(args: argparse.Namespace, data: AnnotatedImages) -> Network:

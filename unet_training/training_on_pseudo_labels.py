@@ -22,8 +22,10 @@ from scripts.arguments import (
     add_pseudo_label_argument,
     add_sam_arguments,
     add_unlabelled_arguments,
+    data_parameters,
     labelled_stems,
     load_model_and_data,
+    num_train_samples,
     pseudo_label_kind,
     task_parameters,
     unlabelled_stems,
@@ -81,7 +83,7 @@ def main(args: argparse.Namespace) -> str:
                                persistent_workers=args.num_workers > 0)
     val_batches = resident_batches(validation, args.infer_batch_size, device)
     loss_function = loss_from(args, data.description.positive_weights, device)
-    parameters = task_parameters(args, "final", initial_model_id=initial.id, masks=kind)
+    parameters = run_parameters(args)
     state_file = training_state(runs_dir(), fingerprint(parameters))
     with start("training_on_pseudo_labels", parameters, tags=("final", args.dataset, kind)) as experiment:
         experiment.use_model(initial.id)
@@ -90,6 +92,15 @@ def main(args: argparse.Namespace) -> str:
         model_id = publish(experiment, model, training, state_file)
     print(f"model id: {model_id}")
     return model_id
+
+
+def run_parameters(args: argparse.Namespace) -> dict:
+    """What the result depends on: a training with the same ones is the same training."""
+    initial, _, _, data = load_model_and_data(args, torch.device("cpu"))
+    labelled = labelled_stems(args, initial, data) if args.mixed else []
+    return task_parameters(args, "final", initial_model_id=initial.id, masks=pseudo_label_kind(args, data),
+                           num_train_samples=num_train_samples(args, initial),
+                           **data_parameters(data, labelled, unlabelled_stems(args, initial, data)))
 
 
 if __name__ == "__main__":

@@ -24,8 +24,10 @@ from scripts.arguments import (
     add_sam_arguments,
     add_unlabelled_arguments,
     agreement_kind,
+    data_parameters,
     labelled_stems,
     load_model_and_data,
+    num_train_samples,
     task_parameters,
     unlabelled_stems,
 )
@@ -87,7 +89,7 @@ def main(args: argparse.Namespace) -> str:
                                persistent_workers=args.num_workers > 0)
     val_batches = resident_batches(LabelledDataset(data, data.stems("val")), args.infer_batch_size, device)
     loss_function = loss_from(args, data.description.positive_weights, device)
-    parameters = task_parameters(args, "mean_teacher", initial_model_id=initial.id)
+    parameters = run_parameters(args)
     state_file = training_state(runs_dir(), fingerprint(parameters))
     with start("training_with_mean_teacher", parameters, tags=("mean_teacher", args.dataset)) as experiment:
         experiment.use_model(initial.id)
@@ -97,6 +99,14 @@ def main(args: argparse.Namespace) -> str:
         model_id = publish(experiment, model.teacher, training, state_file)
     print(f"model id: {model_id}")
     return model_id
+
+
+def run_parameters(args: argparse.Namespace) -> dict:
+    """What the result depends on: a training with the same ones is the same training."""
+    initial, _, _, data = load_model_and_data(args, torch.device("cpu"))
+    stems = labelled_stems(args, initial, data), unlabelled_stems(args, initial, data)
+    return task_parameters(args, "mean_teacher", initial_model_id=initial.id,
+                           num_train_samples=num_train_samples(args, initial), **data_parameters(data, *stems))
 
 
 if __name__ == "__main__":
