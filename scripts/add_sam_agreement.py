@@ -59,7 +59,8 @@ def main(args: argparse.Namespace) -> Path:
     sam_type, checkpoint = resolve_sam(args, data)
     check_present(sam_type, checkpoint)
     path = mask_file(args.data_dir, model.id, agreement_kind(args, data))
-    attributes = {"clearml_model_id": model.id, "refine_params": json.dumps(asdict(identify(checkpoint)))}
+    attributes = {"clearml_model_id": model.id, "dataset": args.dataset,
+                  "refine_params": json.dumps(asdict(identify(checkpoint)))}
     writer = MaskWriter(path, data.description.labels, attributes)
     missing = writer.missing(unlabelled_stems(args, model, data))
     if missing:

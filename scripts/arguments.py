@@ -2,6 +2,7 @@
 import argparse
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import torch
 from scripts.dataset_description import DATASET_NAMES, OWN
 from scripts.nnunet import EPOCHS, ITERATIONS
 from scripts.segmentation_dataset import AnnotatedImages, open_dataset
+from segment_anything.checkpoints import CheckpointId, identify
 from segment_anything.embeddings import PRECISIONS
-from segment_anything.registry import SAM_TYPES, default_checkpoint
+from segment_anything.registry import SAM_TYPES, check_present, default_checkpoint
 from unet_training.checkpoint import Network, Training, load_checkpoint
 from unet_training.hyper_params import positive_int
 from unet_training.lraspp import LrasppOnSam
@@ -20,8 +22,9 @@ from unet_training.u_net import UNet
 from utils.cli import InputError
 from utils.experiment import Model, fetch_model, find_models
 from utils.label_tables import ENCODINGS
+from utils.mask_store import MaskStore
 from utils.offline_runs import describe
-from utils.paths import DATA
+from utils.paths import DATA, mask_file
 from utils.random_walk import SETTINGS
 from utils.refinement import RefinementOptions, options_from
 
@@ -177,6 +180,32 @@ def data_parameters(data: AnnotatedImages, labelled: Sequence[str], unlabelled: 
 def plain_values(args: argparse.Namespace) -> dict:
     """The arguments, paths as text and in full."""
     return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in vars(args).items()}
+
+
+def saved_masks(args: argparse.Namespace, model_id: str, kind: str, data: AnnotatedImages) -> MaskStore:
+    """A model's saved masks of this data set.
+
+    Raises:
+        InputError: there are none, or those are of other labels, another data set or another SAM.
+    """
+    store = MaskStore(mask_file(args.data_dir, model_id, kind), data.description.labels)
+    if other := made_of(store, args, data):
+        raise InputError(f"{store.path}: its masks were made {other}; move the file away and save masks anew, or give "
+                         "the arguments that it was made with")
+    return store
+
+
+def made_of(store: MaskStore, args: argparse.Namespace, data: AnnotatedImages) -> str:
+    """What saved masks were made of instead of what the arguments name; "" if it is the same."""
+    if (dataset := store.attributes.get("dataset")) != args.dataset:
+        return f"of the data set {dataset}, not {args.dataset}"
+    sam_type, checkpoint = resolve_sam(args, data)
+    if "refine_params" in store.attributes and (args.sam_checkpoint or checkpoint.is_file()):
+        check_present(sam_type, checkpoint)
+        used, asked = json.loads(store.attributes["refine_params"]), identify(checkpoint)
+        if used["sha256"] != asked.sha256:
+            return f"with the checkpoint {CheckpointId(used['name'], used['sha256'])}, not {asked}"
+    return ""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

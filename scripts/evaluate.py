@@ -27,6 +27,7 @@ from scripts.arguments import (
     add_pseudo_label_argument,
     add_sam_arguments,
     load_model_and_data,
+    made_of,
     print_model_notice,
     print_sam_notice,
     pseudo_label_kind,
@@ -141,11 +142,11 @@ def measure(names: Iterable[str], masks: Iterable[tuple[str, np.ndarray, np.ndar
 def masks_of(args: argparse.Namespace, model_id: str, u_net: Network, data: AnnotatedImages, stems: list[str],
              device: torch.device) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
     """Yields (stem, bool (C, H, W), SAM's estimated Dice (C,) if it is SAM's mask): the saved masks if they are all
-    there, else computed now."""
+    there and of this data set and SAM, else computed now."""
     kind = pseudo_label_kind(args, data)
     path = mask_file(args.data_dir, model_id, kind)
-    saved = MaskStore(path, data.description.labels) if path.exists() else ()
-    if all(stem in saved for stem in stems):
+    saved = MaskStore(path, data.description.labels) if path.exists() else None
+    if saved and not made_of(saved, args, data) and all(stem in saved for stem in stems):
         yield from ((stem, saved.mask(stem), saved.estimated_dice(stem)) for stem in stems)
     elif args.pseudo_label == "raw":
         for stem, probabilities in predict(u_net, ImageDataset(data, stems), device, args.infer_batch_size):

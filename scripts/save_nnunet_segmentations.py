@@ -47,7 +47,8 @@ def main(args: argparse.Namespace) -> Path:
     initial, _, _, data = load_model_and_data(args, device)
     nnunet = fetch_model(args.nnunet_model_id) if args.nnunet_model_id else trained_nnunet(args)
     path = mask_file(args.data_dir, initial.id, nnunet_kind(settings_of(nnunet)))
-    writer = MaskWriter(path, data.description.labels, {"clearml_model_id": initial.id, "nnunet_model_id": nnunet.id})
+    attributes = {"clearml_model_id": initial.id, "dataset": args.dataset, "nnunet_model_id": nnunet.id}
+    writer = MaskWriter(path, data.description.labels, attributes)
     missing = writer.missing(unlabelled_stems(args, initial, data))
     if missing:
         find_command()

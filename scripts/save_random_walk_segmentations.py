@@ -54,7 +54,8 @@ def main(args: argparse.Namespace) -> Path:
     device = select_device(args.gpu_id)
     model, u_net, _, data = load_model_and_data(args, device)
     path = mask_file(args.data_dir, model.id, random_walk_kind(args))
-    writer = MaskWriter(path, data.description.labels, {"clearml_model_id": model.id})
+    attributes = {"clearml_model_id": model.id, "dataset": args.dataset}
+    writer = MaskWriter(path, data.description.labels, attributes)
     missing = writer.missing(unlabelled_stems(args, model, data))
     if missing:
         with start("save_random_walk_segmentations", task_parameters(args, "random_walk"),

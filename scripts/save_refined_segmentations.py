@@ -64,7 +64,8 @@ def main(args: argparse.Namespace) -> Path:
     model, u_net, _, data = load_model_and_data(args, device)
     labels = data.description.labels
     path = mask_file(args.data_dir, model.id, refined_kind(args, data))
-    writer = MaskWriter(path, labels, {"clearml_model_id": model.id, "refine_params": refine_params(args, data)})
+    writer = MaskWriter(path, labels, {"clearml_model_id": model.id, "dataset": args.dataset,
+                                       "refine_params": refine_params(args, data)})
     missing = writer.missing(unlabelled_stems(args, model, data))
     if missing:
         parameters = task_parameters(args, "refine")

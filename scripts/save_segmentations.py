@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> Path:
     device = select_device(args.gpu_id)
     model, u_net, _, data = load_model_and_data(args, device)
     path = mask_file(args.data_dir, model.id, "raw")
-    writer = MaskWriter(path, data.description.labels, {"clearml_model_id": model.id})
+    writer = MaskWriter(path, data.description.labels, {"clearml_model_id": model.id, "dataset": args.dataset})
     missing = writer.missing(unlabelled_stems(args, model, data))
     if missing:
         parameters = task_parameters(args, "predict")

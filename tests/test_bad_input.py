@@ -5,7 +5,8 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
-from stage_runs import SMALL, N
+from safetensors.torch import load_file, save_file
+from stage_runs import SMALL, N, run
 
 from scripts import (
     evaluate,
@@ -21,6 +22,8 @@ from utils.cli import run_stage
 from utils.experiment import fetch_model
 from utils.mask_store import MaskWriter
 from utils.paths import mask_file
+
+PHANTOM = ("--dataset", "phantom")
 
 
 def error_line(capsys, stage, *arguments) -> str:
@@ -50,9 +53,6 @@ def test_random_walk_refuses_an_unknown_selection(capsys):
 def test_bad_annotations(graz, capsys, spoil, message):
     spoil(graz / "annotations" / "annotations_val.xml")
     assert message in error_line(capsys, training, "--data_dir", str(graz.parent), *SMALL)
-
-
-PHANTOM = ("--dataset", "phantom")
 
 
 def test_missing_data_folder(capsys, tmp_path):
@@ -105,6 +105,38 @@ def test_masks_that_are_missing_or_of_other_labels(capsys, workplace):
     with MaskWriter(mask_file(data_dir, model_id, kind), ("heart",), {}) as writer:
         writer.write("1", np.zeros((1, 96, 64), bool))
     assert "heart" in error_line(capsys, training_on_pseudo_labels, *arguments)
+
+
+def test_masks_of_another_data_set_are_nobodys(capsys, workplace, tmp_path):
+    """A model may be applied to several data sets, whose images have the same names."""
+    data_dir, model_id = workplace
+    own = ("--model_id", model_id, "--ccl_selection", "none")
+    evaluation = (*own, "--split", "test", "--pseudo_label", "random_walk", "--results_dir", str(tmp_path))
+    before = run(evaluate, data_dir, *evaluation)
+    data = open_dataset("phantom", data_dir, (96, 64))
+    path = mask_file(data_dir, model_id, "random_walk_released_none")
+    attributes = {"clearml_model_id": model_id, "dataset": "second"}
+    with MaskWriter(path, data.description.labels, attributes) as writer:
+        for stem in (*data.stems("test"), *data.unlabelled_stems(3, True, 42)):
+            writer.write(stem, np.zeros((len(data.description.labels), 96, 64), bool))
+    try:
+        assert run(evaluate, data_dir, *evaluation) == before
+        for stage in (training_on_pseudo_labels, save_random_walk_segmentations):
+            labels = ("--pseudo_label", "random_walk") if stage is training_on_pseudo_labels else ()
+            assert "second" in error_line(capsys, stage, *PHANTOM, "--data_dir", str(data_dir), *own, *labels)
+    finally:
+        path.unlink()
+
+
+def test_masks_of_another_sam_are_not_trained_on(capsys, workplace, refined, tmp_path):
+    data_dir, model_id = workplace
+    other = tmp_path / "other.safetensors"
+    tensors = load_file(default_checkpoint("demo", data_dir))
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, other)
+    arguments = (*PHANTOM, "--data_dir", str(data_dir), "--model_id", model_id, "--sam_checkpoint")
+    line = error_line(capsys, training_on_pseudo_labels, *arguments, str(other))
+    assert str(refined) in line and "other.safetensors" in line
+    assert "gone.pt" in error_line(capsys, training_on_pseudo_labels, *arguments, str(tmp_path / "gone.pt"))
 
 
 def test_more_images_in_a_batch_than_there_are(capsys, workplace, refined):

@@ -27,6 +27,7 @@ from scripts.arguments import (
     load_model_and_data,
     num_train_samples,
     pseudo_label_kind,
+    saved_masks,
     task_parameters,
     unlabelled_stems,
 )
@@ -41,9 +42,8 @@ from unet_training.hyper_params import (
 from unet_training.trainer import fingerprint, fit, publish
 from utils.cli import InputError, run_stage, select_device, stage_parser
 from utils.experiment import start
-from utils.mask_store import MaskStore
 from utils.offline_runs import runs_dir
-from utils.paths import mask_file, training_state
+from utils.paths import training_state
 from utils.refinement import add_refinement_arguments
 
 
@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> str:
     device = select_device(args.gpu_id)
     initial, u_net, training, data = load_model_and_data(args, device)
     kind = pseudo_label_kind(args, data)
-    masks = MaskStore(mask_file(args.data_dir, initial.id, kind), training.labels)
+    masks = saved_masks(args, initial.id, kind, data)
     train = PseudoLabelDataset(data, unlabelled_stems(args, initial, data), masks)
     if len(train) < args.batch_size:
         raise InputError(f"{masks.path}: {len(train)} pseudo labels don't fill one batch of {args.batch_size}; "

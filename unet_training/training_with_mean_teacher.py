@@ -28,6 +28,7 @@ from scripts.arguments import (
     labelled_stems,
     load_model_and_data,
     num_train_samples,
+    saved_masks,
     task_parameters,
     unlabelled_stems,
 )
@@ -49,9 +50,8 @@ from unet_training.mean_teacher import MeanTeacher, mean_teacher_epoch
 from unet_training.trainer import fingerprint, fit, publish
 from utils.cli import InputError, run_stage, select_device, stage_parser
 from utils.experiment import start
-from utils.mask_store import MaskStore
 from utils.offline_runs import runs_dir
-from utils.paths import mask_file, training_state
+from utils.paths import training_state
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> str:
     labelled = LabelledDataset(data, labelled_stems(args, initial, data))
     unlabelled = unlabelled_stems(args, initial, data)
     if args.reliable is not None:
-        masks = MaskStore(mask_file(args.data_dir, initial.id, agreement_kind(args, data)), training.labels)
+        masks = saved_masks(args, initial.id, agreement_kind(args, data), data)
         reliable = [stem for stem in unlabelled if np.nanmean(masks.estimated_dice(stem)) >= args.reliable]
         print(f"{len(reliable)} of {len(unlabelled)} unlabelled images enter as labelled")
         labelled = ConcatDataset([labelled, PseudoLabelDataset(data, reliable, masks)])
