@@ -76,9 +76,11 @@ def resolve_sam(args: argparse.Namespace, data: AnnotatedImages) -> tuple[str, P
 
 
 def sam_name(args: argparse.Namespace, data: AnnotatedImages) -> str:
-    """SAM's type, and the precision of its embeddings unless that is the paper's."""
+    """SAM's type, and what its embeddings have of their own: their precision, and which grey value is white."""
     sam_type, _ = resolve_sam(args, data)
-    return sam_type if args.embeddings == "float32" else f"{sam_type}_{args.embeddings}"
+    white = data.description.white
+    return (sam_type + (f"_{args.embeddings}" if args.embeddings != "float32" else "")
+            + (f"_white{white}" if white else ""))
 
 
 def print_sam_notice(args: argparse.Namespace, data: AnnotatedImages) -> None:

@@ -86,6 +86,7 @@ class DatasetDescription:
     training_order       "n labelled images" are the first n of this list; else of the sorted stems
     unlabelled_sample    the fixed sample of unlabelled images; else a seeded one
     prepare              the command that puts the images in place
+    white                the grey value that is white, where files of 16 bits hold fewer (4095: 12 bits)
     """
     name: str
     labels: tuple[str, ...]
@@ -103,6 +104,7 @@ class DatasetDescription:
     unlabelled_sample: StemList | None = None
     left_out_of_averages: tuple[str, ...] = ()
     image_suffix: str = ".png"
+    white: int | None = None
 
 
 MEASURED = ("mean", "std", "positive_weights")  # what may be missing until it was measured
@@ -148,10 +150,16 @@ def read_description(path: Path, name: str, measured: bool = True) -> DatasetDes
 def _check(description: DatasetDescription) -> None:
     if not description.labels or len(set(description.labels)) != len(description.labels):
         raise ValueError("labels must be given, each once")
+    if taken := sorted({"stem", "mean"} & set(description.labels)):
+        raise ValueError(f"the label {taken[0]!r} is the name of a column of the results; call it something else")
     if len(description.input_size) != 2 or min(description.input_size) < 1:
         raise ValueError("input_size needs two numbers of at least 1, height and width")
     if description.unlabelled not in UNLABELLED:
         raise ValueError(f"unlabelled is {description.unlabelled!r}, must be one of {', '.join(UNLABELLED)}")
+    if description.white is not None and not 0 < description.white <= 65535:
+        raise ValueError("white must be from 1 to 65535")
+    if not isinstance(description.masks, CvatMasks) and min(description.masks.train, description.masks.val) < 1:
+        raise ValueError("masks.train and masks.val must be 1 or more")
 
 
 def _check_measured(description: DatasetDescription) -> None:

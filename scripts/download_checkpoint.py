@@ -15,12 +15,13 @@ from segment_anything.checkpoints import identify
 from segment_anything.registry import SAM_TYPES, default_checkpoint, get_sam_type
 from utils.cli import InputError, run_stage, stage_parser
 from utils.download import download
+from utils.paths import DATA
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.download_checkpoint", __doc__)
     parser.add_argument("sam_type", metavar="TYPE", help=f"one of {', '.join(SAM_TYPES)}")
-    parser.add_argument("--data_dir", type=Path, default=Path("data"), help="folder of all data")
+    parser.add_argument("--data_dir", type=Path, default=DATA, help="folder of all data")
     parser.add_argument("--url", help="another source of the same file, checked all the same")
     return parser
 

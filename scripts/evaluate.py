@@ -169,7 +169,7 @@ def summarise(dice: list[torch.Tensor]) -> Summary:
 
 
 def write_csv(path: Path, dice: dict[str, torch.Tensor], labels: tuple[str, ...]) -> None:
-    """A row an image: stem, mean, each class, in percent; empty where the truth doesn't show the class."""
+    """A row an image: stem, mean, each class, in percent; empty where there is no value (NaN)."""
     rows = [["stem", "mean", *labels]]
     for stem, values in dice.items():
         cells = [image_dice(values).item(), *values.tolist()]

@@ -49,7 +49,7 @@ def embed_images(args: argparse.Namespace, data: AnnotatedImages, stems: Sequenc
     sam_type, checkpoint = resolve_sam(args, data)
     folder = embedding_folder(args.data_dir, args.dataset, sam_name(args, data))
     save_missing_embeddings([(stem, data.image_path(stem)) for stem in stems], folder, sam_type, checkpoint, device,
-                            args.embeddings)
+                            args.embeddings, data.description.white)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Reads   the training images and their masks, and the description, which need not
 Writes  nothing
 """
 import argparse
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from scripts.dataset_description import MEASURED
 from scripts.segmentation_dataset import AnnotatedImages, open_dataset, read_scaled
 from utils.cli import InputError, run_stage, stage_parser
+from utils.files import read_grey
 from utils.paths import DATA
 
 
@@ -28,10 +30,25 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> dict[str, object]:
     """Returns the keys and their values."""
-    values = dict(zip(MEASURED, measure(open_dataset(args.dataset, args.data_dir, measured=False)), strict=True))
+    data = open_dataset(args.dataset, args.data_dir, measured=False)
+    values = {}
+    if data.description.white is None and (white := white_of(data)):
+        data.description = dataclasses.replace(data.description, white=white)
+        values["white"] = white
+    values.update(zip(MEASURED, measure(data), strict=True))
     for key, value in values.items():
         print(f"{key} = {value}")
     return values
+
+
+def white_of(data: AnnotatedImages) -> int | None:
+    """The largest number of as many bits as the training images use of 16; None if that is all of them, or they have 8.
+
+    Radiographs of 10 or 12 bits in files of 16 would be nearly black.
+    """
+    images = (read_grey(data.image_path(stem)) for stem in data.stems("train"))
+    used = max((int(image.max()).bit_length() for image in images if image.dtype == np.uint16), default=16)
+    return 2 ** used - 1 if used < 16 else None
 
 
 def measure(data: AnnotatedImages) -> tuple[float, float, list[float]]:
@@ -45,7 +62,7 @@ def measure(data: AnnotatedImages) -> tuple[float, float, list[float]]:
     foreground, sums, stems = np.zeros(len(labels)), np.zeros(2), data.stems("train")
     for stem in tqdm(stems, desc="training images", unit="image", leave=False):
         foreground += np.count_nonzero(data.mask(stem), axis=(1, 2))
-        pixels = read_scaled(data.image_path(stem), size).astype(np.float64)
+        pixels = read_scaled(data.image_path(stem), data.description).astype(np.float64)
         sums += pixels.sum(), (pixels ** 2).sum()
     if not foreground.all():
         raise InputError(f"{data.folder}: no mask of the {len(stems)} training images shows "

@@ -189,7 +189,7 @@ def find_command(name: str = "nnUNetv2_train") -> str:
 def write_images(folder: Path, data: AnnotatedImages, stems: Sequence[str]) -> None:
     """Images as nnU-Net wants them: grey, 8 bit, at the network's input size."""
     for stem in stems:
-        grey = 255 * read_scaled(data.image_path(stem), data.description.input_size)
+        grey = 255 * read_scaled(data.image_path(stem), data.description)
         write_png(folder / f"{stem}_0000.png", np.rint(grey).astype(np.uint8))
 
 

@@ -72,7 +72,7 @@ def walk_images(args: argparse.Namespace, u_net: Network, data: AnnotatedImages,
     """Yields (stem, refined masks)."""
     settings = SETTINGS[args.random_walk]
     for stem, probabilities in predict(u_net, ImageDataset(data, stems), device, args.infer_batch_size):
-        grey = 255 * read_scaled(data.image_path(stem), data.description.input_size)
+        grey = 255 * read_scaled(data.image_path(stem), data.description)
         yield stem, random_walk_masks(grey, clean_masks(probabilities, args.ccl_selection), settings)
 
 

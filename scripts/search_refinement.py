@@ -12,6 +12,7 @@ Writes  results/<dataset>/<model id>/search_<refiner>/: study.log (Optuna's jour
         each value of each option, and whether the option made a difference at all)
 """
 import argparse
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -83,7 +84,8 @@ def main(args: argparse.Namespace) -> list[dict[str, object]]:
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.log")))
     study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True,
                                 sampler=optuna.samplers.GridSampler(grid, seed=args.seed))
-    missing = args.trials - len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
+    wanted = min(args.trials, math.prod(map(len, grid.values())))
+    missing = wanted - len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
     if missing > 0:
         study.optimize(gain, n_trials=missing, show_progress_bar=True)
     trials = sorted(({**trial.params, "gain": trial.value} for trial in study.trials if trial.value is not None),
@@ -115,7 +117,7 @@ def walk_refiner(args: argparse.Namespace, u_net: Network, data: AnnotatedImages
                  device: torch.device) -> tuple[list[np.ndarray], Refiner]:
     """As `sam_refiner`, by a random walk."""
     probabilities = [each for _, each in predict(u_net, ImageDataset(data, stems), device, args.infer_batch_size)]
-    grey = [255 * read_scaled(data.image_path(stem), data.description.input_size) for stem in stems]
+    grey = [255 * read_scaled(data.image_path(stem), data.description) for stem in stems]
 
     def refined(options: Mapping[str, object]) -> list[np.ndarray]:
         settings = Settings(options["radius"], options["sigma"])

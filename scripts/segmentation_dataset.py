@@ -24,6 +24,7 @@ from utils.files import image_size, read_grey
 from utils.mask_store import MaskStore
 
 UNLABELLED_SAMPLE = 500
+SMALLEST_INPUT = 32  # pixels, which a U-Net halves four times
 MOST_KEPT_IMAGES = 1000  # pseudo-labelled images of up to about 0.6 MB each that are kept after they were decoded once
 
 
@@ -102,6 +103,8 @@ class AnnotatedImages:
         stem_list = self.description.unlabelled_sample
         listed = self._listed(stem_list, f"a sample of {UNLABELLED_SAMPLE} unlabelled images is drawn by the seed")
         if listed is not None:
+            if not listed or len(set(listed)) < len(listed):
+                raise InputError(f"{self.folder / stem_list.file}: must list images, each once")
             if absent := sorted(set(listed) - set(candidates)):
                 raise InputError(f"{self.folder / stem_list.file}: lists {absent[0]}, which is not among the "
                                  f"unlabelled images in {self.folder / self.description.image_folder} "
@@ -155,6 +158,9 @@ def open_dataset(name: str, data_dir: Path, input_size: Sequence[int] | None = N
     description = load_description(name, data_dir, measured)
     if input_size is not None:
         description = dataclasses.replace(description, input_size=tuple(input_size))
+    if min(description.input_size) < SMALLEST_INPUT:
+        raise InputError(f"input size {tuple(description.input_size)} (H, W): the U-Net needs {SMALLEST_INPUT} pixels "
+                         "and more in height and width")
     return AnnotatedImages(description, data_dir / name)
 
 
@@ -166,14 +172,14 @@ def load_image(path: Path, description: DatasetDescription) -> np.ndarray:
     Raises:
         InputError: the image is missing or unreadable.
     """
-    scaled = read_scaled(path, description.input_size)
+    scaled = read_scaled(path, description)
     return ((scaled - description.mean) / description.std).astype(np.float32)[None]
 
 
-def read_scaled(path: Path, size: Sequence[int]) -> np.ndarray:
-    """Reads a radiograph as float32 in [0, 1], resized bilinearly to `size` (H, W); errors as of `load_image`."""
-    grey = read_grey(path)
-    height, width = size
+def read_scaled(path: Path, description: DatasetDescription) -> np.ndarray:
+    """Reads a radiograph as float32 in [0, 1], resized bilinearly to the input size; errors as of `load_image`."""
+    grey = read_grey(path, description.white)
+    height, width = description.input_size
     return cv2.resize(grey.astype(np.float32) / np.iinfo(grey.dtype).max, (width, height),
                       interpolation=cv2.INTER_LINEAR)
 

@@ -20,7 +20,7 @@ from segment_anything.modeling import Sam
 from segment_anything.registry import check_present, get_sam_type, load_sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from utils.cli import InputError
-from utils.files import atomic_path, read_grey
+from utils.files import atomic_path, image_size, read_grey
 from utils.overlap import batched, overlapped
 from utils.precision import full_float32
 
@@ -93,11 +93,12 @@ def compute_embedding(sam: Sam, grey: np.ndarray, preprocessing: str, checkpoint
     return _encode(sam, [_Prepared(grey.shape, *encoder_input(sam, grey, preprocessing))], checkpoint)[0]
 
 
-def compute_embeddings(sam: Sam, paths: Sequence[Path], preprocessing: str,
-                       checkpoint: CheckpointId) -> Iterator[ImageEmbedding]:
-    """Embeds image files in their order; the next ones are read while the device computes."""
+def compute_embeddings(sam: Sam, paths: Sequence[Path], preprocessing: str, checkpoint: CheckpointId,
+                       white: int | None = None) -> Iterator[ImageEmbedding]:
+    """Embeds image files in their order; the next ones are read, with `white` as in `read_grey`, while the device
+    computes."""
     def prepare(path: Path) -> _Prepared:
-        grey = read_grey(path)
+        grey = read_grey(path, white)
         return _Prepared(grey.shape, *encoder_input(sam, grey, preprocessing))
 
     at_once = IMAGES_AT_ONCE[sam.device.type]
@@ -154,19 +155,21 @@ def check_same_checkpoint(what: Path | str, found: CheckpointId, asked: Checkpoi
     """Raises:
         InputError: the embedding `what` is of another checkpoint than the one that is asked for.
     """
-    if found != asked:
+    if found.sha256 != asked.sha256:
         raise InputError(f"{what}: this embedding was computed with the checkpoint {found}, but {asked} is asked for; "
                          "use that checkpoint, or remove the embedding's folder to compute its embeddings anew")
 
 
 def save_missing_embeddings(images: Sequence[tuple[str, Path]], folder: Path, sam_type: str, checkpoint: Path,
-                            device: torch.device, precision: str = "float32") -> int:
-    """Computes the embeddings that are not there yet, one file per image. SAM is loaded only if one is missing.
+                            device: torch.device, precision: str = "float32", white: int | None = None) -> int:
+    """Computes the embeddings that are not there yet, one file per image. SAM is loaded only if one is missing. One of
+    an image of another size counts as missing: the image was replaced.
 
     Args:
         images: stem and image file of each
         folder: of this SAM type and precision, holds `<stem>.h5`
         precision: "float32"; "float16" halves the files; "bf16" does so, and computes a ViT's blocks in bfloat16
+        white: of the images, see `read_grey`
     Returns:
         how many were computed
     Raises:
@@ -174,14 +177,15 @@ def save_missing_embeddings(images: Sequence[tuple[str, Path]], folder: Path, sa
     """
     check_present(sam_type, checkpoint)
     checkpoint_id = identify(checkpoint)
-    missing = [(stem, path) for stem, path in images if not is_embedded(embedding_path(folder, stem), checkpoint_id)]
+    missing = [(stem, path) for stem, path in images
+               if not is_embedded(embedding_path(folder, stem), checkpoint_id, image_size(path))]
     if not missing:
         return 0
     sam = load_sam(sam_type, checkpoint).to(device)
     accelerate(sam.image_encoder, torch.bfloat16 if precision == "bf16" else torch.float32)
     stored = np.float32 if precision == "float32" else np.float16
     embeddings = compute_embeddings(sam, [path for _, path in missing], get_sam_type(sam_type).preprocessing,
-                                    checkpoint_id)
+                                    checkpoint_id, white)
     named = zip((embedding_path(folder, stem) for stem, _ in missing), embeddings, strict=True)
     for _ in overlapped(lambda each: save_embedding(*each, stored),
                         tqdm(named, f"SAM embeddings ({sam_type})", len(missing), unit="image")):
@@ -189,12 +193,13 @@ def save_missing_embeddings(images: Sequence[tuple[str, Path]], folder: Path, sa
     return len(missing)
 
 
-def is_embedded(path: Path, checkpoint: CheckpointId) -> bool:
-    """Whether a readable embedding of this checkpoint lies there; one of another checkpoint is an InputError."""
+def is_embedded(path: Path, checkpoint: CheckpointId, size: tuple[int, int]) -> bool:
+    """Whether a readable embedding of this checkpoint and of an image of that size (H, W) lies there; one of another
+    checkpoint is an InputError."""
     try:
         with h5py.File(path, "r") as file:
             check_same_checkpoint(path, _checkpoint_of(file), checkpoint)
-            return "embedding" in file
+            return "embedding" in file and tuple(file.attrs["original_size"]) == size
     except (OSError, KeyError):
         return False
 

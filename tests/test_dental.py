@@ -84,6 +84,30 @@ def test_a_mask_that_was_made_to_be_looked_at_is_refused(teeth):
         open_dataset("teeth", teeth).mask("000")
 
 
+@pytest.mark.parametrize("form", ["8 bit", "16 bit", "palette", "palette of 4 bit", "1 bit"])
+def test_index_masks_are_read_as_their_values_however_they_are_stored(teeth, form):
+    values = np.zeros((60, 120), np.uint8)
+    values[10:30, 20:50] = 1
+    image = Image.fromarray(values)
+    if form == "1 bit":
+        image = Image.fromarray(values > 0)
+    else:
+        values[40:50, 60:90] = 9
+        image = Image.fromarray(values.astype(np.uint16) if form == "16 bit" else values)
+    if form.startswith("palette"):
+        image.putpalette(np.random.default_rng(0).integers(0, 256, 16 * 3, np.uint8).tobytes())
+    path = teeth / "teeth" / "masks_machine" / "000.png"
+    image.save(path, **({"bits": 4} if "4 bit" in form else {}))
+    expected = values == np.arange(1, 33)[:, None, None]
+    np.testing.assert_array_equal(open_dataset("teeth", teeth, (60, 120)).mask("000"), expected)
+
+
+def test_index_masks_in_colour_are_refused(teeth):
+    Image.new("RGB", (120, 60), (1, 1, 1)).save(teeth / "teeth" / "masks_machine" / "000.png")
+    with pytest.raises(InputError, match=r"000\.png: an index mask has one channel"):
+        open_dataset("teeth", teeth).mask("000")
+
+
 def test_missing_folders_and_images_are_named(teeth):
     (teeth / "teeth" / "img" / "008.jpg").unlink()
     with pytest.raises(InputError, match=r"008\.jpg: no such image"):

@@ -110,6 +110,15 @@ def test_files_hold_what_was_computed_and_a_rerun_skips_them(monkeypatch, tmp_pa
     assert save_missing_embeddings(images, folder, "small", checkpoint, cpu) == 0
 
 
+def test_a_replaced_image_gets_another_embedding_and_renamed_weights_are_the_same(tmp_path, checkpoint, images):
+    folder, cpu = tmp_path / "embeddings", torch.device("cpu")
+    save_missing_embeddings(images, folder, "small", checkpoint, cpu)
+    cv2.imwrite(str(images[0][1]), radiograph(40, 66))
+    renamed = checkpoint.rename(checkpoint.with_name("renamed.pth"))
+    assert save_missing_embeddings(images, folder, "small", renamed, cpu) == 1
+    assert load_embedding(folder / "a.h5", identify(renamed)).original_size == (40, 66)
+
+
 def test_images_of_one_batch_get_their_own_embeddings(monkeypatch, tmp_path, checkpoint, images):
     one, together = tmp_path / "one", tmp_path / "together"
     save_missing_embeddings(images, one, "small", checkpoint, torch.device("cpu"))

@@ -61,6 +61,12 @@ def test_unreadable_image_is_named(tmp_path, content):
         read_grey(path)
 
 
+def test_other_than_8_or_16_bits_are_refused(tmp_path):
+    Image.fromarray(np.zeros((4, 6), np.float32)).save(tmp_path / "image.tif")
+    with pytest.raises(InputError, match=r"image\.tif: has grey values of the type float32"):
+        read_grey(tmp_path / "image.tif")
+
+
 def test_bad_input_is_one_line_and_exit_code_2(capsys):
     def main(args):
         raise InputError("folder/image.png: broken;\n  replace it")

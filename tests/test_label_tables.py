@@ -4,6 +4,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from utils.cli import InputError
 from utils.label_tables import combination_table, decode, encode, group_tables
 
 HEIGHT, WIDTH = 9, 14
@@ -79,7 +80,7 @@ def test_what_no_class_stands_for_is_an_error():
         encode(unseen, table)
     with pytest.raises(IndexError):
         decode(np.full((HEIGHT, WIDTH), len(table), np.uint8), table)
-    with pytest.raises(ValueError, match="65 labels"):
+    with pytest.raises(InputError, match="65 labels"):
         combination_table([np.zeros((65, 2, 3), bool)])
 
 

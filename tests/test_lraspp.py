@@ -222,7 +222,7 @@ def test_a_model_that_is_not_named_is_a_u_net_whatever_sam_there_is(stage, check
                   str(checkpoint))
     args = training.get_args_parser().parse_args(["--dataset", "phantom", "--data_dir", str(tmp_path / "data"),
                                                   *arguments, "--sam_type", "vit_b"])
-    assert trained_once(training, args, "initial") == u_net
+    assert trained_once(training, args) == u_net
     assert choose_model(argparse.Namespace(**vars(args), model_id=None)).id == u_net
     assert not {"architecture", "sam_type", "sam_checkpoint"} & fetch_model(u_net).parameters.keys()
     assert fetch_model(other).parameters["stage"] == "lraspp_on_sam"

@@ -1,17 +1,22 @@
 """What is measured of one's own training images, and where it goes."""
+from argparse import Namespace
+
 import numpy as np
 import pytest
+import torch
 
-from scripts import measure_dataset
+from scripts import generate_img_embeddings, measure_dataset
+from scripts.arguments import sam_name
 from scripts.dataset_description import OWN, load_description
-from scripts.segmentation_dataset import LabelledDataset, open_dataset
+from scripts.segmentation_dataset import LabelledDataset, open_dataset, read_scaled
+from segment_anything import embeddings
 from utils.cli import InputError
-from utils.files import write_png
+from utils.files import read_grey, write_png
 
-HEIGHT, WIDTH, TRAIN = 12, 20, 4
+HEIGHT, WIDTH, TRAIN = 36, 60, 4
 DESCRIPTION = """
 labels = ["heart", "lung"]
-input_size = [12, 20]
+input_size = [36, 60]
 image_folder = "img"
 prepare = "copy them"
 unlabelled = "not_annotated"
@@ -58,6 +63,29 @@ def test_what_is_printed_completes_the_description(own, capsys):
         key: values[key] for key in ("mean", "std")}
     pixels = np.stack([image for image, _ in LabelledDataset(data, data.stems("train"))])
     assert (pixels.mean(), pixels.std()) == pytest.approx((0, 1), abs=1e-4)
+
+
+def test_radiographs_of_12_bits_in_files_of_16_are_as_bright_as_others(own, capsys, monkeypatch):
+    """The U-Net, the random walk and SAM see them as if they had all 16 bits."""
+    data_dir, images, _ = own
+    files = sorted((data_dir / "mine" / "img").iterdir())
+    full = [read_grey(path).astype(np.uint16) * 257 for path in files]
+    for path, image in zip(files, full, strict=True):
+        write_png(path, image // 16)
+    values = measured(data_dir, "mine")
+    assert values["white"] == 4095
+    assert values["mean"] == pytest.approx(np.mean(images / 255), abs=1e-4)
+    (data_dir / "mine" / OWN).write_text(capsys.readouterr().out + DESCRIPTION)
+    data = open_dataset("mine", data_dir)
+    scaled = read_scaled(files[1], data.description)
+    assert scaled == pytest.approx(full[1] / 65535, abs=1 / 4095)
+    arguments = generate_img_embeddings.get_args_parser().parse_args([])
+    assert sam_name(arguments, data) == "vit_b_white4095"
+    seen = []
+    monkeypatch.setattr(embeddings, "encoder_input", lambda sam, grey, _: (seen.append(grey), (grey.shape,) * 2)[1])
+    monkeypatch.setattr(embeddings, "_encode", lambda *_: [None])
+    list(embeddings.compute_embeddings(Namespace(device=torch.device("cpu")), files, "", None, data.description.white))
+    assert np.abs(seen[1].astype(int) - full[1]).max() < 65536 / 4095 + 1
 
 
 def test_a_label_that_no_training_mask_shows_has_no_weight(own):

@@ -39,6 +39,8 @@ def test_a_search_goes_on_and_ranks_its_trials(workplace, capsys):
 def test_the_walk_is_searched_to_the_end_of_its_grid(workplace, tmp_path):
     trials = search(*workplace, "--refiner", "random_walk", "--trials", "1000", "--results_dir", str(tmp_path))
     assert len(trials) == 3 * 5 * 5
+    again = search(*workplace, "--refiner", "random_walk", "--trials", "1000", "--results_dir", str(tmp_path))
+    assert again == trials
     never = [trial["gain"] for trial in trials if trial["radius"] == 1 and trial["ccl_selection"] == "none"]
     np.testing.assert_allclose(never, 0, atol=1e-9)  # neither cleaning nor walk acts: the raw masks
     with next(tmp_path.rglob("options.csv")).open(newline="") as file:

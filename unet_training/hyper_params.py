@@ -1,6 +1,6 @@
 """The hyperparameters of training (paper, section 2), as arguments with the paper's values."""
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +37,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
                         help="learning rate over the epochs; cosine ends at lr / 100")
     parser.add_argument("--batch_size", type=positive_int, default=16, help="images in a training batch")
     parser.add_argument("--infer_batch_size", type=positive_int, default=16, help="images in a validation batch")
-    parser.add_argument("--data_aug", type=float, default=0.03,
+    parser.add_argument("--data_aug", type=non_negative(float), default=0.03,
                         help="standard deviation of the random affine matrix's entries, 0 for no augmentation")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16 where the network allows, faster on a "
                         "GPU and on some processors; validation and prediction stay float32")
@@ -46,7 +46,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num_workers", type=int, default=0,
+    parser.add_argument("--num_workers", type=non_negative(int), default=0,
                         help="processes that read images beside the training; worth it for thousands of images")
 
 
@@ -91,6 +91,16 @@ def positive_int(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a positive number")
     return value
+
+
+def non_negative(number: type) -> Callable[[str], int | float]:
+    """An argparse type of 0 or more."""
+    def convert(text: str) -> int | float:
+        value = number(text)
+        if not 0 <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{value} is negative, or not a number")
+        return value
+    return convert
 
 
 def positive_float(text: str) -> float:

@@ -161,10 +161,10 @@ class StoredFeatures(Dataset):
         """Raises InputError if a file in `folder` is of another SAM checkpoint."""
         self.labelled, self.checkpoint = labelled, model.encoder.checkpoint
         self.paths = [embedding_path(folder, stem) for stem in labelled.stems]
-        missing = [index for index, path in enumerate(self.paths) if not is_embedded(path, self.checkpoint)]
+        size = model.config["input_size"]
+        missing = [index for index, path in enumerate(self.paths) if not is_embedded(path, self.checkpoint, size)]
         for index in tqdm(missing, "SAM features", unit="image", disable=not missing):
             image, _ = labelled[index]
-            size = tuple(image.shape[1:])
             save_embedding(self.paths[index], ImageEmbedding(
                 model.encode(image[None].to(device))[0].cpu(), size, model.encoder.covered(size), model.encoder.side,
                 self.checkpoint))

@@ -44,7 +44,7 @@ def extreme_points(probability: np.ndarray) -> np.ndarray:
 def mask_prompt(mask: np.ndarray, embedding: ImageEmbedding) -> torch.Tensor:
     """A mask (H, W) as SAM's low-resolution logits (4h, 4w): certain inside the image, zero in its padding."""
     side = 4 * embedding.embedding.shape[-1]
-    height, width = (round(length * side / embedding.encoder_input_size) for length in embedding.input_size)
+    height, width = (max(1, round(length * side / embedding.encoder_input_size)) for length in embedding.input_size)
     resized = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     logits = torch.zeros(side, side)
     logits[:height, :width] = torch.from_numpy(np.where(resized > 0, CERTAINTY, -CERTAINTY)).float()

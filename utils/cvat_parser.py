@@ -51,7 +51,7 @@ def parse_cvat(path: Path, attribute: str | None = "Anatomie") -> list[CvatImage
         attribute: name of the attribute that says what a shape shows; None: the shape's label says it
     Raises:
         InputError: the file is missing, truncated, not of this format, names an image twice, or holds a shape that is
-            malformed, outside its image or neither polygon nor mask. The message names the file and the image.
+            malformed, a mask outside its image, or neither polygon nor mask. The message names file and image.
     """
     images: dict[str, CvatImage] = {}
     for element in _read_root(path).iterfind("image"):

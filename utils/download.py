@@ -27,7 +27,7 @@ def download(url: str, target: Path, size: int | None = None, sha256: str | None
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         announced = _fetch(url, part)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: not an address
         raise InputError(f"{url}: could not be downloaded ({error}); the same command goes on where it stopped, "
                          f"or download it by hand to {target}") from error
     expected = size if size is not None else announced

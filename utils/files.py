@@ -26,11 +26,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def read_grey(path: Path) -> np.ndarray:
+def read_grey(path: Path, white: int | None = None) -> np.ndarray:
     """Reads a radiograph as grey values, (H, W), uint8 or uint16 as in the file; colours become luminance.
 
+    Args:
+        white: the value of 16-bit files that becomes 65535, where they hold fewer bits
     Raises:
-        InputError: the file is missing or isn't a readable image.
+        InputError: the file is missing or isn't a readable image of 8 or 16 bits.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such image; see data/README.md for what goes where")
@@ -38,6 +40,10 @@ def read_grey(path: Path) -> np.ndarray:
     image = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH) if encoded.size else None
     if image is None:
         raise InputError(f"{path}: not a readable image; replace the file or remove it")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise InputError(f"{path}: has grey values of the type {image.dtype}; save it with 8 or 16 bits, unsigned")
+    if white and image.dtype == np.uint16:
+        image = (np.minimum(image, white).astype(np.uint32) * 65535 // white).astype(np.uint16)
     return image
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from utils.cli import InputError
+
 MOST_LABELS = 64  # bits of a code
 
 
@@ -63,7 +65,7 @@ def decode(index: np.ndarray, table: np.ndarray) -> np.ndarray:
 def _codes(labels: np.ndarray) -> np.ndarray:
     """Which labels are set, as bits: bool, (C, ...) -> uint64, (...)."""
     if len(labels) > MOST_LABELS:
-        raise ValueError(f"{len(labels)} labels don't fit a code of {MOST_LABELS} bits")
+        raise InputError(f"{len(labels)} labels: nnU-Net's classes are made of {MOST_LABELS} at most; leave labels out")
     codes = np.zeros(labels.shape[1:], np.uint64)
     for bit, label in enumerate(labels):
         codes |= label.astype(np.uint64) << np.uint64(bit)
