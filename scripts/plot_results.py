@@ -33,6 +33,7 @@ from scripts.study_figures import (
     dice_over_n,
     draw,
     estimated_dice,
+    over_seeds,
     overlays,
     per_class,
     save_figure,
@@ -139,13 +140,10 @@ def mean_and_std(values: Mapping[tuple[str, str], float]) -> tuple[str, str]:
 def p_value(initial: Mapping[tuple[str, str], float], other: Mapping[tuple[str, str], float]) -> str:
     """Of a paired two-sided Wilcoxon signed-rank test; empty where there is nothing to compare.
 
-    An image counts once, with its mean over seeds: what several trainings make of it isn't independent.
+    An image counts once, with its mean over seeds.
     """
-    differences = defaultdict(list)
-    for key in filter(initial.__contains__, other):
-        differences[key[1]].append(other[key] - initial[key])
-    means = [np.mean(each) for each in differences.values()]
-    return f"{wilcoxon(means).pvalue:.2g}" if any(means) else ""
+    gains = list(over_seeds({key: other[key] - initial[key] for key in other if key in initial}).values())
+    return f"{wilcoxon(gains).pvalue:.2g}" if any(gains) else ""
 
 
 def write_tables(path: Path, table: list[list[str]], title: str) -> None:

@@ -44,7 +44,7 @@ from unet_training.hyper_params import (
     add_loading_arguments,
     add_training_arguments,
 )
-from utils.cli import run_stage, stage_parser
+from utils.cli import InputError, run_stage, stage_parser
 from utils.experiment import find_models
 from utils.files import read_grey, write_png
 from utils.mask_store import MaskStore
@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> list[Row]:
     """Returns the rows of the table."""
     data = open_dataset(args.dataset, args.data_dir, args.input_size)
-    options_from(args)  # a mistake in what comes late is told before the hours of training
+    check_early(args, data, args.num_train_samples, final=True)
     if args.pseudo_label == "sam":
         check_present(*resolve_sam(args, data))
     elif args.pseudo_label == "nnunet":
@@ -107,6 +107,25 @@ def main(args: argparse.Namespace) -> list[Row]:
     write_png(args.results_dir / "pipeline.png", picture_of_the_pipeline(args, data, initial))
     print_table(args, data, rows)
     return rows
+
+
+def check_early(args: argparse.Namespace, data: AnnotatedImages, n: int, final: object) -> None:
+    """Tells mistakes in what comes late before the hours of training.
+
+    Args:
+        n: number of labelled images
+        final: true where pseudo labels will be trained on
+    Raises:
+        InputError: the refinement's options, the number of labelled images or the batch size have no meaning, or the
+            results have no place.
+    """
+    options_from(args)
+    data.stems("train", n)
+    if (found := len(data.unlabelled_stems(n, args.split500, args.seed))) < args.batch_size and final:
+        raise InputError(f"data set {args.dataset}: {found} unlabelled images don't fill one batch of "
+                         f"{args.batch_size}; give a smaller --batch_size")
+    if args.results_dir.is_file():
+        raise InputError(f"{args.results_dir}: is a file; name a folder with --results_dir")
 
 
 def stage_arguments(stage: ModuleType, args: argparse.Namespace, **more: object) -> argparse.Namespace:

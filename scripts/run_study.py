@@ -32,12 +32,13 @@ from scripts import (
     run_pipeline,
     train_nnunet,
 )
-from scripts.arguments import plain_values, print_sam_notice, resolve_sam
+from scripts.arguments import data_parameters, plain_values, print_sam_notice, resolve_sam
 from scripts.csv_tables import read_rows, write_rows
 from scripts.nnunet import find_command
-from scripts.run_pipeline import SAVING_STAGES, headline, run, stage_arguments, trained_once
+from scripts.run_pipeline import SAVING_STAGES, check_early, headline, run, stage_arguments, trained_once
 from scripts.segmentation_dataset import AnnotatedImages, open_dataset
 from scripts.train_nnunet import trained_nnunet
+from segment_anything.registry import check_present, default_checkpoint
 from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
 from unet_training.hyper_params import positive_float
 from utils.cli import run_stage, stage_parser
@@ -95,6 +96,7 @@ METHODS: dict[str, Callable[[argparse.Namespace, str], str]] = {  # from the ini
     "nnunet_alone": _nnunet_alone,
 }
 OWN_MASKS = {"nnunet_alone": "nnunet"}  # measured instead of what a U-Net makes of the test images
+OF_SAM = {"sam", "mixed", "reliable_mean_teacher", "lraspp_on_sam"}
 OPTIONAL = ("medsam", "nnunet", "nnunet_alone")  # whose weights or packages not all have
 
 
@@ -116,8 +118,14 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> Path:
     """Returns the table's file."""
     data = open_dataset(args.dataset, args.data_dir)
+    for n in args.num_train_samples:
+        check_early(args, data, n, final={"mixed", *PSEUDO_LABELS}.intersection(args.methods))
     if any(method.startswith("nnunet") for method in args.methods):
         find_command()
+    if OF_SAM & set(args.methods):
+        check_present(*resolve_sam(args, data))
+    if "medsam" in args.methods:
+        check_present("medsam", default_checkpoint("medsam", args.data_dir))
     rows, pseudo_label_rows, manifest = [], [], []
     for n in args.num_train_samples:
         for seed in args.seeds:
@@ -125,10 +133,10 @@ def main(args: argparse.Namespace) -> Path:
             stems = data.unlabelled_stems(n, args.split500, seed)
             for method, initial, model_id in results(one):
                 key, masks = (args.dataset, method, n, seed), OWN_MASKS.get(method, "raw")
-                on_test = measured(one, data, model_id, split="test", pseudo_label=masks)
+                on_test = measured(one, data, model_id, data.stems("test"), split="test", pseudo_label=masks)
                 rows += [(*key, *row, model_id) for row in on_test]
                 if method in PSEUDO_LABELS and all(data.has_truth(stem) for stem in stems):
-                    quality = measured(one, data, initial, split="unlabelled", surface_tolerance=None,
+                    quality = measured(one, data, initial, stems, split="unlabelled", surface_tolerance=None,
                                        **PSEUDO_LABELS[method])
                     pseudo_label_rows += [(*key, *row, initial) for row in quality]
                 manifest.append({"method": method, "n": n, "seed": seed, "initial_model_id": initial,
@@ -154,13 +162,17 @@ def results(args: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
         yield method, initial, METHODS[method](args, initial)
 
 
-def measured(args: argparse.Namespace, data: AnnotatedImages, model_id: str, **options: object
+def measured(args: argparse.Namespace, data: AnnotatedImages, model_id: str, stems: list[str], **options: object
              ) -> Iterator[tuple[str, ...]]:
-    """Yields (image, class, the MEASURES in percent) of each class that an image shows; measured once."""
+    """Yields (image, class, the MEASURES in percent) of each class that an image shows; measured once on these images
+    and their masks."""
     evaluation = stage_arguments(evaluate, args, model_id=model_id, **options)
     tables = evaluate.result_tables(evaluation, model_id, data)
-    if not all(path.exists() for path in tables.values()):
+    record, images = tables["dice"].with_name("images.txt"), data_parameters(data, stems)["images"]
+    if not all(path.exists() for path in (*tables.values(), record)) or record.read_text(encoding="utf-8") != images:
         evaluate.main(evaluation)
+        with atomic_path(record) as temporary:
+            temporary.write_text(images, encoding="utf-8")
     values = {name: {row.pop("stem"): row for row in read_rows(path, ["stem", "mean"])}
               for name, path in tables.items()}
     for stem, classes in values["dice"].items():

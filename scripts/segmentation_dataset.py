@@ -219,6 +219,19 @@ def resident_batches(labelled: LabelledDataset, batch_size: int, device: torch.d
     return DataLoader(everything, batch_size=None, sampler=order)
 
 
+class EpochLoader(DataLoader):
+    """A `DataLoader` for training over many epochs, which takes as many random numbers whatever the number of workers.
+
+    One with persistent workers draws their seed in its first epoch alone: a training that goes on after an interruption
+    would end elsewhere than one that wasn't interrupted.
+    """
+
+    def __iter__(self) -> Iterator:
+        if self.persistent_workers and self._iterator is not None:
+            torch.empty((), dtype=torch.int64).random_()  # as a new iterator does
+        return super().__iter__()
+
+
 class PseudoLabelDataset(Dataset):
     """Images with saved masks: float32 (1, H, W) and bool (C, H, W).
 

@@ -42,14 +42,23 @@ def styles(methods: Sequence[str]) -> dict[str, tuple[str, str, str]]:
             for index, method in enumerate(methods)}
 
 
+def over_seeds(values: Mapping[tuple[str, str], float]) -> dict[str, float]:
+    """(seed, image) -> value as image -> mean: what several trainings make of an image isn't independent."""
+    of_image = defaultdict(list)
+    for (_, image), value in values.items():
+        of_image[image].append(value)
+    return {image: float(np.mean(each)) for image, each in of_image.items()}
+
+
 def dice_over_n(axes: Axes, scores: Scores) -> None:
-    """Mean over images and seeds, with the band that holds it in 95 % of cases."""
+    """Mean over images and seeds, with the band that holds it in 95 % of cases; there an image counts once."""
     methods = list(dict.fromkeys(method for method, _ in scores))
     for method, (colour, line, _) in styles(methods).items():
         numbers = sorted(n for other, n in scores if other == method)
         dice = [list(scores[method, n].values()) for n in numbers]
         mean = np.array([np.mean(each) for each in dice])
-        band = np.array([Z95 * np.std(each, ddof=1) / len(each) ** 0.5 if len(each) > 1 else 0 for each in dice])
+        means = [list(over_seeds(scores[method, n]).values()) for n in numbers]
+        band = np.array([Z95 * np.std(each, ddof=1) / len(each) ** 0.5 if len(each) > 1 else 0 for each in means])
         axes.plot(numbers, mean, "o" + line, color=colour, label=method)
         axes.fill_between(numbers, mean - band, mean + band, color=colour, alpha=0.15)
     axes.set(xlabel="labelled images", ylabel="Dice in %")

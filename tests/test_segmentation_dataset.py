@@ -6,12 +6,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from scripts import segmentation_dataset
 from scripts.dataset_description import AnnotationFile, CvatMasks, DatasetDescription, Metadata, StemList, StoredMasks
 from scripts.segmentation_dataset import (
     AnnotatedImages,
+    EpochLoader,
     HalfAndHalf,
     ImageDataset,
     LabelledDataset,
@@ -329,3 +330,21 @@ def test_open_dataset_takes_another_input_size_and_needs_the_data(tmp_path):
         open_dataset("graz", tmp_path)
     with pytest.raises(InputError, match="no data set 'teeth'"):
         open_dataset("teeth", tmp_path)
+
+
+def test_workers_change_no_random_number():
+    """Neither in a training that runs through nor in one that goes on after an interruption."""
+    data = TensorDataset(torch.arange(10))
+
+    def epochs(workers: int, count: int) -> list[list[int]]:
+        """The order of each epoch, and a number that the training draws after it."""
+        loader = EpochLoader(data, 2, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+        return [[*torch.cat([batch for batch, in loader]).tolist(), torch.randint(1000, ()).item()]
+                for _ in range(count)]
+
+    torch.manual_seed(0)
+    expected = epochs(0, 4)
+    torch.manual_seed(0)
+    assert epochs(1, 4) == expected
+    torch.manual_seed(0)
+    assert epochs(1, 2) + epochs(1, 2) == expected

@@ -59,6 +59,27 @@ def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path
     trained = len(find_models())
     assert read(run_study.main(arguments)) == rows
     assert len(find_models()) == trained
+    monkeypatch.setattr(run_study.evaluate, "main", lambda _: pytest.exit("measured anew"))
+    assert read(run_study.main(arguments)) == rows
+    with next((data_dir / "phantom").rglob(f"{rows[0]['image']}.png")).open("ab") as file:
+        file.write(b" ")  # another file of a test image
+    with pytest.raises(pytest.exit.Exception, match="measured anew"):
+        run_study.main(arguments)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--num_train_samples", "3", "99"], "99 images of the train split are asked for"),
+    (["--methods", "initial", "sam", "--sam_type", "vit_h"], "download_checkpoint vit_h"),
+    (["--methods", "initial", "medsam"], "medsam"),
+    (["--prompt1st", "neg_points"], "--prompt1st"),
+    (["--methods", "raw", "--batch_size", "64"], "12 unlabelled images don't fill one batch of 64"),
+])
+def test_mistakes_are_told_before_anything_is_trained(phantom_data_dir, monkeypatch, arguments, message):
+    monkeypatch.setattr(run_study, "trained_once", None)
+    with pytest.raises(InputError, match=message):
+        run_study.main(run_study.get_args_parser().parse_args(
+            ["--dataset", "phantom", "--data_dir", str(phantom_data_dir), "--num_train_samples", "3",
+             "--batch_size", "4", *arguments]))
 
 
 def check_pseudo_labels(data_dir, results) -> None:

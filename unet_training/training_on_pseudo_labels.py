@@ -14,7 +14,7 @@ Writes  a model, known by its id: on the ClearML server, or in runs/ without one
 import argparse
 
 import torch
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset
 
 from scripts.arguments import (
     add_common_arguments,
@@ -31,7 +31,13 @@ from scripts.arguments import (
     task_parameters,
     unlabelled_stems,
 )
-from scripts.segmentation_dataset import HalfAndHalf, LabelledDataset, PseudoLabelDataset, resident_batches
+from scripts.segmentation_dataset import (
+    EpochLoader,
+    HalfAndHalf,
+    LabelledDataset,
+    PseudoLabelDataset,
+    resident_batches,
+)
 from unet_training.hyper_params import (
     add_final_arguments,
     add_loading_arguments,
@@ -79,8 +85,8 @@ def main(args: argparse.Namespace) -> str:
         labelled = LabelledDataset(data, labelled_stems(args, initial, data))
         batches = {"batch_sampler": HalfAndHalf(len(labelled), len(train), args.batch_size)}
         train = ConcatDataset([labelled, train])
-    train_batches = DataLoader(train, **batches, num_workers=args.num_workers,
-                               persistent_workers=args.num_workers > 0)
+    train_batches = EpochLoader(train, **batches, num_workers=args.num_workers,
+                                persistent_workers=args.num_workers > 0)
     val_batches = resident_batches(validation, args.infer_batch_size, device)
     loss_function = loss_from(args, data.description.positive_weights, device)
     parameters = run_parameters(args)

@@ -16,7 +16,7 @@ import argparse
 
 import numpy as np
 import torch
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset
 
 from scripts.arguments import (
     add_common_arguments,
@@ -33,6 +33,7 @@ from scripts.arguments import (
     unlabelled_stems,
 )
 from scripts.segmentation_dataset import (
+    EpochLoader,
     ImageDataset,
     LabelledDataset,
     PartlyLabelledDataset,
@@ -85,8 +86,8 @@ def main(args: argparse.Namespace) -> str:
         raise InputError(f"data set {args.dataset}: {len(train)} images don't fill one batch of {args.batch_size}; "
                          "give a smaller --batch_size")
     torch.manual_seed(args.seed)
-    train_batches = DataLoader(train, args.batch_size, shuffle=True, drop_last=True, num_workers=args.num_workers,
-                               persistent_workers=args.num_workers > 0)
+    train_batches = EpochLoader(train, args.batch_size, shuffle=True, drop_last=True, num_workers=args.num_workers,
+                                persistent_workers=args.num_workers > 0)
     val_batches = resident_batches(LabelledDataset(data, data.stems("val")), args.infer_batch_size, device)
     loss_function = loss_from(args, data.description.positive_weights, device)
     parameters = run_parameters(args)
