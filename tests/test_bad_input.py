@@ -1,6 +1,6 @@
 """What the stages say to bad input: one line, and exit code 2."""
-import shutil
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,11 +128,16 @@ def test_masks_of_another_data_set_are_nobodys(capsys, workplace, tmp_path):
         path.unlink()
 
 
+def other_sam(data_dir: Path, folder: Path) -> Path:
+    """A checkpoint of the sample data's SAM type with other weights."""
+    path = folder / "other.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(default_checkpoint("demo", data_dir)).items()}, path)
+    return path
+
+
 def test_masks_of_another_sam_are_not_trained_on(capsys, workplace, refined, tmp_path):
     data_dir, model_id = workplace
-    other = tmp_path / "other.safetensors"
-    tensors = load_file(default_checkpoint("demo", data_dir))
-    save_file({name: tensor + 1 for name, tensor in tensors.items()}, other)
+    other = other_sam(data_dir, tmp_path)
     arguments = (*PHANTOM, "--data_dir", str(data_dir), "--model_id", model_id, "--sam_checkpoint")
     line = error_line(capsys, training_on_pseudo_labels, *arguments, str(other))
     assert str(refined) in line and "other.safetensors" in line
@@ -169,11 +174,9 @@ def test_sam_checkpoint_that_is_missing_foreign_or_not_one(capsys, workplace, tm
 
 def test_embeddings_of_another_checkpoint(capsys, workplace, refined, tmp_path):
     data_dir, _ = workplace
-    copy = tmp_path / "other_name.safetensors"
-    shutil.copy(default_checkpoint("demo", data_dir), copy)
     line = error_line(capsys, save_refined_segmentations, *PHANTOM, "--data_dir", str(data_dir), *N, "--prompt1st",
-                      "box", "pos_points", "--sam_checkpoint", str(copy))
-    assert "other_name.safetensors" in line and "was computed with the checkpoint demo_sam.safetensors" in line
+                      "box", "pos_points", "--sam_checkpoint", str(other_sam(data_dir, tmp_path)))
+    assert "other.safetensors" in line and "was computed with the checkpoint demo_sam.safetensors" in line
 
 
 def test_unreadable_image(capsys, workplace):
