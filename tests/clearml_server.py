@@ -109,7 +109,9 @@ class ClearMLServer:
 
     def models_get_all(self, body: dict) -> dict:
         wanted = [model for key, model in self.models.items() if key in body.get("id", self.models)]
-        return {"models": sorted(wanted, key=lambda model: model["created"], reverse=True)}
+        newest_first = sorted(wanted, key=lambda model: model["created"], reverse=True)
+        begin = body.get("page", 0) * body.get("page_size", 500)
+        return {"models": newest_first[begin:begin + body.get("page_size", 500)]}
 
     def events_add_batch(self, body: dict) -> dict:
         self.events += body["requests"]

@@ -41,6 +41,7 @@ with start("initial training", PARAMETERS, ["phantom", "n=5"]) as experiment:
 NEXT_STAGE = """
 import sys
 from clearml.utilities.process.mp import BackgroundMonitor
+import utils.experiment as experiment_module
 from utils.cli import InputError
 from utils.experiment import fetch_model, find_models, start
 model = fetch_model(sys.argv[1])
@@ -49,6 +50,8 @@ assert {name: type(value) for name, value in model.parameters.items()} == {n: ty
 assert sorted(model.tags) == ["n=5", "phantom"]
 assert [found.id for found in find_models(stage="initial", num_train_samples=5)] == [model.id]
 assert find_models(stage="final") == []
+experiment_module.PAGE_SIZE = 1  # the newest one is unfinished
+assert [found.id for found in find_models(stage="initial", num_train_samples=5)] == [model.id]
 print("weights:", model.weights)
 with start("prediction", {"stage": "prediction"}) as experiment:
     for _ in range(2):

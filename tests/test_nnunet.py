@@ -262,8 +262,8 @@ def test_without_nnunet_every_stage_says_how_to_get_it(workplace, monkeypatch, t
     before = len(find_models())
     other = ["--nnunet_epochs", "7"]
     for stage, arguments in ((train_nnunet, other), (save_nnunet_segmentations, other),
-                             (run_pipeline, ["--pseudo_label", "nnunet", "--seed", "5"]),
-                             (run_study, ["--methods", "nnunet", "--seeds", "5"])):
+                             (run_pipeline, ["--pseudo_label", "nnunet", "--batch_size", "4"]),
+                             (run_study, ["--methods", "nnunet", "--batch_size", "4"])):
         with pytest.raises(InputError, match=r"pip install -r requirements_nnunet\.txt"):
             run(stage, data_dir, *arguments)
     assert len(find_models()) == before  # told before anything is trained

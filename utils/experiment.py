@@ -9,6 +9,7 @@ utils/offline_runs.py); nothing then reaches for a network. The calls are the sa
         model_id = experiment.save_model(Path("unet.pt"), labels)
     weights = fetch_model(model_id).weights         # in any other process
 """
+import itertools
 import json
 import math
 import os
@@ -38,6 +39,7 @@ from utils.offline_runs import (
 
 PROJECT = "SAM carries the burden"
 MODEL_NAME = "bone_segmentator"
+PAGE_SIZE = 500  # models that a server lists at once
 REMEDY = "check the credentials and the server's addresses, or set CLEARML_OFFLINE_MODE=1 to work without it"
 
 
@@ -317,8 +319,13 @@ def _link_input_model(task, model_id: str, number: int) -> None:
 
 def _server_models(**query) -> list[Model]:
     """Models on the server with complete weights, newest first."""
+    found = []
     with _server_errors():
-        found = _api().models.get_all(order_by=["-created"], page=0, page_size=500, **query)
+        for page in itertools.count():
+            some = list(_api().models.get_all(order_by=["-created"], page=page, page_size=PAGE_SIZE, **query))
+            found += some
+            if len(some) < PAGE_SIZE:
+                break
     return [_from_server(model) for model in found
             if model.uri and not model.uri.endswith(("uploading_file", "failed_uploading"))]
 
