@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from scripts.csv_tables import matching_stems
 from scripts.dataset_description import (
@@ -21,7 +20,7 @@ from scripts.dataset_description import (
 )
 from utils.cli import InputError
 from utils.cvat_parser import CvatImage, draw_masks, parse_cvat
-from utils.files import image_size
+from utils.files import image_size, read_indices
 from utils.mask_store import MaskStore
 from utils.paths import ROOT
 
@@ -182,23 +181,6 @@ class IndexSource(_CountedSource):
             raise InputError(f"{path}: has the value {values.max()}, but there are {len(self._labels)} labels; use the "
                              "masks of index values (0 background, 1 the first label), not those made to be looked at")
         return values == np.arange(1, len(self._labels) + 1)[:, None, None]
-
-
-def read_indices(path: Path) -> np.ndarray:
-    """The values of an index mask as the file holds them, (H, W); of one with a palette its indices.
-
-    Raises:
-        InputError: it isn't a readable image of one channel and 1, 8 or 16 bits.
-    """
-    try:
-        with Image.open(path) as image:
-            stored = image.tile[0].args if image.tile else None
-            values = np.asarray(image)
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path}: not a readable image ({error}); replace the file") from None
-    if values.ndim != 2 or stored in ("L;2", "L;4"):
-        raise InputError(f"{path}: an index mask has one channel of 8 bits; save it so, or with a palette")
-    return values.astype(np.uint16)
 
 
 SOURCES = {CvatMasks: CvatSource, StoredMasks: StoredSource, IndexMasks: IndexSource}

@@ -146,7 +146,7 @@ def masks_of(args: argparse.Namespace, model_id: str, u_net: Network, data: Anno
     kind = pseudo_label_kind(args, data)
     path = mask_file(args.data_dir, model_id, kind)
     saved = MaskStore(path, data.description.labels) if path.exists() else None
-    if saved and not made_of(saved, args, data) and all(stem in saved for stem in stems):
+    if saved and all(stem in saved for stem in stems) and not made_of(saved, args, data):
         yield from ((stem, saved.mask(stem), saved.estimated_dice(stem)) for stem in stems)
     elif args.pseudo_label == "raw":
         for stem, probabilities in predict(u_net, ImageDataset(data, stems), device, args.infer_batch_size):

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import torch
 
 from scripts import (
     evaluate,
@@ -27,6 +28,7 @@ from scripts.arguments import (
     add_pseudo_label_argument,
     add_sam_arguments,
     add_unlabelled_arguments,
+    load_model_and_data,
     print_sam_notice,
     pseudo_label_kind,
     resolve_sam,
@@ -45,7 +47,7 @@ from unet_training.hyper_params import (
     add_training_arguments,
 )
 from utils.cli import InputError, run_stage, stage_parser
-from utils.experiment import find_models
+from utils.experiment import Model, find_models
 from utils.files import read_grey, write_png
 from utils.mask_store import MaskStore
 from utils.overlay import overlay, side_by_side, stack, to_grey
@@ -146,7 +148,8 @@ def trained_once(stage: ModuleType, args: argparse.Namespace, **more: object) ->
 
     For an argument that there was not when a model was trained stands its default.
     """
-    wanted = stage.run_parameters(stage_arguments(stage, args, **more))
+    asked = stage_arguments(stage, args, **more)
+    wanted = stage.run_parameters(asked, *sources(asked))
     name = wanted["stage"]
     defaults = task_parameters(stage_arguments(stage, argparse.Namespace()), name)
     models = [model for model in find_models(stage=name) if wanted.items() <= {**defaults, **model.parameters}.items()]
@@ -154,6 +157,14 @@ def trained_once(stage: ModuleType, args: argparse.Namespace, **more: object) ->
         return run(stage, args, **more)
     print(f"already trained: {models[0].id}")
     return models[0].id
+
+
+def sources(args: argparse.Namespace) -> tuple[AnnotatedImages] | tuple[Model, AnnotatedImages]:
+    """What a training starts from: the data, after the initial model where there is one."""
+    if "model_id" not in args:
+        return (open_dataset(args.dataset, args.data_dir, args.input_size),)
+    initial, _, _, data = load_model_and_data(args, torch.device("cpu"))
+    return initial, data
 
 
 def headline(text: str) -> None:

@@ -1,17 +1,34 @@
-"""What several test modules share: real data, sample data, the same in the layout of GRAZ, a trained model."""
+"""What several test modules share: real data, sample data, that in the layout of GRAZ, own data, a trained model."""
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lxml import etree
 from stage_runs import SMALL, N, new_workplace, run
 
 from scripts import make_phantoms, save_refined_segmentations
+from scripts.dataset_description import OWN
+from utils.files import write_png
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+OWN_DESCRIPTION = """
+labels = ["heart", "lung"]
+input_size = [36, 60]
+image_folder = "img"
+prepare = "copy them"
+unlabelled = "not_annotated"
+sam_type = "vit_b"
+
+[masks]
+kind = "index_masks"
+folder = "masks"
+train = 4
+val = 1
+"""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -84,3 +101,16 @@ def graz(phantom_data_dir, tmp_path, monkeypatch):
     rows = [f"{stem},{'R' if 'WRI-R' in stem else 'L'},1" for stem in stems]
     (folder / "dataset.csv").write_text("\n".join(["filestem,laterality,projection", *rows]), encoding="utf-8-sig")
     return folder
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A data folder with six annotated images in `mine`; yields it, and the training images and index masks."""
+    rng = np.random.default_rng(0)
+    images, masks = (rng.integers(0, most, (6, 36, 60), np.uint8) for most in (256, 3))
+    masks[0] = 0
+    for number, pair in enumerate(zip(images, masks, strict=True)):
+        for name, picture in zip(("img", "masks"), pair, strict=True):
+            write_png(tmp_path / "mine" / name / f"{number}.png", picture)
+    (tmp_path / "mine" / OWN).write_text(OWN_DESCRIPTION)
+    return tmp_path, images[:4], masks[:4]

@@ -1,14 +1,15 @@
 """Which trained model arguments mean."""
 import argparse
 
-import cv2
 import numpy as np
 import pytest
 
 from scripts import run_pipeline
 from scripts.arguments import task_parameters
+from scripts.dataset_description import OWN
 from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
 from utils.experiment import Model
+from utils.files import write_png
 
 
 def parse(stage, *arguments: str) -> argparse.Namespace:
@@ -22,6 +23,7 @@ def is_found_again(monkeypatch):
         made = Model("made", parameters, (), (), "", 0.0, lambda: None)
         monkeypatch.setattr(run_pipeline, "find_models", lambda stage: [made] * (stage == name))
         monkeypatch.setattr(run_pipeline, "run", lambda *_, **__: "new")
+        monkeypatch.setattr(run_pipeline, "sources", lambda _: ())
         monkeypatch.setattr(stage, "run_parameters", lambda args: task_parameters(args, name))
         return run_pipeline.trained_once(stage, parse(stage, *arguments)) == "made"
     return found
@@ -56,45 +58,23 @@ def test_sam_makes_another_mean_teacher_only_where_it_is_asked(is_found_again):
         assert is_found_again(training_with_mean_teacher, "mean_teacher", made, *own, "--sam_type", "vit_b") == same
 
 
-DESCRIPTION = """
-labels = ["femur", "tibia"]
-input_size = [32, 32]
-image_folder = "img"
-prepare = "copy them"
-unlabelled = "not_annotated"
-sam_type = "demo"
-mean = 0.5
-std = 0.25
-positive_weights = [3.0, 4.0]
-[masks]
-kind = "index_masks"
-folder = "masks"
-train = 2
-val = 1
-"""
-
-
-def test_other_data_are_another_training(tmp_path):
-    folder = tmp_path / "knee"
-    for name in ("img", "masks"):
-        (folder / name).mkdir(parents=True)
-    for number in range(6):
-        cv2.imwrite(str(folder / "img" / f"{number}.png"), np.full((40, 30), 10 * number, np.uint8))
-        if number < 4:
-            cv2.imwrite(str(folder / "masks" / f"{number}.png"), np.full((40, 30), 1, np.uint8))
-    (folder / "description.toml").write_text(DESCRIPTION)
+def test_other_data_are_another_training(own):
+    folder = own[0] / "mine"
+    description = "mean = 0.5\nstd = 0.25\npositive_weights = [3.0, 4.0]\n" + (folder / OWN).read_text()
+    (folder / OWN).write_text(description)
 
     def parameters(*arguments: str) -> dict:
-        return training.run_parameters(parse(training, "--dataset", "knee", "--data_dir", str(tmp_path),
-                                             "--num_train_samples", "2", *arguments))
+        args = parse(training, "--dataset", "mine", "--data_dir", str(own[0]), "--num_train_samples", "2", *arguments)
+        return training.run_parameters(args, *run_pipeline.sources(args))
 
     before = parameters()
-    assert before == parameters() == parameters("--infer_batch_size", "3") and before["input_size"] == [32, 32]
-    (folder / "description.toml").write_text(DESCRIPTION.replace("[3.0, 4.0]", "[3.0, 5.0]"))
+    assert before == parameters() == parameters("--infer_batch_size", "3") and before["input_size"] == [36, 60]
+    (folder / OWN).write_text(description.replace("[3.0, 4.0]", "[3.0, 5.0]"))
     reweighted = parameters()
-    cv2.imwrite(str(folder / "masks" / "3.png"), np.full((40, 30), 2, np.uint8))  # of a test image
+    replaced = np.full((36, 60), 2, np.uint8)
+    write_png(folder / "masks" / "5.png", replaced)  # of a test image
     assert before != reweighted == parameters()
-    cv2.imwrite(str(folder / "masks" / "1.png"), np.full((40, 30), 2, np.uint8))
+    write_png(folder / "masks" / "1.png", replaced)
     redrawn = parameters()
-    cv2.imwrite(str(folder / "img" / "0.png"), np.eye(40, 30, dtype=np.uint8))
+    write_png(folder / "img" / "0.png", replaced)
     assert reweighted != redrawn != parameters()

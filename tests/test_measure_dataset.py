@@ -13,35 +13,6 @@ from segment_anything import embeddings
 from utils.cli import InputError
 from utils.files import read_grey, write_png
 
-HEIGHT, WIDTH, TRAIN = 36, 60, 4
-DESCRIPTION = """
-labels = ["heart", "lung"]
-input_size = [36, 60]
-image_folder = "img"
-prepare = "copy them"
-unlabelled = "not_annotated"
-sam_type = "vit_b"
-
-[masks]
-kind = "index_masks"
-folder = "masks"
-train = 4
-val = 1
-"""
-
-
-@pytest.fixture
-def own(tmp_path):
-    """A data folder with six annotated images in `mine`; yields it, and the training images and index masks."""
-    rng = np.random.default_rng(0)
-    images, masks = rng.integers(0, 256, (6, HEIGHT, WIDTH), np.uint8), rng.integers(0, 3, (6, HEIGHT, WIDTH), np.uint8)
-    masks[0] = 0
-    for number, pair in enumerate(zip(images, masks, strict=True)):
-        for name, picture in zip(("img", "masks"), pair, strict=True):
-            write_png(tmp_path / "mine" / name / f"{number}.png", picture)
-    (tmp_path / "mine" / OWN).write_text(DESCRIPTION)
-    return tmp_path, images[:TRAIN], masks[:TRAIN]
-
 
 def measured(data_dir, dataset: str) -> dict[str, object]:
     parser = measure_dataset.get_args_parser()
@@ -57,7 +28,8 @@ def test_what_is_printed_completes_the_description(own, capsys):
     assert values["std"] == pytest.approx(np.std(images / 255), abs=1e-6)
     weights = [np.count_nonzero(masks != value) / np.count_nonzero(masks == value) for value in (1, 2)]
     assert values["positive_weights"] == pytest.approx(weights, abs=1e-4)
-    (data_dir / "mine" / OWN).write_text(capsys.readouterr().out + DESCRIPTION)
+    description = data_dir / "mine" / OWN
+    description.write_text(capsys.readouterr().out + description.read_text())
     data = open_dataset("mine", data_dir)
     assert {key: getattr(data.description, key) for key in ("mean", "std")} == {
         key: values[key] for key in ("mean", "std")}
@@ -75,7 +47,8 @@ def test_radiographs_of_12_bits_in_files_of_16_are_as_bright_as_others(own, caps
     values = measured(data_dir, "mine")
     assert values["white"] == 4095
     assert values["mean"] == pytest.approx(np.mean(images / 255), abs=1e-4)
-    (data_dir / "mine" / OWN).write_text(capsys.readouterr().out + DESCRIPTION)
+    description = data_dir / "mine" / OWN
+    description.write_text(capsys.readouterr().out + description.read_text())
     data = open_dataset("mine", data_dir)
     scaled = read_scaled(files[1], data.description)
     assert scaled == pytest.approx(full[1] / 65535, abs=1 / 4095)

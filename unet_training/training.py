@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> str:
     train_batches = resident_batches(train, args.batch_size, device, sampler)
     val_batches = resident_batches(validation, args.infer_batch_size, device)
     loss_function = bce_loss(data.description.positive_weights, device)
-    parameters = run_parameters(args)
+    parameters = run_parameters(args, data)
     state_file = training_state(runs_dir(), fingerprint(parameters))
     with start("training", parameters, tags=(parameters["stage"], args.dataset)) as experiment:
         fit(trained, train_batches, val_batches, loss_function, schedule_from(args), device, experiment, labels,
@@ -83,9 +83,8 @@ def main(args: argparse.Namespace) -> str:
     return model_id
 
 
-def run_parameters(args: argparse.Namespace) -> dict:
+def run_parameters(args: argparse.Namespace, data: AnnotatedImages) -> dict:
     """What the result depends on: a training with the same ones is the same training."""
-    data = open_dataset(args.dataset, args.data_dir, args.input_size)
     return task_parameters(args, "initial" if args.architecture == UNet.architecture else args.architecture,
                            **data_parameters(data, data.stems("train", args.num_train_samples)))
 

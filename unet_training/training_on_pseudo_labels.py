@@ -32,6 +32,7 @@ from scripts.arguments import (
     unlabelled_stems,
 )
 from scripts.segmentation_dataset import (
+    AnnotatedImages,
     EpochLoader,
     HalfAndHalf,
     LabelledDataset,
@@ -47,7 +48,7 @@ from unet_training.hyper_params import (
 )
 from unet_training.trainer import fingerprint, fit, publish
 from utils.cli import InputError, run_stage, select_device, stage_parser
-from utils.experiment import start
+from utils.experiment import Model, start
 from utils.offline_runs import runs_dir
 from utils.paths import training_state
 from utils.refinement import add_refinement_arguments
@@ -89,7 +90,7 @@ def main(args: argparse.Namespace) -> str:
                                 persistent_workers=args.num_workers > 0)
     val_batches = resident_batches(validation, args.infer_batch_size, device)
     loss_function = loss_from(args, data.description.positive_weights, device)
-    parameters = run_parameters(args)
+    parameters = run_parameters(args, initial, data)
     state_file = training_state(runs_dir(), fingerprint(parameters))
     with start("training_on_pseudo_labels", parameters, tags=("final", args.dataset, kind)) as experiment:
         experiment.use_model(initial.id)
@@ -100,9 +101,8 @@ def main(args: argparse.Namespace) -> str:
     return model_id
 
 
-def run_parameters(args: argparse.Namespace) -> dict:
+def run_parameters(args: argparse.Namespace, initial: Model, data: AnnotatedImages) -> dict:
     """What the result depends on: a training with the same ones is the same training."""
-    initial, _, _, data = load_model_and_data(args, torch.device("cpu"))
     labelled = labelled_stems(args, initial, data) if args.mixed else []
     return task_parameters(args, "final", initial_model_id=initial.id, masks=pseudo_label_kind(args, data),
                            num_train_samples=num_train_samples(args, initial),

@@ -33,6 +33,7 @@ from scripts.arguments import (
     unlabelled_stems,
 )
 from scripts.segmentation_dataset import (
+    AnnotatedImages,
     EpochLoader,
     ImageDataset,
     LabelledDataset,
@@ -50,7 +51,7 @@ from unet_training.hyper_params import (
 from unet_training.mean_teacher import MeanTeacher, mean_teacher_epoch
 from unet_training.trainer import fingerprint, fit, publish
 from utils.cli import InputError, run_stage, select_device, stage_parser
-from utils.experiment import start
+from utils.experiment import Model, start
 from utils.offline_runs import runs_dir
 from utils.paths import training_state
 
@@ -90,7 +91,7 @@ def main(args: argparse.Namespace) -> str:
                                 persistent_workers=args.num_workers > 0)
     val_batches = resident_batches(LabelledDataset(data, data.stems("val")), args.infer_batch_size, device)
     loss_function = loss_from(args, data.description.positive_weights, device)
-    parameters = run_parameters(args)
+    parameters = run_parameters(args, initial, data)
     state_file = training_state(runs_dir(), fingerprint(parameters))
     with start("training_with_mean_teacher", parameters, tags=("mean_teacher", args.dataset)) as experiment:
         experiment.use_model(initial.id)
@@ -102,9 +103,8 @@ def main(args: argparse.Namespace) -> str:
     return model_id
 
 
-def run_parameters(args: argparse.Namespace) -> dict:
+def run_parameters(args: argparse.Namespace, initial: Model, data: AnnotatedImages) -> dict:
     """What the result depends on: a training with the same ones is the same training."""
-    initial, _, _, data = load_model_and_data(args, torch.device("cpu"))
     stems = labelled_stems(args, initial, data), unlabelled_stems(args, initial, data)
     return task_parameters(args, "mean_teacher", initial_model_id=initial.id,
                            num_train_samples=num_train_samples(args, initial), **data_parameters(data, *stems))

@@ -49,14 +49,34 @@ def read_grey(path: Path, white: int | None = None) -> np.ndarray:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(H, W) from the file's header, turned as that says, like `read_grey`. Raises InputError if it isn't an image."""
-    try:
-        with Image.open(path) as image:
-            (tags := Image.Exif()).load(image.info.get("exif"))
-            width, height = image.size
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path}: not a readable image ({error}); replace the file") from None
+    with _opened(path) as image:
+        (tags := Image.Exif()).load(image.info.get("exif"))
+        width, height = image.size
     lying = tags.get(ExifTags.Base.Orientation, 1) > 4
     return (width, height) if lying else (height, width)
+
+
+def read_indices(path: Path) -> np.ndarray:
+    """The values of an index mask as the file holds them, uint16, (H, W); of one with a palette its indices.
+
+    Raises:
+        InputError: it isn't a readable image of one channel and 1, 8 or 16 bits.
+    """
+    with _opened(path) as image:
+        stored = image.tile[0].args if image.tile else None
+        values = np.asarray(image)
+    if values.ndim != 2 or stored in ("L;2", "L;4"):
+        raise InputError(f"{path}: an index mask has one channel of 8 bits; save it so, or with a palette")
+    return values.astype(np.uint16)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path}: not a readable image ({error}); replace the file") from None
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
