@@ -26,8 +26,8 @@ from torch import nn
 from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
 from scripts import evaluate
 from unet_training import training
-from unet_training.hyper_params import positive_int
 from utils.cli import run_stage, select_device, stage_parser
+from utils.options import positive_int
 from utils.paths import DATA
 
 DEMO = ("--num_train_samples", "20", "--data_sample_per_epoch", "60", "--batch_size", "4", "--lr", "4e-3",

@@ -19,11 +19,11 @@ from benchmarks import paper_way
 from benchmarks.inputs import add_input_arguments, checkpoint_from, describe, device_from, images_from, predictions
 from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
 from segment_anything.embeddings import compute_embedding, load_embedding, save_embedding
+from segment_anything.refinement.refine import RefinementOptions, refine
 from segment_anything.registry import get_sam_type, load_sam
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
-from utils.refinement import RefinementOptions, refine
 
 READS = 34  # 17 classes, two passes
 

@@ -20,14 +20,14 @@ from benchmarks.inputs import add_input_arguments, describe, device_from, images
 from benchmarks.measure import Step, Stopwatch, add_report_arguments, operations, report, speed
 from segment_anything.checkpoints import CheckpointId
 from segment_anything.embeddings import ImageEmbedding, compute_embedding
-from segment_anything.fast_encoder import accelerate
+from segment_anything.fast.image_encoder import accelerate
 from segment_anything.modeling import Sam
+from segment_anything.refinement.refine import RefinementOptions, clean_and_prompt, decode_all
 from segment_anything.registry import default_checkpoint, get_sam_type, load_sam
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
 from utils.paths import DATA
-from utils.refinement import RefinementOptions, clean_and_prompt, decode_all
 
 OURS = {"float32": torch.float32, "bf16 option": torch.bfloat16}
 RANDOM = CheckpointId("random weights", "")

@@ -7,12 +7,13 @@ import cv2
 import numpy as np
 import torch
 
-from scripts.dataset_description import load_description
-from scripts.segmentation_dataset import resize_masks
 from segment_anything.registry import SAM_TYPES, check_present, default_checkpoint
-from unet_training.hyper_params import positive_int
-from utils.cli import InputError, select_device
-from utils.cvat_parser import draw_masks, parse_cvat
+from utils.cli import select_device
+from utils.datasets.annotated import resize_masks
+from utils.datasets.cvat import draw_masks, parse_cvat
+from utils.datasets.description import load_description
+from utils.errors import InputError
+from utils.options import positive_int
 from utils.paths import DATA, ROOT
 
 REAL = ROOT.parent / "shared" / "data" / "jsrt" / "images"  # chest radiographs, where they lie beside the project
@@ -65,7 +66,7 @@ def describe(paths: list[Path]) -> str:
 
 
 def predictions() -> Iterator[np.ndarray]:
-    """What a trained U-Net might say: blurred true masks with blobs of doubt, float32, (17, 384, 224)."""
+    """What a trained U-Net might say: blurred ground truth with blobs of doubt, float32, (17, 384, 224)."""
     description = load_description("phantom")
     rng = np.random.default_rng(0)
     for image in parse_cvat(ROOT / "annotations_train.xml"):

@@ -13,7 +13,7 @@ import cv2
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from segment_anything.fast_linear import linear
+from segment_anything.fast.linear import linear
 from utils.files import atomic_path
 from utils.memory import keep_freed_memory
 from utils.paths import ROOT

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from segment_anything.embeddings import ImageEmbedding
 from segment_anything.modeling import MaskDecoder, PromptEncoder
+from segment_anything.refinement.prompts import ClassPrompt, Prompts, extract_prompts, scale_prompts, select_prompt
+from segment_anything.refinement.refine import RefinementOptions
 from utils.precision import full_float32
-from utils.prompts import ClassPrompt, Prompts, extract_prompts, scale_prompts, select_prompt
-from utils.refinement import RefinementOptions
 
 LABEL_ITERATIONS = 384  # of the max pooling that spreads component labels
 
@@ -120,9 +120,9 @@ def train_step(model: nn.Module, images: torch.Tensor, masks: torch.Tensor, loss
     loss = loss_function(logits, masks)
     loss.backward()
     optimizer.step()
-    predicted, truth = logits.detach().sigmoid() > 0.5, masks > 0.5
+    predicted, ground_truth = logits.detach().sigmoid() > 0.5, masks > 0.5
     dice = [2 * (p & t).sum().item() / max(1, (p.sum() + t.sum()).item())
-            for p, t in zip(predicted.unbind(1), truth.unbind(1), strict=True)]
+            for p, t in zip(predicted.unbind(1), ground_truth.unbind(1), strict=True)]
     return loss.item(), dice
 
 

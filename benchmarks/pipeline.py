@@ -29,19 +29,20 @@ from benchmarks.measure import Step, add_report_arguments, operations, report, s
 from scripts import save_refined_segmentations
 from scripts.generate_img_embeddings import embed_images
 from scripts.save_refined_segmentations import refine_images
-from scripts.segmentation_dataset import AnnotatedImages, ImageDataset, open_dataset
 from segment_anything.embeddings import compute_embedding, embedding_path, load_embedding
+from segment_anything.refinement.refine import RefinementOptions
 from segment_anything.registry import get_sam_type, load_prompt_modules, load_sam
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
-from unet_training.hyper_params import positive_int
+from unet_training.data import ImageDataset
+from unet_training.networks.u_net import UNet
 from unet_training.prediction import predict
-from unet_training.u_net import UNet
 from utils.cli import run_stage, stage_parser
+from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.files import read_grey
 from utils.mask_store import MaskStore, MaskWriter
 from utils.memory import keep_freed_memory
+from utils.options import positive_int
 from utils.paths import embedding_folder
-from utils.refinement import RefinementOptions
 
 BATCH = 16
 
@@ -66,7 +67,7 @@ def main(args: argparse.Namespace) -> list[Step]:
     with tempfile.TemporaryDirectory(dir=args.work_dir) as name:
         data = copied_images(args, Path(name))
         model = StandIn(len(data.description.labels), args.base_width, args.prompted, device)
-        stems = data.unlabelled_stems(0, False, 0)
+        stems = data.unlabeled_stems(0, False, 0)
         ours = Ours(args, data, model, device, Path(name))
         measured = {stage: measure(getattr(ours, stage), stems) for stage in ("embeddings", "prediction", "refinement")}
         steps = compare(args, ours, stems[:args.baseline_images], {stage: each[0] for stage, each in measured.items()})
@@ -81,7 +82,7 @@ def main(args: argparse.Namespace) -> list[Step]:
 
 
 def copied_images(args: argparse.Namespace, folder: Path) -> AnnotatedImages:
-    """A phantom data set of as many unlabelled images as asked for, hard links to the folder's."""
+    """A phantom data set of as many unlabeled images as asked for, hard links to the folder's."""
     originals = sorted(args.image_folder.glob("*.png"))
     data = open_dataset("phantom", folder)
     images = folder / "phantom" / data.description.image_folder

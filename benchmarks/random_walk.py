@@ -17,9 +17,9 @@ import torch
 from benchmarks import paper_way
 from benchmarks.inputs import DRAWN, add_image_arguments, describe, images_from, predictions
 from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
+from segment_anything.refinement.cleaning import clean_masks
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
-from utils.mask_cleaning import clean_masks
 from utils.random_walk import SETTINGS, random_walk, seeded_pixels
 
 STEP = "random walk, all classes"

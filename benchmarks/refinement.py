@@ -25,6 +25,9 @@ from benchmarks.inputs import add_input_arguments, checkpoint_from, describe, de
 from benchmarks.measure import Step, Stopwatch, add_report_arguments, operations, report, speed
 from segment_anything.checkpoints import identify
 from segment_anything.embeddings import compute_embedding, load_embedding, save_embedding
+from segment_anything.refinement.cleaning import clean_masks
+from segment_anything.refinement.prompts import extract_prompts, scale_prompts
+from segment_anything.refinement.refine import RefinementOptions, decode_all, refine
 from segment_anything.registry import (
     get_sam_type,
     load_prompt_modules,
@@ -33,9 +36,6 @@ from segment_anything.registry import (
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
-from utils.mask_cleaning import clean_masks
-from utils.prompts import extract_prompts, scale_prompts
-from utils.refinement import RefinementOptions, decode_all, refine
 
 OPTIONS = RefinementOptions()
 DECODER = "mask decoder, both passes, all classes"

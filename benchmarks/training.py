@@ -18,11 +18,12 @@ import torch
 from benchmarks import paper_way
 from benchmarks.inputs import add_device_argument, device_from
 from benchmarks.measure import Step, Stopwatch, add_report_arguments, limits, report
-from scripts.segmentation_dataset import AnnotatedImages, LabelledDataset, open_dataset
+from unet_training.data import LabeledDataset
 from unet_training.epoch import bce_loss, train_epoch
-from unet_training.hyper_params import positive_int
-from unet_training.u_net import UNet
+from unet_training.networks.u_net import UNet
 from utils.cli import run_stage, stage_parser
+from utils.datasets.annotated import AnnotatedImages, open_dataset
+from utils.options import positive_int
 from utils.paths import DATA
 
 AUGMENTATION = 0.03
@@ -55,9 +56,9 @@ def main(args: argparse.Namespace) -> list[Step]:
 
 
 def training_steps(args: argparse.Namespace, data: AnnotatedImages, start: UNet, device: torch.device) -> list[Step]:
-    pairs = LabelledDataset(data, data.stems("train", args.images))
+    pairs = LabeledDataset(data, data.stems("train", args.images))
     batch = tuple(torch.stack(each) for each in zip(*pairs, strict=True))
-    loss = bce_loss(data.description.positive_weights, device)
+    loss = bce_loss(data.description.pos_weight, device)
     watch, steps = Stopwatch(device), []
     for name, bf16 in (("training step, float32", False), ("training step, bf16 option", True)):
         for _ in range(args.rounds + 1):

@@ -1,4 +1,4 @@
-"""Asks SAM how far it agrees with the U-Net's masks of the unlabelled images (paper's comparison).
+"""Asks SAM how far it agrees with the U-Net's masks of the unlabeled images (paper's comparison).
 
     python -m scripts.add_sam_agreement
     python -m scripts.add_sam_agreement --dataset phantom --num_train_samples 5
@@ -19,7 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scripts.arguments import (
+from scripts.save_refined_segmentations import predictions_and_embeddings
+from segment_anything.checkpoints import identify
+from segment_anything.refinement.agreement import sam_agreement
+from segment_anything.registry import check_present
+from unet_training.arguments import (
     add_common_arguments,
     add_model_arguments,
     add_prediction_arguments,
@@ -29,18 +33,14 @@ from scripts.arguments import (
     print_sam_notice,
     resolve_sam,
     task_parameters,
-    unlabelled_stems,
+    unlabeled_stems,
 )
-from scripts.save_refined_segmentations import predictions_and_embeddings
-from scripts.segmentation_dataset import AnnotatedImages
-from segment_anything.checkpoints import identify
-from segment_anything.registry import check_present
 from unet_training.checkpoint import Network
-from utils.agreement import sam_agreement
 from utils.cli import run_stage, select_device, stage_parser
-from utils.experiment import start
+from utils.datasets.annotated import AnnotatedImages
 from utils.mask_store import MaskWriter
 from utils.paths import mask_file
+from utils.tracking.experiment import start
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> Path:
     attributes = {"clearml_model_id": model.id, "dataset": args.dataset,
                   "refine_params": json.dumps(asdict(identify(checkpoint)))}
     writer = MaskWriter(path, data.description.labels, attributes)
-    missing = writer.missing(unlabelled_stems(args, model, data))
+    missing = writer.missing(unlabeled_stems(args, model, data))
     if missing:
         with start("add_sam_agreement", task_parameters(args, "agreement"), ("agreement", args.dataset)) as experiment:
             experiment.use_model(model.id)

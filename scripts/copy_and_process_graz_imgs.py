@@ -4,7 +4,7 @@
 
 Some minutes for all 10,086 frontal ones. A rerun skips what is there.
 
-Reads   <source>/**/<stem>.png, 16 bit (brought to 8 bit with adaptive histogram equalisation) or 8 bit (as they are),
+Reads   <source>/**/<stem>.png, 16 bit (brought to 8 bit with adaptive histogram equalization) or 8 bit (as they are),
         and dataset.csv (columns filestem, laterality, projection)
 Writes  <data_dir>/graz/img_only_front_all_left/<stem>.png
 """
@@ -18,9 +18,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from scripts.csv_tables import matching_stems
-from scripts.dataset_description import load_description
-from utils.cli import InputError, run_stage, stage_parser
+from utils.cli import run_stage, stage_parser
+from utils.csv_tables import matching_stems
+from utils.datasets.description import load_description
+from utils.errors import InputError
 from utils.files import read_grey, write_png
 from utils.paths import DATA
 
@@ -38,7 +39,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def to_8_bit(image: np.ndarray) -> np.ndarray:
-    """The 8-bit version of a radiograph, (H, W): uint16 is equalised locally, uint8 stays as it is."""
+    """The 8-bit version of a radiograph, (H, W): uint16 is equalized locally, uint8 stays as it is."""
     if image.dtype == np.uint8:
         return image
     return cv2.createCLAHE(CLIP_LIMIT, TILES).apply((image // 256).astype(np.uint8))

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from segment_anything.checkpoints import identify
 from segment_anything.registry import SAM_TYPES, default_checkpoint, get_sam_type
-from utils.cli import InputError, run_stage, stage_parser
+from utils.cli import run_stage, stage_parser
 from utils.download import download
+from utils.errors import InputError
 from utils.paths import DATA
 
 

@@ -1,15 +1,15 @@
-"""Measures a model, or the pseudo labels made from it, against the true masks (paper, section 3).
+"""Measures a model, or the pseudo labels made from it, against the ground truth (paper, section 3).
 
     python -m scripts.evaluate --model_id ID
     python -m scripts.evaluate --model_id ID --split val --pseudo_label sam
-    python -m scripts.evaluate --dataset phantom --model_id ID --split unlabelled --pseudo_label sam
+    python -m scripts.evaluate --dataset phantom --model_id ID --split unlabeled --pseudo_label sam
 
 Saved masks are measured where there are some, else they are predicted and refined on the spot (and nnU-Net is
-trained, if it isn't). Unlabelled images can be measured where their truth is known, as that of the sample data is.
+trained, if it isn't). Unlabeled images can be measured where their ground truth is known, as it is for phantoms.
 
-Reads   a model by its id, a labelled split, with `--pseudo_label sam` SAM's weights and embeddings
+Reads   a model by its id, a labeled split, with `--pseudo_label sam` SAM's weights and embeddings
 Writes  results/<dataset>/<model id>/<split>_<kind>/: dice.csv (a row an image: mean and each class, in percent; empty
-        where the truth doesn't show the class), estimated_dice.csv for masks of SAM (what it thinks of each of them),
+        where the ground truth doesn't show the class), estimated_dice.csv for masks of SAM (what it thinks of each),
         with `--surface_tolerance T` surface_dice_<T>px.csv, overlays of the best, the median and the worst image
 """
 import argparse
@@ -20,7 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scripts.arguments import (
+from scripts.save_random_walk_segmentations import walk_images
+from scripts.save_refined_segmentations import refine_images
+from scripts.train_nnunet import find_nnunet
+from segment_anything.refinement.refine import add_refinement_arguments
+from unet_training.arguments import (
     add_common_arguments,
     add_model_arguments,
     add_prediction_arguments,
@@ -32,25 +36,23 @@ from scripts.arguments import (
     print_sam_notice,
     pseudo_label_kind,
     task_parameters,
-    unlabelled_stems,
+    unlabeled_stems,
 )
-from scripts.csv_tables import write_rows
-from scripts.nnunet import unpacked
-from scripts.save_random_walk_segmentations import walk_images
-from scripts.save_refined_segmentations import refine_images
-from scripts.segmentation_dataset import AnnotatedImages, ImageDataset
-from scripts.train_nnunet import find_nnunet
 from unet_training.checkpoint import Network
-from unet_training.hyper_params import positive_float
+from unet_training.data import ImageDataset
+from unet_training.nnunet.nnunet import unpack
 from unet_training.prediction import predict
-from utils.cli import InputError, run_stage, select_device, stage_parser
+from utils.cli import run_stage, select_device, stage_parser
+from utils.csv_tables import write_rows
+from utils.datasets.annotated import AnnotatedImages
 from utils.dice import image_dice, multilabel_dice, surface_dice
-from utils.experiment import fetch_model, start
+from utils.errors import InputError
 from utils.files import read_grey, write_png
 from utils.mask_store import MaskStore
+from utils.options import positive_float
 from utils.overlay import overlay, side_by_side, to_grey
 from utils.paths import RESULTS, mask_file
-from utils.refinement import add_refinement_arguments
+from utils.tracking.experiment import fetch_model, start
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_common_arguments(parser)
     add_model_arguments(parser)
     add_prediction_arguments(parser)
-    parser.add_argument("--split", choices=("train", "val", "test", "unlabelled"), default="test", help="which images")
+    parser.add_argument("--split", choices=("train", "val", "test", "unlabeled"), default="test", help="which images")
     add_pseudo_label_argument(parser, default="raw")
     parser.add_argument("--results_dir", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--surface_tolerance", type=positive_float, metavar="PIXELS",
@@ -84,11 +86,11 @@ def main(args: argparse.Namespace) -> Summary:
     """Returns the mean Dice and its deviation over the images."""
     device = select_device(args.gpu_id)
     model, u_net, _, data = load_model_and_data(args, device, stage=None)
-    stems = data.stems(args.split) if args.split != "unlabelled" else unlabelled_stems(args, model, data)
-    without_truth = [stem for stem in stems if not data.has_truth(stem)]
-    if without_truth:
-        raise InputError(f"data set {args.dataset}: the true masks of the {args.split} images are not known "
-                         f"({without_truth[0]}, ...); name another --split")
+    stems = data.stems(args.split) if args.split != "unlabeled" else unlabeled_stems(args, model, data)
+    without_ground_truth = [stem for stem in stems if not data.has_ground_truth(stem)]
+    if without_ground_truth:
+        raise InputError(f"data set {args.dataset}: the ground truth of the {args.split} images are not known "
+                         f"({without_ground_truth[0]}, ...); name another --split")
     kind, tables = pseudo_label_kind(args, data), result_tables(args, model.id, data)
     folder = tables["dice"].parent
     with start("evaluate", task_parameters(args, "evaluate", masks=kind), ("evaluate", args.dataset)) as experiment:
@@ -97,7 +99,7 @@ def main(args: argparse.Namespace) -> Summary:
         counted = [stem for stem in stems if stem not in data.description.left_out_of_averages]
         for name, path in tables.items():
             write_csv(path, measured[name], data.description.labels)
-        summaries = {name: summarise([values[stem] for stem in counted]) for name, values in measured.items()}
+        summaries = {name: summarize([values[stem] for stem in counted]) for name, values in measured.items()}
         for name, summary in summaries.items():
             experiment.scalar(name, f"{args.split} {kind}", summary.mean, 0)
         for name, picture in overlays(args, model.id, u_net, data, measured["dice"], device):
@@ -130,10 +132,10 @@ def measure(names: Iterable[str], masks: Iterable[tuple[str, np.ndarray, np.ndar
     """What is measured -> stem -> values (C,) in [0, 1], of `masks` as `masks_of` yields them."""
     measured = {name: {} for name in names}
     for stem, mask, estimate in masks:
-        truth = data.mask(stem)
-        measured["dice"][stem] = multilabel_dice(torch.from_numpy(mask), torch.from_numpy(truth))
+        ground_truth = data.mask(stem)
+        measured["dice"][stem] = multilabel_dice(torch.from_numpy(mask), torch.from_numpy(ground_truth))
         if "surface_dice" in measured:
-            measured["surface_dice"][stem] = torch.from_numpy(surface_dice(mask, truth, tolerance))
+            measured["surface_dice"][stem] = torch.from_numpy(surface_dice(mask, ground_truth, tolerance))
         if "estimated_dice" in measured:
             measured["estimated_dice"][stem] = torch.from_numpy(estimate)
     return measured
@@ -154,14 +156,14 @@ def masks_of(args: argparse.Namespace, model_id: str, u_net: Network, data: Anno
     elif args.pseudo_label == "random_walk":
         yield from ((stem, mask, None) for stem, mask in walk_images(args, u_net, data, stems, device))
     elif args.pseudo_label == "nnunet":
-        with unpacked(find_nnunet(args, fetch_model(model_id), data).weights, data, device) as nnunet:
+        with unpack(find_nnunet(args, fetch_model(model_id), data).weights, data, device) as nnunet:
             yield from ((stem, mask, None) for stem, mask in nnunet.predict(stems))
     else:
         yield from ((stem, refined.mask, refined.estimated_dice)
                     for stem, refined in refine_images(args, u_net, data, stems, device))
 
 
-def summarise(dice: list[torch.Tensor]) -> Summary:
+def summarize(dice: list[torch.Tensor]) -> Summary:
     """Of the Dice per image and class, each (C,) in [0, 1]."""
     percent = 100 * image_dice(torch.stack(dice)).double()
     percent = percent[~percent.isnan()]
@@ -179,7 +181,7 @@ def write_csv(path: Path, dice: dict[str, torch.Tensor], labels: tuple[str, ...]
 
 def overlays(args: argparse.Namespace, model_id: str, u_net: Network, data: AnnotatedImages,
              dice: dict[str, torch.Tensor], device: torch.device) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (name, picture) of the best, the median and the worst image: radiograph, truth, measured masks."""
+    """Yields (name, picture) of the best, the median and the worst image: radiograph, ground truth, measured masks."""
     ranked = sorted(dice, key=lambda stem: -image_dice(dice[stem]).nan_to_num(-1).item())
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
     masks = {stem: mask for stem, mask, _ in
@@ -188,7 +190,7 @@ def overlays(args: argparse.Namespace, model_id: str, u_net: Network, data: Anno
         grey = to_grey(read_grey(data.image_path(stem)))
         panels = [overlay(grey, m) for m in (np.zeros_like(masks[stem]), data.mask(stem), masks[stem])]
         title = f"{args.pseudo_label}, Dice {100 * image_dice(dice[stem]):.1f} %"
-        yield f"{name}_{stem}", side_by_side(panels, [stem[:24], "truth", title])
+        yield f"{name}_{stem}", side_by_side(panels, [stem[:24], "ground truth", title])
 
 
 if __name__ == "__main__":

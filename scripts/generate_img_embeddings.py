@@ -14,20 +14,26 @@ from collections.abc import Sequence
 
 import torch
 
-from scripts.arguments import add_common_arguments, add_sam_arguments, add_unlabelled_arguments, resolve_sam, sam_name
-from scripts.segmentation_dataset import AnnotatedImages, open_dataset
 from segment_anything.embeddings import save_missing_embeddings
+from unet_training.arguments import (
+    add_common_arguments,
+    add_sam_arguments,
+    add_unlabeled_arguments,
+    resolve_sam,
+    sam_name,
+)
 from utils.cli import run_stage, select_device, stage_parser
+from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.paths import embedding_folder
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.generate_img_embeddings", __doc__)
     add_common_arguments(parser)
-    add_unlabelled_arguments(parser)
+    add_unlabeled_arguments(parser)
     parser.add_argument("--num_train_samples", type=int, default=43,
-                        help="labelled images, where the unlabelled ones are the rest of the training split")
-    parser.add_argument("--split", choices=("train", "val", "test", "unlabelled"), default="unlabelled",
+                        help="labeled images, where the unlabeled ones are the rest of the training split")
+    parser.add_argument("--split", choices=("train", "val", "test", "unlabeled"), default="unlabeled",
                         help="which images")
     add_sam_arguments(parser)
     return parser
@@ -36,8 +42,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     device = select_device(args.gpu_id)
     data = open_dataset(args.dataset, args.data_dir)
-    if args.split == "unlabelled":
-        stems = data.unlabelled_stems(args.num_train_samples, args.split500, args.seed)
+    if args.split == "unlabeled":
+        stems = data.unlabeled_stems(args.num_train_samples, args.split500, args.seed)
     else:
         stems = data.stems(args.split)
     embed_images(args, data, stems, device)
@@ -49,7 +55,7 @@ def embed_images(args: argparse.Namespace, data: AnnotatedImages, stems: Sequenc
     sam_type, checkpoint = resolve_sam(args, data)
     folder = embedding_folder(args.data_dir, args.dataset, sam_name(args, data))
     save_missing_embeddings([(stem, data.image_path(stem)) for stem in stems], folder, sam_type, checkpoint, device,
-                            args.embeddings, data.description.white)
+                            args.embeddings, data.description.max_grey_value)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Makes the sample data: radiographs of children's wrists that are drawn by the computer.
 
     python -m scripts.make_phantoms                         # 183 images, about half a minute on two cores
-    python -m scripts.make_phantoms --num_unlabelled 20     # fewer of the unlabelled ones
+    python -m scripts.make_phantoms --num_unlabeled 20     # fewer of the unlabeled ones
     python -m scripts.make_phantoms --write_annotations     # only draws the shapes anew and writes the two XML files
 
 Reads   annotations_train.xml (43 training and 10 validation images), annotations_test.xml (10)
-Writes  data/phantom/unlabelled_truth.xml               shapes of the 120 unlabelled images, for measuring only
+Writes  data/phantom/unlabeled_ground_truth.xml               shapes of the 120 unlabeled images, for measuring only
         data/phantom/img_only_front_all_left/<stem>.png  8 bit, right hands mirrored to look like left ones
 
 The images depend on the shapes in the XML files and a fixed seed, to the last bit. Images that are there already are
@@ -20,24 +20,25 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from scripts.phantom_anatomy import sample_image
-from scripts.phantom_cvat import write_cvat
-from scripts.phantom_radiograph import render
-from utils.cli import InputError, run_stage, stage_parser
-from utils.cvat_parser import CvatImage, parse_cvat
+from scripts.phantoms.anatomy import sample_image
+from scripts.phantoms.cvat import write_cvat
+from scripts.phantoms.radiograph import render
+from utils.cli import run_stage, stage_parser
+from utils.datasets.cvat import CvatImage, parse_cvat
+from utils.errors import InputError
 from utils.files import write_png
 from utils.paths import DATA, ROOT
 
 TRAIN, VALIDATION, TEST = range(1, 44), range(44, 54), range(54, 64)
-FIRST_UNLABELLED, NUM_UNLABELLED = 64, 120
-IMAGE_FOLDER, TRUTH_FILE = "img_only_front_all_left", "unlabelled_truth.xml"
+FIRST_UNLABELED, NUM_UNLABELED = 64, 120
+IMAGE_FOLDER, GROUND_TRUTH_FILE = "img_only_front_all_left", "unlabeled_ground_truth.xml"
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.make_phantoms", __doc__)
     parser.add_argument("--data_dir", type=Path, default=DATA, help="images go to its folder phantom/")
     parser.add_argument("--annotations_dir", type=Path, default=ROOT, help="where the two annotation files lie")
-    parser.add_argument("--num_unlabelled", type=int, default=NUM_UNLABELLED, help="unlabelled images, at most 120")
+    parser.add_argument("--num_unlabeled", type=int, default=NUM_UNLABELED, help="unlabeled images, at most 120")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes that draw")
     parser.add_argument("--write_annotations", action="store_true",
                         help="write annotations_train.xml and annotations_test.xml from the seed, and stop")
@@ -45,24 +46,24 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    if not 0 <= args.num_unlabelled <= NUM_UNLABELLED:
-        raise InputError(f"--num_unlabelled {args.num_unlabelled}: give a number from 0 to {NUM_UNLABELLED}")
+    if not 0 <= args.num_unlabeled <= NUM_UNLABELED:
+        raise InputError(f"--num_unlabeled {args.num_unlabeled}: give a number from 0 to {NUM_UNLABELED}")
     if args.write_annotations:
         write_annotations(args.annotations_dir)
         return
     folder = args.data_dir / "phantom"
-    labelled = [image for name in ("annotations_train.xml", "annotations_test.xml")
+    labeled = [image for name in ("annotations_train.xml", "annotations_test.xml")
                 for image in parse_cvat(args.annotations_dir / name)]
-    numbers = range(FIRST_UNLABELLED, FIRST_UNLABELLED + args.num_unlabelled)
+    numbers = range(FIRST_UNLABELED, FIRST_UNLABELED + args.num_unlabeled)
     if numbers:
-        write_cvat(folder / TRUTH_FILE, [sample_image(number, None) for number in numbers])
-        labelled += parse_cvat(folder / TRUTH_FILE)
-    draw_images(labelled, folder / IMAGE_FOLDER, args.num_workers)
-    print(f"{len(labelled)} radiographs in {folder / IMAGE_FOLDER}")
+        write_cvat(folder / GROUND_TRUTH_FILE, [sample_image(number, None) for number in numbers])
+        labeled += parse_cvat(folder / GROUND_TRUTH_FILE)
+    draw_images(labeled, folder / IMAGE_FOLDER, args.num_workers)
+    print(f"{len(labeled)} radiographs in {folder / IMAGE_FOLDER}")
 
 
 def write_annotations(folder: Path) -> None:
-    """Draws the labelled shapes from the seed and writes both files into `folder`."""
+    """Draws the labeled shapes from the seed and writes both files into `folder`."""
     train = [sample_image(number, "Train") for number in TRAIN]
     train += [sample_image(number, "Validation") for number in VALIDATION]
     write_cvat(folder / "annotations_train.xml", train)

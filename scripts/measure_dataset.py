@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from scripts.dataset_description import MEASURED
-from scripts.segmentation_dataset import AnnotatedImages, open_dataset, read_scaled
-from utils.cli import InputError, run_stage, stage_parser
+from utils.cli import run_stage, stage_parser
+from utils.datasets.annotated import AnnotatedImages, open_dataset, read_scaled
+from utils.datasets.description import MEASURED
+from utils.errors import InputError
 from utils.files import read_grey
 from utils.paths import DATA
 
@@ -32,9 +33,9 @@ def main(args: argparse.Namespace) -> dict[str, object]:
     """Returns the keys and their values."""
     data = open_dataset(args.dataset, args.data_dir, measured=False)
     values = {}
-    if data.description.white is None and (white := white_of(data)):
-        data.description = dataclasses.replace(data.description, white=white)
-        values["white"] = white
+    if data.description.max_grey_value is None and (max_grey_value := white_of(data)):
+        data.description = dataclasses.replace(data.description, max_grey_value=max_grey_value)
+        values["max_grey_value"] = max_grey_value
     values.update(zip(MEASURED, measure(data), strict=True))
     for key, value in values.items():
         print(f"{key} = {value}")

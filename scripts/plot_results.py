@@ -21,12 +21,9 @@ from matplotlib.figure import Figure
 from scipy.stats import wilcoxon
 
 from scripts import evaluate
-from scripts.arguments import load_model_and_data
-from scripts.csv_tables import read_rows, write_rows
 from scripts.run_pipeline import stage_arguments
 from scripts.run_study import COLUMNS
-from scripts.segmentation_dataset import open_dataset
-from scripts.study_figures import (
+from scripts.study.figures import (
     Scores,
     box_plot,
     cumulative,
@@ -39,17 +36,21 @@ from scripts.study_figures import (
     save_figure,
 )
 from segment_anything.registry import SAM_TYPES
-from utils.cli import InputError, run_stage, select_device, stage_parser
-from utils.experiment import start
+from unet_training.arguments import load_model_and_data
+from utils.cli import run_stage, select_device, stage_parser
+from utils.csv_tables import read_rows, write_rows
+from utils.datasets.annotated import open_dataset
+from utils.errors import InputError
 from utils.files import atomic_path, read_grey
 from utils.overlay import overlay, to_grey
 from utils.paths import RESULTS
+from utils.tracking.experiment import start
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.plot_results", __doc__)
     parser.add_argument("--results_dir", type=Path, default=RESULTS, help="folder of study.csv, tables and figures")
-    parser.add_argument("--n", type=int, help="number of labelled images (left out: the largest)")
+    parser.add_argument("--n", type=int, help="number of labeled images (left out: the largest)")
     return parser
 
 
@@ -66,7 +67,7 @@ def main(args: argparse.Namespace) -> list[list[str]]:
                          "--num_train_samples")
     sam_type = manifest["sam_type"]
     what = f"data set {rows[0]['dataset']}, SAM type {sam_type}"
-    title, notice = f"{what}, {n} labelled images", SAM_TYPES[sam_type].notice
+    title, notice = f"{what}, {n} labeled images", SAM_TYPES[sam_type].notice
     rows, pseudo_label_rows = ([row for row in each if int(row["n"]) == n] for each in (rows, pseudo_label_rows))
     tables = {"table": (f"{title}, test images", comparison(rows, "initial"))}
     if pseudo_label_rows:
@@ -182,7 +183,7 @@ def best_median_worst(manifest: dict, rows: list[dict[str, str]], title: str) ->
     pictures = {}
     for name, stem in chosen.items():
         grey = to_grey(read_grey(data.image_path(stem)))
-        pictures[name] = [("radiograph", overlay(grey, ())), ("truth", overlay(grey, data.mask(stem)))]
+        pictures[name] = [("radiograph", overlay(grey, ())), ("ground truth", overlay(grey, data.mask(stem)))]
         pictures[name] += [(f"{method}\n{dice[method][stem]:.1f} %", overlay(grey, mask[stem]))
                            for method, mask in masks.items()]
     return overlays(pictures, data.description.labels, f"{title}: best, median and worst test image of {best}")

@@ -15,8 +15,9 @@ import numpy as np
 from skimage.draw import polygon2mask
 from tqdm import tqdm
 
-from scripts.dataset_description import load_description
-from utils.cli import InputError, run_stage, stage_parser
+from utils.cli import run_stage, stage_parser
+from utils.datasets.description import load_description
+from utils.errors import InputError
 from utils.files import read_grey, write_png
 from utils.mask_store import MaskWriter
 from utils.paths import DATA

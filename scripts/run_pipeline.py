@@ -23,11 +23,14 @@ from scripts import (
     save_refined_segmentations,
     save_segmentations,
 )
-from scripts.arguments import (
+from segment_anything.refinement.refine import add_refinement_arguments, options_from
+from segment_anything.registry import check_present
+from unet_training import training, training_on_pseudo_labels
+from unet_training.arguments import (
     add_common_arguments,
     add_pseudo_label_argument,
     add_sam_arguments,
-    add_unlabelled_arguments,
+    add_unlabeled_arguments,
     load_model_and_data,
     print_sam_notice,
     pseudo_label_kind,
@@ -35,24 +38,22 @@ from scripts.arguments import (
     sam_name,
     task_parameters,
 )
-from scripts.csv_tables import write_rows
-from scripts.nnunet import find_command
-from scripts.segmentation_dataset import AnnotatedImages, open_dataset
-from segment_anything.registry import check_present
-from unet_training import training, training_on_pseudo_labels
 from unet_training.hyper_params import (
     add_final_arguments,
     add_initial_arguments,
     add_loading_arguments,
     add_training_arguments,
 )
-from utils.cli import InputError, run_stage, stage_parser
-from utils.experiment import Model, find_models
+from unet_training.nnunet.nnunet import find_command
+from utils.cli import run_stage, stage_parser
+from utils.csv_tables import write_rows
+from utils.datasets.annotated import AnnotatedImages, open_dataset
+from utils.errors import InputError
 from utils.files import read_grey, write_png
 from utils.mask_store import MaskStore
 from utils.overlay import overlay, side_by_side, stack, to_grey
 from utils.paths import RESULTS, mask_file
-from utils.refinement import add_refinement_arguments, options_from
+from utils.tracking.experiment import Model, find_models
 
 Row = tuple[str, str, evaluate.Summary]
 PICTURED = 2
@@ -72,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_initial_arguments(parser)
     add_training_arguments(parser)
     add_loading_arguments(parser)
-    add_unlabelled_arguments(parser)
+    add_unlabeled_arguments(parser)
     add_final_arguments(parser)
     add_pseudo_label_argument(parser, default="sam")
     add_sam_arguments(parser)
@@ -89,7 +90,7 @@ def main(args: argparse.Namespace) -> list[Row]:
     elif args.pseudo_label == "nnunet":
         find_command()
     headline("initial U-Net")
-    initial = trained_once(training, args)
+    initial = train_if_missing(training, args)
     headline("raw pseudo labels")
     run(save_segmentations, args, model_id=initial)
     measured = {"raw": "raw"}
@@ -98,11 +99,12 @@ def main(args: argparse.Namespace) -> list[Row]:
         headline("refined pseudo labels")
         run(SAVING_STAGES[args.pseudo_label], args, model_id=initial)
     headline("final U-Net")
-    final = trained_once(training_on_pseudo_labels, args, model_id=initial)
+    final = train_if_missing(training_on_pseudo_labels, args, model_id=initial)
     headline("evaluation")
     rows = [("initial", "test", run(evaluate, args, model_id=initial, split="test", pseudo_label="raw"))]
-    if all(data.has_truth(stem) for stem in data.unlabelled_stems(args.num_train_samples, args.split500, args.seed)):
-        rows += [(what, "unlabelled", run(evaluate, args, model_id=initial, split="unlabelled", pseudo_label=label))
+    unlabeled = data.unlabeled_stems(args.num_train_samples, args.split500, args.seed)
+    if all(data.has_ground_truth(stem) for stem in unlabeled):
+        rows += [(what, "unlabeled", run(evaluate, args, model_id=initial, split="unlabeled", pseudo_label=label))
                  for what, label in measured.items()]
     rows.append(("final", "test", run(evaluate, args, model_id=final, split="test", pseudo_label="raw")))
     write_table(args.results_dir / "results.csv", rows)
@@ -115,16 +117,16 @@ def check_early(args: argparse.Namespace, data: AnnotatedImages, n: int, final: 
     """Tells mistakes in what comes late before the hours of training.
 
     Args:
-        n: number of labelled images
+        n: number of labeled images
         final: true where pseudo labels will be trained on
     Raises:
-        InputError: the refinement's options, the number of labelled images or the batch size have no meaning, or the
+        InputError: the refinement's options, the number of labeled images or the batch size have no meaning, or the
             results have no place.
     """
     options_from(args)
     data.stems("train", n)
-    if (found := len(data.unlabelled_stems(n, args.split500, args.seed))) < args.batch_size and final:
-        raise InputError(f"data set {args.dataset}: {found} unlabelled images don't fill one batch of "
+    if (found := len(data.unlabeled_stems(n, args.split500, args.seed))) < args.batch_size and final:
+        raise InputError(f"data set {args.dataset}: {found} unlabeled images don't fill one batch of "
                          f"{args.batch_size}; give a smaller --batch_size")
     if args.results_dir.is_file():
         raise InputError(f"{args.results_dir}: is a file; name a folder with --results_dir")
@@ -143,7 +145,7 @@ def run(stage: ModuleType, args: argparse.Namespace, **more: object) -> object:
     return main_function(stage_arguments(stage, args, **more))
 
 
-def trained_once(stage: ModuleType, args: argparse.Namespace, **more: object) -> str:
+def train_if_missing(stage: ModuleType, args: argparse.Namespace, **more: object) -> str:
     """The id of a model that was trained with exactly these arguments on the data as they are, or else a new one.
 
     For an argument that there was not when a model was trained stands its default.
@@ -178,15 +180,15 @@ def write_table(path: Path, rows: list[Row]) -> None:
 
 
 def picture_of_the_pipeline(args: argparse.Namespace, data: AnnotatedImages, initial: str) -> np.ndarray:
-    """The first unlabelled images with what the stages made of them (and the truth where it is known), RGB."""
+    """The first unlabeled images with what the stages made of them (and the ground truth where it is known), RGB."""
     kinds = {"raw": "initial U-Net"}
     kinds.setdefault(pseudo_label_kind(args, data), refinement_of(args, data))
     stores = {title: MaskStore(mask_file(args.data_dir, initial, kind), data.description.labels)
               for kind, title in kinds.items()}
     rows = []
-    for stem in data.unlabelled_stems(args.num_train_samples, args.split500, args.seed)[:PICTURED]:
+    for stem in data.unlabeled_stems(args.num_train_samples, args.split500, args.seed)[:PICTURED]:
         grey = to_grey(read_grey(data.image_path(stem)))
-        masks = {"truth": data.mask(stem)} if data.has_truth(stem) else {}
+        masks = {"ground truth": data.mask(stem)} if data.has_ground_truth(stem) else {}
         masks |= {title: store.mask(stem) for title, store in stores.items()}
         panels = [overlay(grey, mask) for mask in ((), *masks.values())]
         rows.append(side_by_side(panels, [stem[:24], *masks]))
@@ -202,7 +204,7 @@ def refinement_of(args: argparse.Namespace, data: AnnotatedImages) -> str:
 def print_table(args: argparse.Namespace, data: AnnotatedImages, rows: list[Row]) -> None:
     names = {"initial": "initial U-Net", "raw": "raw pseudo labels", "refined": "refined pseudo labels",
              "final": "final U-Net"}
-    print(f"\nData set {args.dataset}, {args.num_train_samples} labelled images, seed {args.seed}, "
+    print(f"\nData set {args.dataset}, {args.num_train_samples} labeled images, seed {args.seed}, "
           f"{refinement_of(args, data)}")
     print(f"{'':24}{'images':>18}  Dice in %, mean ± std")
     for what, split, summary in rows:

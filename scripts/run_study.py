@@ -1,4 +1,4 @@
-"""Trains and tests every method at every number of labelled images and seed (paper, the comparison).
+"""Trains and tests every method at every number of labeled images and seed (paper, the comparison).
 
     python -m scripts.run_study --gpu_id 0 --num_train_samples 1 5 10 15 20 25 30 35 43
     python -m scripts.run_study --dataset phantom --num_train_samples 5 20 --methods initial sam mean_teacher --epochs 24 --batch_size 4
@@ -8,17 +8,17 @@ A rerun only does what is missing. All other arguments are those of scripts.run_
     initial                the initial U-Net
     raw, sam, random_walk  the final U-Net on raw pseudo labels, or on those refined by SAM or a random walk
     medsam                 as sam, with MedSAM's weights and the box alone
-    mixed                  as sam, labelled images filling half of every batch, fine-tuned from the initial U-Net
+    mixed                  as sam, labeled images filling half of every batch, fine-tuned from the initial U-Net
     mean_teacher           from the initial U-Net on
     reliable_mean_teacher  as mean_teacher, masks on which SAM agrees entering as labels
-    lraspp_on_sam          LR-ASPP on SAM's frozen encoder, trained on the labelled images, without augmentation so that
+    lraspp_on_sam          LR-ASPP on SAM's frozen encoder, trained on the labeled images, without augmentation so that
                            the encoder sees each of them once
     nnunet                 the final U-Net on nnU-Net's masks (needs requirements_nnunet.txt)
     nnunet_alone           nnU-Net's own masks of the test images
 
 Reads   the images and annotations of the data set, SAM's weights
 Writes  what the stages write, and in --results_dir: study.csv (a row per method, n, seed, test image and class that it
-        shows, in percent), pseudo_labels.csv (the same of the pseudo labels of unlabelled images, where their truth is
+        shows, in percent), pseudo_labels.csv (the same of the pseudo labels of unlabeled images, where their ground truth is
         known, with SAM's estimate) and manifest.json (the models that each number came from); see scripts.plot_results
 """  # noqa: E501 (a command to copy)
 import argparse
@@ -32,17 +32,17 @@ from scripts import (
     run_pipeline,
     train_nnunet,
 )
-from scripts.arguments import data_parameters, plain_values, print_sam_notice, resolve_sam
-from scripts.csv_tables import read_rows, write_rows
-from scripts.nnunet import find_command
-from scripts.run_pipeline import SAVING_STAGES, check_early, headline, run, stage_arguments, trained_once
-from scripts.segmentation_dataset import AnnotatedImages, open_dataset
-from scripts.train_nnunet import trained_nnunet
+from scripts.run_pipeline import SAVING_STAGES, check_early, headline, run, stage_arguments, train_if_missing
+from scripts.train_nnunet import train_nnunet_if_missing
 from segment_anything.registry import check_present, default_checkpoint
 from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
-from unet_training.hyper_params import positive_float
+from unet_training.arguments import data_parameters, plain_values, print_sam_notice, resolve_sam
+from unet_training.nnunet.nnunet import find_command
 from utils.cli import run_stage, stage_parser
+from utils.csv_tables import read_rows, write_rows
+from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.files import atomic_path
+from utils.options import positive_float
 
 MEASURES = ("dice", "surface_dice", "estimated_dice")
 COLUMNS = ("dataset", "method", "n", "seed", "image", "class", *MEASURES, "model_id")
@@ -60,25 +60,25 @@ def _final(pseudo_labels: str, **options: object) -> Callable[[argparse.Namespac
 
     def train(args: argparse.Namespace, initial: str) -> str:
         run(SAVING_STAGES[named["pseudo_label"]], args, model_id=initial, **named)
-        return trained_once(training_on_pseudo_labels, args, model_id=initial, **named, **options)
+        return train_if_missing(training_on_pseudo_labels, args, model_id=initial, **named, **options)
     return train
 
 
 def _mean_teacher(args: argparse.Namespace, initial: str) -> str:
-    return trained_once(training_with_mean_teacher, args, model_id=initial)
+    return train_if_missing(training_with_mean_teacher, args, model_id=initial)
 
 
 def _reliable_mean_teacher(args: argparse.Namespace, initial: str) -> str:
     run(add_sam_agreement, args, model_id=initial)
-    return trained_once(training_with_mean_teacher, args, model_id=initial, reliable=0.85)
+    return train_if_missing(training_with_mean_teacher, args, model_id=initial, reliable=0.85)
 
 
 def _lraspp_on_sam(args: argparse.Namespace, initial: str) -> str:
-    return trained_once(training, args, architecture="lraspp_on_sam", data_aug=0.0)
+    return train_if_missing(training, args, architecture="lraspp_on_sam", data_aug=0.0)
 
 
 def _nnunet_alone(args: argparse.Namespace, initial: str) -> str:
-    trained_nnunet(stage_arguments(train_nnunet, args, model_id=initial))
+    train_nnunet_if_missing(stage_arguments(train_nnunet, args, model_id=initial))
     return initial
 
 
@@ -104,7 +104,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     # "resolve": what varies in a study takes the place of one run's
     parser = stage_parser("scripts.run_study", __doc__, conflict_handler="resolve")
     run_pipeline.add_arguments(parser)
-    parser.add_argument("--num_train_samples", nargs="+", type=int, default=[5, 20, 43], help="labelled images")
+    parser.add_argument("--num_train_samples", nargs="+", type=int, default=[5, 20, 43], help="labeled images")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="seeds of all random numbers")
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), help="what to compare",
                         default=[method for method in METHODS if method not in OPTIONAL])
@@ -130,13 +130,13 @@ def main(args: argparse.Namespace) -> Path:
     for n in args.num_train_samples:
         for seed in args.seeds:
             one = argparse.Namespace(**{**vars(args), "num_train_samples": n, "seed": seed})
-            stems = data.unlabelled_stems(n, args.split500, seed)
+            stems = data.unlabeled_stems(n, args.split500, seed)
             for method, initial, model_id in results(one):
                 key, masks = (args.dataset, method, n, seed), OWN_MASKS.get(method, "raw")
                 on_test = measured(one, data, model_id, data.stems("test"), split="test", pseudo_label=masks)
                 rows += [(*key, *row, model_id) for row in on_test]
-                if method in PSEUDO_LABELS and all(data.has_truth(stem) for stem in stems):
-                    quality = measured(one, data, initial, stems, split="unlabelled", surface_tolerance=None,
+                if method in PSEUDO_LABELS and all(data.has_ground_truth(stem) for stem in stems):
+                    quality = measured(one, data, initial, stems, split="unlabeled", surface_tolerance=None,
                                        **PSEUDO_LABELS[method])
                     pseudo_label_rows += [(*key, *row, initial) for row in quality]
                 manifest.append({"method": method, "n": n, "seed": seed, "initial_model_id": initial,
@@ -154,9 +154,9 @@ def main(args: argparse.Namespace) -> Path:
 
 
 def results(args: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
-    """Yields (method, initial model's id, the method's model id) at one number of labelled images and seed."""
+    """Yields (method, initial model's id, the method's model id) at one number of labeled images and seed."""
     headline(f"initial, n = {args.num_train_samples}, seed {args.seed}")
-    initial = trained_once(training, args)
+    initial = train_if_missing(training, args)
     for method in args.methods:
         headline(f"{method}, n = {args.num_train_samples}, seed {args.seed}")
         yield method, initial, METHODS[method](args, initial)

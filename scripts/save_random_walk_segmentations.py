@@ -1,4 +1,4 @@
-"""Refines the U-Net's masks of the unlabelled images by a random walk on the image, without SAM (paper's comparison).
+"""Refines the U-Net's masks of the unlabeled images by a random walk on the image, without SAM (paper's comparison).
 
     python -m scripts.save_random_walk_segmentations
     python -m scripts.save_random_walk_segmentations --dataset phantom --num_train_samples 5 --random_walk active
@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scripts.arguments import (
+from segment_anything.refinement.cleaning import clean_masks
+from segment_anything.refinement.refine import add_ccl_argument
+from unet_training.arguments import (
     add_common_arguments,
     add_model_arguments,
     add_prediction_arguments,
@@ -25,18 +27,17 @@ from scripts.arguments import (
     load_model_and_data,
     random_walk_kind,
     task_parameters,
-    unlabelled_stems,
+    unlabeled_stems,
 )
-from scripts.segmentation_dataset import AnnotatedImages, ImageDataset, read_scaled
 from unet_training.checkpoint import Network
+from unet_training.data import ImageDataset
 from unet_training.prediction import predict
 from utils.cli import run_stage, select_device, stage_parser
-from utils.experiment import start
-from utils.mask_cleaning import clean_masks
+from utils.datasets.annotated import AnnotatedImages, read_scaled
 from utils.mask_store import MaskWriter
 from utils.paths import mask_file
 from utils.random_walk import SETTINGS, random_walk_masks
-from utils.refinement import add_ccl_argument
+from utils.tracking.experiment import start
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -56,7 +57,7 @@ def main(args: argparse.Namespace) -> Path:
     path = mask_file(args.data_dir, model.id, random_walk_kind(args))
     attributes = {"clearml_model_id": model.id, "dataset": args.dataset}
     writer = MaskWriter(path, data.description.labels, attributes)
-    missing = writer.missing(unlabelled_stems(args, model, data))
+    missing = writer.missing(unlabeled_stems(args, model, data))
     if missing:
         with start("save_random_walk_segmentations", task_parameters(args, "random_walk"),
                    ("random_walk", args.dataset)) as experiment:

@@ -1,4 +1,4 @@
-"""Refines the U-Net's masks of the unlabelled images with SAM: the refined pseudo labels (paper, section 6).
+"""Refines the U-Net's masks of the unlabeled images with SAM: the refined pseudo labels (paper, section 6).
 
     python -m scripts.save_refined_segmentations
     python -m scripts.save_refined_segmentations --dataset phantom --num_train_samples 5
@@ -19,7 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scripts.arguments import (
+from scripts.generate_img_embeddings import embed_images
+from segment_anything.checkpoints import identify
+from segment_anything.embeddings import ImageEmbedding, embedding_path, load_embedding
+from segment_anything.refinement.refine import Refined, add_refinement_arguments, options_from, refine_all
+from segment_anything.registry import check_present
+from segment_anything.stored_decoder import StoredEmbeddingDecoder
+from unet_training.arguments import (
     add_common_arguments,
     add_model_arguments,
     add_prediction_arguments,
@@ -30,22 +36,17 @@ from scripts.arguments import (
     resolve_sam,
     sam_name,
     task_parameters,
-    unlabelled_stems,
+    unlabeled_stems,
 )
-from scripts.generate_img_embeddings import embed_images
-from scripts.segmentation_dataset import AnnotatedImages, ImageDataset
-from segment_anything.checkpoints import identify
-from segment_anything.embeddings import ImageEmbedding, embedding_path, load_embedding
-from segment_anything.registry import check_present
-from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from unet_training.checkpoint import Network
+from unet_training.data import ImageDataset
 from unet_training.prediction import predict
 from utils.cli import run_stage, select_device, stage_parser
-from utils.experiment import start
+from utils.datasets.annotated import AnnotatedImages
 from utils.mask_store import MaskStore, MaskWriter
-from utils.overlap import overlapped
+from utils.overlap import map_threaded
 from utils.paths import embedding_folder, mask_file
-from utils.refinement import Refined, add_refinement_arguments, options_from, refine_all
+from utils.tracking.experiment import start
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -66,7 +67,7 @@ def main(args: argparse.Namespace) -> Path:
     path = mask_file(args.data_dir, model.id, refined_kind(args, data))
     writer = MaskWriter(path, labels, {"clearml_model_id": model.id, "dataset": args.dataset,
                                        "refine_params": refine_params(args, data)})
-    missing = writer.missing(unlabelled_stems(args, model, data))
+    missing = writer.missing(unlabeled_stems(args, model, data))
     if missing:
         parameters = task_parameters(args, "refine")
         with start("save_refined_segmentations", parameters, ("refine", args.dataset)) as experiment:
@@ -99,7 +100,7 @@ def predictions_and_embeddings(
     decoder = StoredEmbeddingDecoder.load(sam_type, checkpoint, device)
     folder = embedding_folder(args.data_dir, args.dataset, sam_name(args, data))
     predicted = predict(u_net, ImageDataset(data, stems), device, args.infer_batch_size)
-    embeddings = overlapped(lambda stem: load_embedding(embedding_path(folder, stem), decoder.checkpoint), stems)
+    embeddings = map_threaded(lambda stem: load_embedding(embedding_path(folder, stem), decoder.checkpoint), stems)
     return decoder, ((*prediction, embedding) for prediction, embedding in zip(predicted, embeddings, strict=True))
 
 

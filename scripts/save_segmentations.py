@@ -1,30 +1,30 @@
-"""Segments the unlabelled images with the initial U-Net: the raw pseudo labels (paper, section 4).
+"""Segments the unlabeled images with the initial U-Net: the raw pseudo labels (paper, section 4).
 
     python -m scripts.save_segmentations
     python -m scripts.save_segmentations --dataset phantom --num_train_samples 5
 
 A rerun only predicts what is missing.
 
-Reads   a model by its id, the unlabelled images of the data set
+Reads   a model by its id, the unlabeled images of the data set
 Writes  data/seg_masks/<model id>/raw.h5 (layout: utils/mask_store.py)
 """
 import argparse
 from pathlib import Path
 
-from scripts.arguments import (
+from unet_training.arguments import (
     add_common_arguments,
     add_model_arguments,
     add_prediction_arguments,
     load_model_and_data,
     task_parameters,
-    unlabelled_stems,
+    unlabeled_stems,
 )
-from scripts.segmentation_dataset import ImageDataset
+from unet_training.data import ImageDataset
 from unet_training.prediction import predict
 from utils.cli import run_stage, select_device, stage_parser
-from utils.experiment import start
 from utils.mask_store import MaskWriter
 from utils.paths import mask_file
+from utils.tracking.experiment import start
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> Path:
     model, u_net, _, data = load_model_and_data(args, device)
     path = mask_file(args.data_dir, model.id, "raw")
     writer = MaskWriter(path, data.description.labels, {"clearml_model_id": model.id, "dataset": args.dataset})
-    missing = writer.missing(unlabelled_stems(args, model, data))
+    missing = writer.missing(unlabeled_stems(args, model, data))
     if missing:
         parameters = task_parameters(args, "predict")
         with start("save_segmentations", parameters, ("predict", args.dataset)) as experiment:

@@ -6,7 +6,7 @@
 
 The grid is tried in random order. A rerun goes on where the last one stopped, until --trials are done or the grid is.
 
-Reads   a model by its id, the labelled validation images, with `--refiner sam` SAM's weights
+Reads   a model by its id, the labeled validation images, with `--refiner sam` SAM's weights
 Writes  results/<dataset>/<model id>/search_<refiner>/: study.log (Optuna's journal), trials.csv (every trial, the best
         first; gain is that of the mean Dice over the U-Net's own masks, in points), options.csv (the mean gain with
         each value of each option, and whether the option made a difference at all)
@@ -20,7 +20,10 @@ import numpy as np
 import optuna
 import torch
 
-from scripts.arguments import (
+from scripts.save_refined_segmentations import predictions_and_embeddings
+from segment_anything.refinement.cleaning import ELEMENTS, OPERATIONS, SELECTIONS, clean_masks
+from segment_anything.refinement.refine import RefinementOptions, refine_all
+from unet_training.arguments import (
     add_common_arguments,
     add_model_arguments,
     add_prediction_arguments,
@@ -28,18 +31,16 @@ from scripts.arguments import (
     load_model_and_data,
     sam_name,
 )
-from scripts.csv_tables import write_rows
-from scripts.save_refined_segmentations import predictions_and_embeddings
-from scripts.segmentation_dataset import AnnotatedImages, ImageDataset, read_scaled
 from unet_training.checkpoint import Network
-from unet_training.hyper_params import positive_int
+from unet_training.data import ImageDataset
 from unet_training.prediction import predict
 from utils.cli import run_stage, select_device, stage_parser
+from utils.csv_tables import write_rows
+from utils.datasets.annotated import AnnotatedImages, read_scaled
 from utils.dice import image_dice, multilabel_dice
-from utils.mask_cleaning import ELEMENTS, OPERATIONS, SELECTIONS, clean_masks
+from utils.options import positive_int
 from utils.paths import RESULTS
 from utils.random_walk import Settings, random_walk_masks
-from utils.refinement import RefinementOptions, refine_all
 
 Refiner = Callable[[Mapping[str, object]], list[np.ndarray]]  # from options to the refined masks of all images
 SAM_GRID = {
@@ -68,14 +69,14 @@ def main(args: argparse.Namespace) -> list[dict[str, object]]:
     device = select_device(args.gpu_id)
     model, u_net, _, data = load_model_and_data(args, device)
     stems = data.stems("val")
-    truth = torch.from_numpy(np.stack([data.mask(stem) for stem in stems]))
+    ground_truth = torch.from_numpy(np.stack([data.mask(stem) for stem in stems]))
     prepare, grid = {"sam": (sam_refiner, SAM_GRID), "random_walk": (walk_refiner, WALK_GRID)}[args.refiner]
     probabilities, refiner = prepare(args, u_net, data, stems, device)
-    raw = mean_dice([each > 0.5 for each in probabilities], truth)
+    raw = mean_dice([each > 0.5 for each in probabilities], ground_truth)
 
     def gain(trial: optuna.Trial) -> float:
         options = {name: trial.suggest_categorical(name, values) for name, values in grid.items()}
-        return mean_dice(refiner(options), truth) - raw
+        return mean_dice(refiner(options), ground_truth) - raw
 
     name = args.refiner if args.refiner == "random_walk" else f"sam_{sam_name(args, data)}"
     folder = args.results_dir / args.dataset / model.id / f"search_{name}"
@@ -127,9 +128,9 @@ def walk_refiner(args: argparse.Namespace, u_net: Network, data: AnnotatedImages
     return probabilities, refined
 
 
-def mean_dice(masks: Sequence[np.ndarray], truth: torch.Tensor) -> float:
+def mean_dice(masks: Sequence[np.ndarray], ground_truth: torch.Tensor) -> float:
     """Mean over images, in percent."""
-    return 100 * image_dice(multilabel_dice(torch.from_numpy(np.stack(masks)), truth)).nanmean().item()
+    return 100 * image_dice(multilabel_dice(torch.from_numpy(np.stack(masks)), ground_truth)).nanmean().item()
 
 
 def effects(trials: Sequence[Mapping[str, object]], grid: Mapping[str, Sequence]) -> list[dict[str, object]]:

@@ -2,7 +2,7 @@
 
     from scripts.seg_grazpedwri_dataset import SegGrazPedWriDataset
     train = SegGrazPedWriDataset("train", num_train_samples=5)
-    image, mask = train[0]    # float32 (1, 384, 224) normalised, bool (17, 384, 224)
+    image, mask = train[0]    # float32 (1, 384, 224) normalized, bool (17, 384, 224)
 
 Reads data/graz/img_only_front_all_left/<stem>.png, annotations/*.xml, dataset.csv and the lists of stems beside them.
 The sample data have the same form: `SegGrazPedWriDataset("train", dataset="phantom")`.
@@ -10,11 +10,12 @@ The sample data have the same form: `SegGrazPedWriDataset("train", dataset="phan
 from collections.abc import Sequence
 from pathlib import Path
 
-from scripts.segmentation_dataset import LabelledDataset, open_dataset
+from unet_training.data import LabeledDataset
+from utils.datasets.annotated import open_dataset
 from utils.paths import DATA
 
 
-class SegGrazPedWriDataset(LabelledDataset):
+class SegGrazPedWriDataset(LabeledDataset):
     """Frontal radiographs of one split, right hands mirrored, with one binary mask per bone (bones overlap)."""
 
     def __init__(self, split: str, num_train_samples: int | None = None, data_dir: Path = DATA,

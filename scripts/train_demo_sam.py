@@ -22,10 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from scripts.demo_sam_training import training_step
+from scripts.demo_sam.step import training_step
 from segment_anything.demo_sam import DEMO_SAM_NOTICE, DEMO_SAM_WEIGHTS, IMAGE_SIZE, build_demo_sam
 from segment_anything.modeling import Sam
-from utils.cli import InputError, run_stage, select_device, stage_parser
+from utils.cli import run_stage, select_device, stage_parser
+from utils.errors import InputError
 from utils.files import atomic_path
 
 SAVE_EVERY = 100  # steps
@@ -39,12 +40,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.train_demo_sam", __doc__)
     parser.add_argument("--initial", type=Path, help="weights to go on from, also of another --image_size")
     parser.add_argument("--average", action="store_true",
-                        help="write the mean of the trained weights and the --initial ones, which generalise better")
+                        help="write the mean of the trained weights and the --initial ones, which generalize better")
     parser.add_argument("--image_size", type=int, default=IMAGE_SIZE, help="side of the encoder's input in pixels")
     parser.add_argument("--scene_size", type=int, default=256,
                         help="longest side of most scenes, which lie anywhere in the encoder's input, in pixels; "
                              f"every {FULL_SIZE_EVERY}th step fills it")
-    parser.add_argument("--steps", type=int, default=2400, help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=2400, help="optimizer steps")
     parser.add_argument("--warmup_steps", type=int, default=60, help="steps in which the learning rate rises")
     parser.add_argument("--decay_steps", type=int, default=1000, help="last steps, in which it falls to 0")
     parser.add_argument("--batch_size", type=int, default=1, help="scenes per step and process")
@@ -86,27 +87,27 @@ def _train(args: argparse.Namespace, rank: int) -> None:
     sam = build_demo_sam(args.image_size).to(select_device(args.gpu_id)).train()
     if args.initial:
         sam.load_state_dict(initial_weights(args.initial, args.image_size)[0])
-    optimiser = torch.optim.AdamW(sam.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(sam.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     first, running = 0, {}
     if state := _begun_run(args):
         first = state["steps_done"]
         sam.load_state_dict(state["sam"])
-        optimiser.load_state_dict(state["optimiser"])
+        optimizer.load_state_dict(state["optimizer"])
     with tqdm(range(first, args.steps), initial=first, total=args.steps, desc="small SAM", mininterval=2,
               disable=rank > 0) as bar:
         for step in bar:
             share, full_size, hard = _plan(vars(args), step)
-            optimiser.param_groups[0]["lr"] = args.lr * share
-            result = training_step(sam, optimiser, args.image_size if full_size else args.scene_size, hard,
+            optimizer.param_groups[0]["lr"] = args.lr * share
+            result = training_step(sam, optimizer, args.image_size if full_size else args.scene_size, hard,
                                    args.batch_size, args.objects_per_image, (args.seed, step, rank), args.bfloat16)
             running = {name: 0.98 * running.get(name, value) + 0.02 * value for name, value in result.items()}
             bar.set_postfix({name: f"{value:.3f}" for name, value in running.items()}, refresh=False)
             if rank == 0 and ((step + 1) % SAVE_EVERY == 0 or step + 1 == args.steps):
-                _save(args, sam, optimiser, step + 1)
+                _save(args, sam, optimizer, step + 1)
     if rank == 0 and args.average:
         initial, _ = initial_weights(args.initial, args.image_size)
         sam.load_state_dict({name: (value + initial[name]) / 2 for name, value in sam.state_dict().items()})
-        _save(args, sam, optimiser, args.steps)
+        _save(args, sam, optimizer, args.steps)
     if rank == 0:
         _resume_file(args.output).unlink(missing_ok=True)
         print(f"{args.output}: trained for {args.steps} steps, "
@@ -142,7 +143,7 @@ def _resume_file(output: Path) -> Path:
     return output.with_name(output.name + ".resume.pt")
 
 
-def _save(args: argparse.Namespace, sam: Sam, optimiser: torch.optim.Optimizer, steps_done: int) -> None:
+def _save(args: argparse.Namespace, sam: Sam, optimizer: torch.optim.Optimizer, steps_done: int) -> None:
     weights = {name: tensor.detach().half().cpu().contiguous() for name, tensor in sam.state_dict().items()}
     settings = {name: getattr(args, name) for name in (*PLAN, *RECIPE)}
     metadata = {"trained_by": "python -m scripts.train_demo_sam", "trained_on": "random procedural shapes only",
@@ -152,7 +153,7 @@ def _save(args: argparse.Namespace, sam: Sam, optimiser: torch.optim.Optimizer, 
         metadata["initial"] = json.dumps(initial_weights(args.initial, args.image_size)[1])
     with atomic_path(args.output) as temporary:
         save_file(weights, temporary, {name: str(value) for name, value in metadata.items()})
-    state = {"sam": sam.state_dict(), "optimiser": optimiser.state_dict(), "steps_done": steps_done, **settings}
+    state = {"sam": sam.state_dict(), "optimizer": optimizer.state_dict(), "steps_done": steps_done, **settings}
     with atomic_path(_resume_file(args.output)) as temporary:
         torch.save(state, temporary)
 

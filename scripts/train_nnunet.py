@@ -1,4 +1,4 @@
-"""Trains nnU-Net v2 on the labelled images, by its own commands (paper's comparison).
+"""Trains nnU-Net v2 on the labeled images, by its own commands (paper's comparison).
 
     pip install -r requirements_nnunet.txt
     python -m scripts.train_nnunet --gpu_id 0
@@ -6,13 +6,13 @@
 
 nnU-Net gives each pixel one class, but labels overlap: with `combinations` each combination of labels that occurs is a
 class, with `groups` one nnU-Net is trained for each group of labels that never overlap. The initial U-Net only says
-which images are the labelled ones, and the input size. nnU-Net's default is 1000 epochs of 250 iterations; it draws
+which images are the labeled ones, and the input size. nnU-Net's default is 1000 epochs of 250 iterations; it draws
 its random numbers itself, --seed only gives it another name. An interrupted training goes on where it stopped. Prints
 `model id: <id>` as its last line.
 
-Reads   a model by its id, the labelled images that it was trained on and their masks
+Reads   a model by its id, the labeled images that it was trained on and their masks
 Writes  a model, known by its id: on the ClearML server, or in runs/ without one; while it trains,
-        data/<dataset>/nnunet/n<N>_<H>x<W>_seed<seed>/nnunet_<encoding>[_<epochs>x<iterations>]/ (see scripts/nnunet.py)
+        data/<dataset>/nnunet/n<N>_<H>x<W>_seed<seed>/nnunet_<encoding>[_<epochs>x<iterations>]/ (unet_training/nnunet/)
 """
 import argparse
 import shutil
@@ -21,22 +21,23 @@ from pathlib import Path
 
 import torch
 
-from scripts.arguments import (
+from unet_training.arguments import (
     OF_PSEUDO_LABELS,
     add_common_arguments,
     add_model_arguments,
     add_nnunet_arguments,
     data_parameters,
-    labelled_stems,
+    labeled_stems,
     load_model_and_data,
     nnunet_kind,
     task_parameters,
 )
-from scripts.nnunet import NNUNet, find_command
-from scripts.segmentation_dataset import AnnotatedImages
-from utils.cli import InputError, run_stage, select_device, stage_parser
-from utils.experiment import Model, fetch_model, find_models, start
+from unet_training.nnunet.nnunet import NNUNet, find_command
+from utils.cli import run_stage, select_device, stage_parser
+from utils.datasets.annotated import AnnotatedImages
+from utils.errors import InputError
 from utils.paths import nnunet_folder
+from utils.tracking.experiment import Model, fetch_model, find_models, start
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -52,7 +53,7 @@ def main(args: argparse.Namespace) -> str:
     device = select_device(args.gpu_id)
     find_command()
     initial, _, _, data = load_model_and_data(args, device)
-    stems = labelled_stems(args, initial, data)
+    stems = labeled_stems(args, initial, data)
     folder = nnunet_folder(args.data_dir, args.dataset, len(stems), data.description.input_size, args.seed)
     nnunet = NNUNet(folder / nnunet_kind(args), data, args.nnunet_encoding, args.nnunet_epochs, args.nnunet_iterations,
                     device)
@@ -69,7 +70,7 @@ def main(args: argparse.Namespace) -> str:
     return model_id
 
 
-def trained_nnunet(args: argparse.Namespace) -> Model:
+def train_nnunet_if_missing(args: argparse.Namespace) -> Model:
     """The newest nnU-Net of these arguments, or else a new one."""
     initial, _, _, data = load_model_and_data(args, torch.device("cpu"))
     found = find_models(**identity(args, initial, data))
@@ -87,7 +88,7 @@ def find_nnunet(args: argparse.Namespace, initial: Model, data: AnnotatedImages)
 
 def identity(args: argparse.Namespace, initial: Model, data: AnnotatedImages) -> dict:
     """The parameters by which an nnU-Net is found again: it doesn't depend on the initial model's weights."""
-    stems = labelled_stems(args, initial, data)
+    stems = labeled_stems(args, initial, data)
     return {"stage": "nnunet", "dataset": args.dataset, "num_train_samples": len(stems), "seed": args.seed,
             "input_size": list(data.description.input_size), "images": data_parameters(data, stems)["images"],
             **{name: getattr(args, name) for name in OF_PSEUDO_LABELS["nnunet"]}}

@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from utils.cli import InputError
+from utils.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ import torch
 from tqdm import tqdm
 
 from segment_anything.checkpoints import CheckpointId, identify
-from segment_anything.fast_encoder import accelerate
+from segment_anything.fast.image_encoder import accelerate
 from segment_anything.modeling import Sam
 from segment_anything.registry import check_present, get_sam_type, load_sam
 from segment_anything.utils.transforms import ResizeLongestSide
-from utils.cli import InputError
+from utils.errors import InputError
 from utils.files import atomic_path, image_size, read_grey
-from utils.overlap import batched, overlapped
+from utils.overlap import batched, map_threaded
 from utils.precision import full_float32
 
 PRECISIONS = ("float32", "float16", "bf16")
@@ -69,8 +69,8 @@ def encoder_input(sam: Sam, grey: np.ndarray, preprocessing: str) -> tuple[torch
         return torch.from_numpy(pixels).expand(1, 3, -1, -1).to(sam.device), input_size
     # the three channels are equal, so the package's resize sees one of them
     pixels = ResizeLongestSide(side).apply_image(to_8_bit(grey))
-    colours = torch.from_numpy(pixels).to(sam.device).expand(1, 3, -1, -1)
-    return sam.preprocess(colours), pixels.shape
+    colors = torch.from_numpy(pixels).to(sam.device).expand(1, 3, -1, -1)
+    return sam.preprocess(colors), pixels.shape
 
 
 def _squash(grey: np.ndarray, side: int) -> np.ndarray:
@@ -94,15 +94,15 @@ def compute_embedding(sam: Sam, grey: np.ndarray, preprocessing: str, checkpoint
 
 
 def compute_embeddings(sam: Sam, paths: Sequence[Path], preprocessing: str, checkpoint: CheckpointId,
-                       white: int | None = None) -> Iterator[ImageEmbedding]:
-    """Embeds image files in their order; the next ones are read, with `white` as in `read_grey`, while the device
-    computes."""
+                       max_grey_value: int | None = None) -> Iterator[ImageEmbedding]:
+    """Embeds image files in their order; the next ones are read, with `max_grey_value` as in `read_grey`, while
+    the device computes."""
     def prepare(path: Path) -> _Prepared:
-        grey = read_grey(path, white)
+        grey = read_grey(path, max_grey_value)
         return _Prepared(grey.shape, *encoder_input(sam, grey, preprocessing))
 
     at_once = IMAGES_AT_ONCE[sam.device.type]
-    images = overlapped(prepare, paths, threads=at_once)
+    images = map_threaded(prepare, paths, threads=at_once)
     for batch in batched(images, at_once):
         yield from _encode(sam, batch, checkpoint)
 
@@ -161,7 +161,7 @@ def check_same_checkpoint(what: Path | str, found: CheckpointId, asked: Checkpoi
 
 
 def save_missing_embeddings(images: Sequence[tuple[str, Path]], folder: Path, sam_type: str, checkpoint: Path,
-                            device: torch.device, precision: str = "float32", white: int | None = None) -> int:
+                            device: torch.device, precision: str = "float32", max_grey_value: int | None = None) -> int:
     """Computes the embeddings that are not there yet, one file per image. SAM is loaded only if one is missing. One of
     an image of another size counts as missing: the image was replaced.
 
@@ -169,7 +169,7 @@ def save_missing_embeddings(images: Sequence[tuple[str, Path]], folder: Path, sa
         images: stem and image file of each
         folder: of this SAM type and precision, holds `<stem>.h5`
         precision: "float32"; "float16" halves the files; "bf16" does so, and computes a ViT's blocks in bfloat16
-        white: of the images, see `read_grey`
+        max_grey_value: of the images, see `read_grey`
     Returns:
         how many were computed
     Raises:
@@ -185,9 +185,9 @@ def save_missing_embeddings(images: Sequence[tuple[str, Path]], folder: Path, sa
     accelerate(sam.image_encoder, torch.bfloat16 if precision == "bf16" else torch.float32)
     stored = np.float32 if precision == "float32" else np.float16
     embeddings = compute_embeddings(sam, [path for _, path in missing], get_sam_type(sam_type).preprocessing,
-                                    checkpoint_id, white)
+                                    checkpoint_id, max_grey_value)
     named = zip((embedding_path(folder, stem) for stem, _ in missing), embeddings, strict=True)
-    for _ in overlapped(lambda each: save_embedding(*each, stored),
+    for _ in map_threaded(lambda each: save_embedding(*each, stored),
                         tqdm(named, f"SAM embeddings ({sam_type})", len(missing), unit="image")):
         pass
     return len(missing)

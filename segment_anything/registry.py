@@ -9,7 +9,7 @@ from segment_anything.build_sam import build_sam_vit_b, build_sam_vit_h, build_s
 from segment_anything.checkpoints import check_architecture, read_state_dict
 from segment_anything.demo_sam import DEMO_SAM_NOTICE, DEMO_SAM_WEIGHTS, build_demo_sam
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam
-from utils.cli import InputError
+from utils.errors import InputError
 
 _META_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 _MOBILE_SAM_URL = "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/"

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from segment_anything.checkpoints import CheckpointId, identify
 from segment_anything.embeddings import ImageEmbedding, check_same_checkpoint
+from segment_anything.fast.mask_decoder import PreparedImages, SingleMaskDecoder
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from segment_anything.registry import load_prompt_modules
-from segment_anything.single_mask import PreparedImages, SingleMaskDecoder
 from utils.precision import full_float32
 
 

@@ -13,7 +13,7 @@ IMAGE_SIZE, PATCH_SIZE, CHANNELS = 1024, 16, 256
 
 
 class TinyVitEncoder(nn.Module):
-    """Image encoder: (B, 3, S, S) float32, normalised, padded -> (B, 256, S / 16, S / 16), S = `img_size`.
+    """Image encoder: (B, 3, S, S) float32, normalized, padded -> (B, 256, S / 16, S / 16), S = `img_size`.
 
     The classifier's body is kept, its head dropped, its last downsampling undone; SAM's neck follows.
     """

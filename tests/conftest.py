@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lxml import etree
-from stage_runs import SMALL, N, new_workplace, run
 
 from scripts import make_phantoms, save_refined_segmentations
-from scripts.dataset_description import OWN
+from tests.stage_runs import SMALL, N, new_workplace, run
+from utils.datasets.description import OWN
 from utils.files import write_png
 
 ROOT = Path(__file__).parents[1]
@@ -20,11 +20,11 @@ labels = ["heart", "lung"]
 input_size = [36, 60]
 image_folder = "img"
 prepare = "copy them"
-unlabelled = "not_annotated"
+unlabeled = "not_annotated"
 sam_type = "vit_b"
 
 [masks]
-kind = "index_masks"
+kind = "label_maps"
 folder = "masks"
 train = 4
 val = 1
@@ -46,10 +46,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def phantom_data_dir(tmp_path_factory) -> Path:
-    """A data folder with the sample data's labelled images and 12 unlabelled ones, drawn once; leave it as it is."""
+    """A data folder with the sample data's labeled images and 12 unlabeled ones, drawn once; leave it as it is."""
     folder = tmp_path_factory.mktemp("data")
     parser = make_phantoms.get_args_parser()
-    make_phantoms.main(parser.parse_args(["--data_dir", str(folder), "--num_unlabelled", "12"]))
+    make_phantoms.main(parser.parse_args(["--data_dir", str(folder), "--num_unlabeled", "12"]))
     return folder
 
 
@@ -105,7 +105,7 @@ def graz(phantom_data_dir, tmp_path, monkeypatch):
 
 @pytest.fixture
 def own(tmp_path):
-    """A data folder with six annotated images in `mine`; yields it, and the training images and index masks."""
+    """A data folder with six annotated images in `mine`; yields it, and the training images and label maps."""
     rng = np.random.default_rng(0)
     images, masks = (rng.integers(0, most, (6, 36, 60), np.uint8) for most in (256, 3))
     masks[0] = 0

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from unet_training.lraspp import LrasppOnSam
-from unet_training.u_net import UNet
-from utils.cli import InputError
+from unet_training.networks.lraspp import LrasppOnSam
+from unet_training.networks.u_net import UNet
+from utils.errors import InputError
 from utils.files import atomic_path
 
 Network = UNet | LrasppOnSam

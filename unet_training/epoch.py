@@ -27,13 +27,13 @@ class EpochStatistics:
         return self.dice.nanmean(dim=0).tolist()
 
 
-def bce_loss(positive_weights: Iterable[float], device: torch.device) -> nn.BCEWithLogitsLoss:
+def bce_loss(pos_weight: Iterable[float], device: torch.device) -> nn.BCEWithLogitsLoss:
     """Binary cross entropy on logits with one positive weight per class (paper, section 2)."""
-    return nn.BCEWithLogitsLoss(pos_weight=torch.tensor(list(positive_weights), device=device).view(-1, 1, 1))
+    return nn.BCEWithLogitsLoss(pos_weight=torch.tensor(list(pos_weight), device=device).view(-1, 1, 1))
 
 
 def random_affine(count: int, strength: float, device: torch.device) -> torch.Tensor:
-    """Identity + N(0, strength) on all six entries, (count, 2, 3), in the normalised coordinates of `affine_grid`."""
+    """Identity + N(0, strength) on all six entries, (count, 2, 3), in the normalized coordinates of `affine_grid`."""
     identity = torch.eye(2, 3, device=device)
     return identity + strength * torch.randn(count, 2, 3, device=device)
 
@@ -75,7 +75,7 @@ def train_epoch(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Te
 @torch.inference_mode()
 def validate(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], loss_function: nn.Module,
              device: torch.device) -> EpochStatistics:
-    """Loss and Dice on labelled images, as `train_epoch` without training."""
+    """Loss and Dice on labeled images, as `train_epoch` without training."""
     model.eval()
     losses, dice = [], []
     for images, masks in batches:

@@ -1,11 +1,12 @@
 """The hyperparameters of training (paper, section 2), as arguments with the paper's values."""
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from unet_training.epoch import bce_loss
+from utils.options import non_negative, positive_float, positive_int
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
 def add_final_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train_from_scratch", action=argparse.BooleanOptionalAction, default=True,
                         help="start the final U-Net from random weights, or else fine-tune the initial one")
-    parser.add_argument("--mixed", action="store_true", help="fill half of every batch with labelled images; the paper "
+    parser.add_argument("--mixed", action="store_true", help="fill half of every batch with labeled images; the paper "
                         "combines it with --no-train_from_scratch")
-    add_positive_weight_argument(parser)
+    add_pos_weight_cap_argument(parser)
 
 
-def add_positive_weight_argument(parser: argparse.ArgumentParser) -> None:
+def add_pos_weight_cap_argument(parser: argparse.ArgumentParser) -> None:
     """Adds the argument that `loss_from` reads."""
     parser.add_argument("--max_positive_weight", type=positive_float, metavar="W",
                         help="after the initial training, bound the loss's positive weights by W (left out: the data "
@@ -67,7 +68,7 @@ def add_positive_weight_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_initial_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_train_samples", type=int, default=43,
-                        help="labelled images to train on, the first n of the list")
+                        help="labeled images to train on, the first n of the list")
     parser.add_argument("--data_sample_per_epoch", type=positive_int, default=48,
                         help="images drawn with replacement in an epoch")
     parser.add_argument("--base_width", type=positive_int, default=64, help="channels of the U-Net's first level")
@@ -83,29 +84,3 @@ def schedule_from(args: argparse.Namespace) -> Schedule:
 def loss_from(args: argparse.Namespace, weights: Sequence[float], device: torch.device) -> torch.nn.Module:
     """The loss with a data set's positive weights, bounded where the arguments say so."""
     return bce_loss([min(weight, args.max_positive_weight or weight) for weight in weights], device)
-
-
-def positive_int(text: str) -> int:
-    """An argparse type for counts."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
-
-
-def non_negative(number: type) -> Callable[[str], int | float]:
-    """An argparse type of 0 or more."""
-    def convert(text: str) -> int | float:
-        value = number(text)
-        if not 0 <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{value} is negative, or not a number")
-        return value
-    return convert
-
-
-def positive_float(text: str) -> float:
-    """An argparse type for rates and weights."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value

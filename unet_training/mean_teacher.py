@@ -1,4 +1,4 @@
-"""Mean teacher: a student learns from labelled images and from its own moving average (paper's comparison)."""
+"""Mean teacher: a student learns from labeled images and from its own moving average (paper's comparison)."""
 import copy
 from collections.abc import Iterable
 
@@ -21,7 +21,7 @@ class MeanTeacher(nn.Module):
         self.teacher = copy.deepcopy(initial).requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 1, H, W) normalised grey values -> (B, C, H, W) logits."""
+        """(B, 1, H, W) normalized grey values -> (B, C, H, W) logits."""
         return self.teacher(images)
 
     @torch.no_grad()
@@ -36,18 +36,18 @@ def mean_teacher_epoch(model: MeanTeacher, batches: Iterable[tuple[torch.Tensor,
                        data_aug: float, bf16: bool = False) -> EpochStatistics:
     """One pass over `batches` of (B, 1, H, W) images, (B, C, H, W) bool masks, and (B,) bool: whether the mask counts.
 
-    The loss is `loss_function` of the student where images are labelled, plus the mean squared error between the
+    The loss is `loss_function` of the student where images are labeled, plus the mean squared error between the
     logits of student and teacher everywhere. Both see the images under an affine augmentation of their own, and their
-    logits are warped back. The Dice is the student's on the labelled images.
+    logits are warped back. The Dice is the student's on the labeled images.
     """
     model.train()
     losses, dice = [], []
-    for images, masks, labelled in batches:
-        images, masks = images.to(device), masks[labelled].to(device)
+    for images, masks, labeled in batches:
+        images, masks = images.to(device), masks[labeled].to(device)
         student = augmented_logits(model.student, images, data_aug, bf16)
         with torch.no_grad():
             teacher = augmented_logits(model.teacher, images, data_aug, bf16)
-        loss, taught = F.mse_loss(student, teacher), student[labelled]
+        loss, taught = F.mse_loss(student, teacher), student[labeled]
         if len(taught):
             loss = loss + loss_function(taught, masks.float())
             dice.append(multilabel_dice(taught.detach() > 0, masks))
@@ -56,7 +56,7 @@ def mean_teacher_epoch(model: MeanTeacher, batches: Iterable[tuple[torch.Tensor,
         optimizer.step()
         model.update_teacher()
         losses.append(loss.detach())
-    dice = dice or [torch.full(masks.shape[1:2], torch.nan)[None]]  # the last, incomplete batch held all labelled ones
+    dice = dice or [torch.full(masks.shape[1:2], torch.nan)[None]]  # the last, incomplete batch held all labeled ones
     return EpochStatistics(torch.stack(losses).mean().item(), torch.cat(dice).cpu())
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from utils.overlap import batched, overlapped
+from utils.overlap import batched, map_threaded
 from utils.precision import full_float32
 
 READERS = 4  # threads that read images
@@ -22,7 +22,7 @@ def predict(model: nn.Module, images: Dataset, device: torch.device,
     Probabilities are float32, (C, H, W), in [0, 1]; a pixel belongs to a class above 0.5 (paper, section 4).
     """
     at_once = batch_size if device.type == "cuda" else 1
-    read = overlapped(images.__getitem__, range(len(images)), READERS)
+    read = map_threaded(images.__getitem__, range(len(images)), READERS)
     with tqdm(total=len(images), desc="images", unit="image") as progress:
         for batch in batched(read, at_once):
             pixels, stems = zip(*batch, strict=True)

@@ -13,12 +13,12 @@ from tqdm import tqdm
 from unet_training.checkpoint import Network, Training, save_checkpoint
 from unet_training.epoch import EpochStatistics, train_epoch, validate
 from unet_training.hyper_params import Schedule
-from unet_training.lraspp import FeatureHead
-from unet_training.u_net import UNet
-from utils.cli import InputError
-from utils.experiment import Experiment
+from unet_training.networks.lraspp import FeatureHead
+from unet_training.networks.u_net import UNet
+from utils.errors import InputError
 from utils.files import atomic_path
 from utils.overlay import overlay, to_grey
+from utils.tracking.experiment import Experiment
 
 SECONDS_BETWEEN_STATES = 30
 DEBUG_IMAGES = 5
@@ -98,7 +98,7 @@ def _report_prediction(experiment: Experiment, model: nn.Module, val_batches: It
     prediction = model(images.to(device))[0].cpu() > 0
     grey = to_grey((images[0] if shown is None else shown)[0].cpu().numpy())
     experiment.image("validation image", "prediction", overlay(grey, prediction.numpy()), epoch)
-    experiment.image("validation image", "truth", overlay(grey, mask[0].cpu().numpy()), epoch)
+    experiment.image("validation image", "ground truth", overlay(grey, mask[0].cpu().numpy()), epoch)
 
 
 def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,

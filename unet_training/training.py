@@ -1,4 +1,4 @@
-"""Trains the initial U-Net on the first n labelled images (paper, section 2), or what it is compared with.
+"""Trains the initial U-Net on the first n labeled images (paper, section 2), or what it is compared with.
 
     python -m unet_training.training --gpu_id 0
     python -m unet_training.training --dataset phantom --num_train_samples 5 --epochs 40 --batch_size 4 --lr 4e-3 --base_width 8 --input_size 192 112
@@ -10,9 +10,9 @@ The first line is the paper's setting, for a GPU; the second one takes about a m
 once; with it, at every step. Prints `model id: <id>` as its last line; the next stages take that id (`--model_id`, which
 left out means a U-Net).
 
-Reads   the labelled images and annotations of the data set, for `lraspp_on_sam` SAM's weights
+Reads   the labeled images and annotations of the data set, for `lraspp_on_sam` SAM's weights
 Writes  a model, known by its id: on the ClearML server, or in runs/ without one; for `lraspp_on_sam` without
-        augmentation data/<dataset>/sam_embeddings/<sam type>_no_pos_<H>x<W>/<stem>.h5, 4 MB a labelled image
+        augmentation data/<dataset>/sam_embeddings/<sam type>_no_pos_<H>x<W>/<stem>.h5, 4 MB a labeled image
 """  # noqa: E501 (a command to copy)
 import argparse
 from pathlib import Path
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import RandomSampler
 
-from scripts.arguments import (
+from unet_training.arguments import (
     add_common_arguments,
     add_encoder_arguments,
     data_parameters,
@@ -28,17 +28,18 @@ from scripts.arguments import (
     resolve_sam,
     task_parameters,
 )
-from scripts.segmentation_dataset import AnnotatedImages, LabelledDataset, open_dataset, resident_batches
 from unet_training.checkpoint import ARCHITECTURES, Network, Training
+from unet_training.data import LabeledDataset, resident_batches
 from unet_training.epoch import bce_loss
 from unet_training.hyper_params import add_initial_arguments, add_training_arguments, schedule_from
-from unet_training.lraspp import LrasppOnSam, StoredFeatures
+from unet_training.networks.lraspp import LrasppOnSam, StoredFeatures
+from unet_training.networks.u_net import UNet
 from unet_training.trainer import fingerprint, fit, publish
-from unet_training.u_net import UNet
 from utils.cli import run_stage, select_device, stage_parser
-from utils.experiment import start
-from utils.offline_runs import runs_dir
+from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.paths import embedding_folder, training_state
+from utils.tracking.experiment import start
+from utils.tracking.offline_runs import runs_dir
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -56,8 +57,8 @@ def main(args: argparse.Namespace) -> str:
     """Returns the id of the trained model."""
     device = select_device(args.gpu_id)
     data = open_dataset(args.dataset, args.data_dir, args.input_size)
-    train = LabelledDataset(data, data.stems("train", args.num_train_samples))
-    validation = LabelledDataset(data, data.stems("val"))
+    train = LabeledDataset(data, data.stems("train", args.num_train_samples))
+    validation = LabeledDataset(data, data.stems("val"))
     torch.manual_seed(args.seed)
     labels, shown = data.description.labels, validation[0][0]
     model = build(args, data).to(device)
@@ -69,7 +70,7 @@ def main(args: argparse.Namespace) -> str:
     sampler = RandomSampler(train, replacement=True, num_samples=args.data_sample_per_epoch)
     train_batches = resident_batches(train, args.batch_size, device, sampler)
     val_batches = resident_batches(validation, args.infer_batch_size, device)
-    loss_function = bce_loss(data.description.positive_weights, device)
+    loss_function = bce_loss(data.description.pos_weight, device)
     parameters = run_parameters(args, data)
     state_file = training_state(runs_dir(), fingerprint(parameters))
     with start("training", parameters, tags=(parameters["stage"], args.dataset)) as experiment:

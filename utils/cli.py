@@ -4,14 +4,11 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from utils.errors import InputError
 from utils.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
-
-
-class InputError(Exception):
-    """Something the user gave is wrong. The message names the file, what is wrong with it and what to do."""
 
 
 def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.cli import InputError
+from utils.errors import InputError
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without an answer

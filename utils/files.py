@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from utils.cli import InputError
+from utils.errors import InputError
 
 
 @contextmanager
@@ -26,11 +26,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def read_grey(path: Path, white: int | None = None) -> np.ndarray:
-    """Reads a radiograph as grey values, (H, W), uint8 or uint16 as in the file; colours become luminance.
+def read_grey(path: Path, max_grey_value: int | None = None) -> np.ndarray:
+    """Reads a radiograph as grey values, (H, W), uint8 or uint16 as in the file; colors become luminance.
 
     Args:
-        white: the value of 16-bit files that becomes 65535, where they hold fewer bits
+        max_grey_value: the value of 16-bit files that becomes 65535, where they hold fewer bits
     Raises:
         InputError: the file is missing or isn't a readable image of 8 or 16 bits.
     """
@@ -42,8 +42,8 @@ def read_grey(path: Path, white: int | None = None) -> np.ndarray:
         raise InputError(f"{path}: not a readable image; replace the file or remove it")
     if image.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{path}: has grey values of the type {image.dtype}; save it with 8 or 16 bits, unsigned")
-    if white and image.dtype == np.uint16:
-        image = (np.minimum(image, white).astype(np.uint32) * 65535 // white).astype(np.uint16)
+    if max_grey_value and image.dtype == np.uint16:
+        image = (np.minimum(image, max_grey_value).astype(np.uint32) * 65535 // max_grey_value).astype(np.uint16)
     return image
 
 
@@ -56,8 +56,8 @@ def image_size(path: Path) -> tuple[int, int]:
     return (width, height) if lying else (height, width)
 
 
-def read_indices(path: Path) -> np.ndarray:
-    """The values of an index mask as the file holds them, uint16, (H, W); of one with a palette its indices.
+def read_label_map(path: Path) -> np.ndarray:
+    """The values of an label map as the file holds them, uint16, (H, W); of one with a palette its indices.
 
     Raises:
         InputError: it isn't a readable image of one channel and 1, 8 or 16 bits.
@@ -66,7 +66,7 @@ def read_indices(path: Path) -> np.ndarray:
         stored = image.tile[0].args if image.tile else None
         values = np.asarray(image)
     if values.ndim != 2 or stored in ("L;2", "L;4"):
-        raise InputError(f"{path}: an index mask has one channel of 8 bits; save it so, or with a palette")
+        raise InputError(f"{path}: an label map has one channel of 8 bits; save it so, or with a palette")
     return values.astype(np.uint16)
 
 

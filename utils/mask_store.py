@@ -13,9 +13,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from utils.cli import InputError
+from utils.errors import InputError
 from utils.files import atomic_path
-from utils.overlap import overlapped
+from utils.overlap import map_threaded
 
 GROUP = "segmentation_mask"
 
@@ -119,7 +119,7 @@ class MaskWriter:
 
     def write_all(self, masks: Iterable[tuple[str, np.ndarray] | tuple[str, np.ndarray, np.ndarray]]) -> None:
         """Stores what `masks` yields, the arguments of `write`; each is compressed while the next one is computed."""
-        for _ in overlapped(lambda each: self.write(*each), masks):
+        for _ in map_threaded(lambda each: self.write(*each), masks):
             pass
 
     def __exit__(self, error_type, error, traceback) -> None:

@@ -15,7 +15,7 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def overlapped(function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1) -> Iterator[Result]:
+def map_threaded(function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1) -> Iterator[Result]:
     """Yields `function(item)` for every item, in order; meanwhile threads work on the next `threads` items.
 
     `items` is advanced by the caller's thread: with a computation as `items` and a writer as `function`, a result is

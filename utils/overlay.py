@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-FILL = 0.4  # share of the class colour inside a mask
+FILL = 0.4  # share of the class color inside a mask
 
 
-def class_colours(count: int) -> np.ndarray:
-    """`count` well-separated colours, uint8 RGB, (count, 3); the same channel always has the same one."""
-    hues = [(channel * 0.618034) % 1 for channel in range(count)]  # golden ratio: neighbours differ most
+def class_colors(count: int) -> np.ndarray:
+    """`count` well-separated colors, uint8 RGB, (count, 3); the same channel always has the same one."""
+    hues = [(channel * 0.618034) % 1 for channel in range(count)]  # golden ratio: neighbors differ most
     return np.array([[round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.75, 1)] for hue in hues], np.uint8)
 
 
@@ -20,7 +20,7 @@ def to_grey(image: np.ndarray) -> np.ndarray:
 
 
 def overlay(grey: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Fills and outlines each class in its colour.
+    """Fills and outlines each class in its color.
 
     Args:
         grey: uint8, (H, W)
@@ -29,12 +29,12 @@ def overlay(grey: np.ndarray, masks: np.ndarray) -> np.ndarray:
         uint8 RGB, (H, W, 3)
     """
     canvas = np.repeat(grey[..., None], 3, axis=-1)
-    for mask, colour in zip(masks, class_colours(len(masks)), strict=True):
+    for mask, color in zip(masks, class_colors(len(masks)), strict=True):
         pixels = cv2.resize(mask.astype(np.uint8), grey.shape[::-1], interpolation=cv2.INTER_NEAREST)
         inside = pixels > 0
-        canvas[inside] = ((1 - FILL) * canvas[inside] + FILL * colour).astype(np.uint8)
+        canvas[inside] = ((1 - FILL) * canvas[inside] + FILL * color).astype(np.uint8)
         outlines, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(canvas, outlines, -1, colour.tolist(), 1)
+        cv2.drawContours(canvas, outlines, -1, color.tolist(), 1)
     return canvas
 
 

@@ -17,7 +17,7 @@ def embedding_folder(data_dir: Path, dataset: str, sam_name: str) -> Path:
 
 
 def nnunet_folder(data_dir: Path, dataset: str, n: int, input_size: tuple[int, int], seed: int) -> Path:
-    """Every nnU-Net that was trained on the first n labelled images at that size (H, W)."""
+    """Every nnU-Net that was trained on the first n labeled images at that size (H, W)."""
     height, width = input_size
     return data_dir / dataset / "nnunet" / f"n{n}_{height}x{width}_seed{seed}"
 

@@ -51,7 +51,7 @@ def seeded_pixels(cleaned: np.ndarray, radius: int) -> np.ndarray:
 def random_walk(grey: np.ndarray, seeded: np.ndarray, seeds: np.ndarray, sigma: float) -> np.ndarray:
     """Probability that a random walk from each unseeded pixel reaches a seed of each class first; the exact solution.
 
-    Steps go to the four neighbours, with weights exp(-(difference of grey values)^2 / sigma^2).
+    Steps go to the four neighbors, with weights exp(-(difference of grey values)^2 / sigma^2).
 
     Args:
         grey: (H, W)
@@ -74,7 +74,7 @@ def random_walk(grey: np.ndarray, seeded: np.ndarray, seeds: np.ndarray, sigma: 
 
 
 def _steps_from(free: np.ndarray, grey: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixel numbers of the start and the end of every step from a free pixel to a neighbour, and the step's weight."""
+    """Pixel numbers of the start and the end of every step from a free pixel to a neighbor, and the step's weight."""
     index, values = np.arange(grey.size).reshape(grey.shape), grey.ravel()
     pairs = [(index[:, :-1], index[:, 1:]), (index[:-1], index[1:])]
     one, other = (np.concatenate([pair[side].ravel() for pair in pairs]) for side in (0, 1))

@@ -1,0 +1,245 @@
+"""The stages one after the other on the sample data."""
+import csv
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scripts import (
+    add_sam_agreement,
+    evaluate,
+    run_pipeline,
+    save_random_walk_segmentations,
+    save_refined_segmentations,
+    save_segmentations,
+)
+from segment_anything.refinement.cleaning import clean_masks
+from segment_anything.registry import default_checkpoint
+from tests.stage_runs import SMALL, N, run
+from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
+from unet_training.checkpoint import load_checkpoint
+from utils.datasets.annotated import load_image, open_dataset
+from utils.dice import surface_dice
+from utils.mask_store import MaskStore
+from utils.paths import mask_file
+from utils.tracking.experiment import fetch_model, find_models
+
+
+def test_last_line_is_the_model_id_and_the_model_knows_its_arguments(workplace, capsys):
+    data_dir, _ = workplace
+    model_id = run(training, data_dir, "--num_train_samples", "2", *SMALL)
+    assert capsys.readouterr().out.splitlines()[-1] == f"model id: {model_id}"
+    model = fetch_model(model_id)
+    assert model.parameters["num_train_samples"] == 2 and model.parameters["lr"] == 1e-3
+    u_net, trained_on = load_checkpoint(model.weights)
+    assert u_net.config == {"n_classes": 17, "base_width": 4, "n_last_channel": 4}
+    assert trained_on.input_size == (96, 64)
+
+
+def test_same_seed_same_model_other_seed_other_model(workplace):
+    data_dir, _ = workplace
+    ids = [run(training, data_dir, "--num_train_samples", "2", *SMALL, "--seed", seed) for seed in ("1", "1", "2")]
+    weights = [load_checkpoint(fetch_model(model_id).weights)[0].state_dict() for model_id in ids]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+def test_raw_masks_are_the_thresholded_predictions(workplace, monkeypatch):
+    data_dir, model_id = workplace
+    path = run(save_segmentations, data_dir, *N)
+    assert path == data_dir / "seg_masks" / model_id / "raw.h5"
+    data = open_dataset("phantom", data_dir, (96, 64))
+    store = MaskStore(path, data.description.labels)
+    assert store.stems == data.unlabeled_stems(3, True, 42) and len(store.stems) == 12
+    assert store.attributes["clearml_model_id"] == model_id
+    u_net, _ = load_checkpoint(fetch_model(model_id).weights)
+    pixels = np.asarray(Image.open(data.image_path(store.stems[4])), np.float32) / 255
+    resized = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None, None], (96, 64), mode="bilinear")
+    with torch.no_grad():
+        expected = u_net((resized - data.description.mean) / data.description.std)[0].sigmoid() > 0.5
+    assert (store.mask(store.stems[4]) == expected.numpy()).mean() > 0.999  # rounding at the threshold
+    monkeypatch.setattr(save_segmentations, "predict", None)  # a rerun predicts nothing
+    assert run(save_segmentations, data_dir, *N) == path
+
+
+def test_refined_masks_carry_their_origin_and_estimates(workplace, refined, monkeypatch):
+    data_dir, _ = workplace
+    assert refined.name == "sam_box_refine_pos_points_neg_points_highest_probability_released_demo.h5"
+    store = MaskStore(refined, open_dataset("phantom", data_dir).description.labels)
+    assert len(store.stems) == 12
+    parameters = json.loads(store.attributes["refine_params"])
+    assert parameters["prompt1st"] == ["box"] and parameters["sam_type"] == "demo"
+    assert parameters["name"] == default_checkpoint("demo", data_dir).name
+    estimates = np.stack([store.estimated_dice(stem) for stem in store.stems])
+    assert estimates.shape == (12, 17) and (~np.isnan(estimates)).any()
+    embedding = data_dir / "phantom" / "sam_embeddings" / "demo" / f"{store.stems[0]}.h5"
+    with h5py.File(embedding) as file:
+        assert file.attrs["checkpoint"] == default_checkpoint("demo", data_dir).name
+    monkeypatch.setattr(save_refined_segmentations, "refine_images", None)  # a rerun refines nothing
+    assert run(save_refined_segmentations, data_dir, *N) == refined
+
+
+def test_other_options_go_to_another_file(workplace, refined):
+    data_dir, _ = workplace
+    box_alone = run(save_refined_segmentations, data_dir, *N, "--prompt2nd")
+    assert box_alone != refined and box_alone.parent == refined.parent and refined.exists()
+
+
+def test_half_precision_embeddings_and_their_masks_have_names_of_their_own(workplace, refined):
+    data_dir, _ = workplace
+    half = run(save_refined_segmentations, data_dir, *N, "--embeddings", "float16")
+    assert half.name == refined.name.replace("_demo", "_demo_float16")
+    assert len(list((data_dir / "phantom" / "sam_embeddings" / "demo_float16").iterdir())) == 12
+    labels = open_dataset("phantom", data_dir).description.labels
+    exact, rounded = MaskStore(refined, labels), MaskStore(half, labels)
+    assert np.mean([exact.mask(stem) != rounded.mask(stem) for stem in exact.stems]) < 1e-4
+
+
+def test_random_walk_starts_from_the_cleaned_masks_and_acts_only_where_asked(workplace, tmp_path):
+    data_dir, model_id = workplace
+    settings = ("released", "active")
+    files = [run(save_random_walk_segmentations, data_dir, *N, "--random_walk", each) for each in settings]
+    assert [path.stem for path in files] == [f"random_walk_{each}_highest_probability" for each in settings]
+    data = open_dataset("phantom", data_dir, (96, 64))
+    released, active = (MaskStore(path, data.description.labels) for path in files)
+    u_net = load_checkpoint(fetch_model(model_id).weights, torch.device("cpu"))[0].eval()
+    image = torch.from_numpy(load_image(data.image_path(released.stems[0]), data.description))
+    with torch.inference_mode():
+        cleaned = clean_masks(u_net(image[None])[0].sigmoid().numpy())
+    np.testing.assert_array_equal(released.mask(released.stems[0]), cleaned)
+    assert all((active.mask(stem) >= released.mask(stem)).all() for stem in active.stems)
+    assert any((active.mask(stem) != released.mask(stem)).any() for stem in active.stems)
+    arguments = ["--pseudo_label", "random_walk", "--random_walk", "active"]
+    final = run(training_on_pseudo_labels, data_dir, *N, *arguments, "--epochs", "1", "--batch_size", "4")
+    assert fetch_model(final).parameters["masks"] == files[1].stem
+    on_the_spot = run(evaluate, data_dir, "--model_id", model_id, "--split", "val", *arguments, "--results_dir",
+                      str(tmp_path))
+    assert on_the_spot.count == 10
+
+
+@pytest.mark.parametrize("arguments", [["--pseudo_label", "sam"], ["--pseudo_label", "raw", "--no-train_from_scratch"],
+                                       ["--pseudo_label", "raw", "--mixed"]])
+def test_final_model_trains_on_the_masks_that_the_arguments_name(workplace, refined, arguments):
+    data_dir, model_id = workplace
+    run(save_segmentations, data_dir, *N)
+    final = run(training_on_pseudo_labels, data_dir, *N, *arguments, "--epochs", "2", "--batch_size", "4")
+    parameters = fetch_model(final).parameters
+    assert parameters["initial_model_id"] == model_id and parameters["stage"] == "final"
+    assert parameters["masks"] == ("raw" if "raw" in arguments else refined.stem)
+
+
+def test_the_mean_teacher_goes_on_from_the_initial_model(workplace):
+    data_dir, model_id = workplace
+    result = fetch_model(run(training_with_mean_teacher, data_dir, *N, "--epochs", "2", "--batch_size", "4"))
+    assert (result.parameters["stage"], result.parameters["initial_model_id"]) == ("mean_teacher", model_id)
+    initial, teacher = (load_checkpoint(each.weights, torch.device("cpu"))[0].state_dict()
+                        for each in (fetch_model(model_id), result))
+    moved = max((initial[key] - teacher[key]).abs().max().item() for key in initial)
+    assert 0 < moved < 0.1  # 6 steps of 0.4 % each
+
+
+@pytest.mark.parametrize(("stage", "arguments"), [(training_on_pseudo_labels, ["--pseudo_label", "raw"]),
+                                                  (training_with_mean_teacher, [])])
+def test_positive_weights_are_bounded_where_asked(workplace, monkeypatch, stage, arguments):
+    data_dir, _ = workplace
+    run(save_segmentations, data_dir, *N)
+    bounds = []
+    monkeypatch.setattr(stage, "fit", lambda *given: bounds.append(given[3].pos_weight.max().item()))
+    for bound in ([], ["--max_positive_weight", "3"]):
+        run(stage, data_dir, *N, *arguments, *bound, "--batch_size", "4")
+    assert bounds == [pytest.approx(max(open_dataset("phantom", data_dir).description.pos_weight)), 3]
+
+
+def test_masks_with_which_sam_agrees_enter_the_mean_teacher_as_labels(workplace, capsys):
+    data_dir, model_id = workplace
+    path = run(add_sam_agreement, data_dir, *N)
+    assert path == mask_file(data_dir, model_id, "agreement_demo")
+    store = MaskStore(path, open_dataset("phantom", data_dir).description.labels)
+    agreement = np.array([np.nanmean(store.estimated_dice(stem)) for stem in store.stems])
+    assert len(agreement) == 12 and ((agreement >= 0) & (agreement <= 1)).all()
+    threshold = float(np.sort(agreement)[-4])
+    result = run(training_with_mean_teacher, data_dir, *N, "--epochs", "1", "--batch_size", "4", "--reliable",
+                 str(threshold))
+    assert "4 of 12 unlabeled images enter as labeled" in capsys.readouterr().out
+    assert fetch_model(result).parameters["reliable"] == threshold
+
+
+def test_evaluation_of_saved_masks_equals_a_computation_by_hand(workplace, refined, tmp_path):
+    data_dir, model_id = workplace
+    summary = run(evaluate, data_dir, "--split", "unlabeled", "--pseudo_label", "sam", "--model_id", model_id,
+                  "--results_dir", str(tmp_path), "--surface_tolerance", "1.5")
+    data = open_dataset("phantom", data_dir, (96, 64))
+    store = MaskStore(refined, data.description.labels)
+    images = []
+    for stem in store.stems:
+        ground_truth, mask = data.mask(stem), store.mask(stem)
+        classes = [200 * (t & m).sum() / (t.sum() + m.sum()) for t, m in zip(ground_truth, mask, strict=True)
+                   if t.any()]
+        images.append(np.mean(classes))
+    assert summary.mean == pytest.approx(np.mean(images), abs=1e-3)
+    assert summary.std == pytest.approx(np.std(images, ddof=1), abs=1e-3)
+    assert summary.count == 12
+    folder = tmp_path / "phantom" / model_id / f"unlabeled_{refined.stem}"
+    tables = {}
+    for name in ("dice", "surface_dice_1.5px", "estimated_dice"):
+        with (folder / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+            tables[name] = {row["stem"]: row for row in csv.DictReader(file)}
+    rows, stem = tables["dice"], store.stems[7]
+    for name, values in {"surface_dice_1.5px": surface_dice(store.mask(stem), data.mask(stem), 1.5),
+                         "estimated_dice": store.estimated_dice(stem)}.items():
+        measured = [tables[name][stem][label] for label in data.description.labels]
+        assert measured == ["" if np.isnan(value) else f"{100 * value:.4f}" for value in values]
+        assert any(measured) and not all(measured)
+    assert [float(rows[stem]["mean"]) for stem in store.stems] == pytest.approx(images, abs=1e-3)
+    pisiform = [bool(rows[stem]["Os pisiforme"]) for stem in store.stems]
+    assert pisiform == [data.mask(stem)[5].any() for stem in store.stems]
+    assert {path.name.split("_")[0] for path in folder.glob("*.png")} == {"best", "median", "worst"}
+
+
+def test_evaluation_refines_a_labeled_split_on_the_spot(workplace, tmp_path):
+    data_dir, model_id = workplace
+    arguments = ("--model_id", model_id, "--split", "val", "--results_dir", str(tmp_path))
+    raw, refined = (run(evaluate, data_dir, *arguments, "--pseudo_label", label) for label in ("raw", "sam"))
+    assert raw.count == refined.count == 10
+    assert raw.mean != refined.mean
+
+
+def test_images_left_out_of_averages_stay_in_the_table(workplace, tmp_path, monkeypatch, capsys):
+    data_dir, model_id = workplace
+    stem = open_dataset("phantom", data_dir).stems("test")[2]
+    original = evaluate.load_model_and_data
+
+    def with_one_left_out(*args, **kwargs):
+        model, u_net, trained_on, data = original(*args, **kwargs)
+        object.__setattr__(data.description, "left_out_of_averages", (stem,))
+        return model, u_net, trained_on, data
+
+    monkeypatch.setattr(evaluate, "load_model_and_data", with_one_left_out)
+    assert run(evaluate, data_dir, "--model_id", model_id, "--results_dir", str(tmp_path)).count == 9
+    assert f"without {stem}" in capsys.readouterr().out
+    assert stem in (tmp_path / "phantom" / model_id / "test_raw" / "dice.csv").read_text()
+
+
+def test_pipeline_passes_ids_and_skips_what_is_there(workplace, tmp_path, capsys):
+    data_dir, _ = workplace
+    arguments = (*N, *SMALL, "--seed", "7", "--results_dir", str(tmp_path))
+    rows = run(run_pipeline, data_dir, *arguments)
+    with (tmp_path / "results.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [f"{row['what']}/{row['split']}" for row in table] == [
+        "initial/test", "raw/unlabeled", "refined/unlabeled", "final/test"]
+    assert [int(row["n_images"]) for row in table] == [10, 12, 12, 10]
+    assert [float(row["dice_mean"]) for row in table] == pytest.approx([s.mean for _, _, s in rows], abs=1e-3)
+    models = find_models(seed=7, dataset="phantom")
+    assert [model.parameters["stage"] for model in models] == ["final", "initial"]
+    assert models[0].parameters["initial_model_id"] == models[1].id
+    assert "demo" in capsys.readouterr().out
+    assert run(run_pipeline, data_dir, *arguments) == rows
+    assert len(find_models(seed=7, dataset="phantom")) == 2
+    others = [run(run_pipeline, data_dir, *arguments, "--pseudo_label", label) for label in ("raw", "random_walk")]
+    assert [[what for what, _, _ in each] for each in others] == [["initial", "raw", "final"],
+                                                                  ["initial", "raw", "refined", "final"]]
+    assert len(find_models(seed=7, dataset="phantom", stage="initial")) == 1

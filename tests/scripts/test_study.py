@@ -1,0 +1,158 @@
+"""The study's table, and what is computed from it."""
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import wilcoxon
+
+from scripts import plot_results, run_study
+from scripts.run_study import COLUMNS, METHODS
+from tests.small_sam import register_small_sam
+from utils.datasets.annotated import open_dataset
+from utils.dice import multilabel_dice
+from utils.errors import InputError
+from utils.mask_store import MaskStore
+from utils.tracking.experiment import fetch_model, find_models
+
+SMALL = ["--epochs", "1", "--base_width", "2", "--n_last_channel", "2", "--input_size", "64", "48",
+         "--data_sample_per_epoch", "4", "--batch_size", "4"]
+
+
+def read(path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path, monkeypatch):
+    data_dir = shutil.copytree(phantom_data_dir, tmp_path / "data")
+    monkeypatch.setenv("SAM_BURDEN_RUNS", str(tmp_path / "runs"))
+    (data_dir / "sam_checkpoints").mkdir()
+    register_small_sam(monkeypatch, data_dir / "sam_checkpoints", "medsam", preprocessing="squash")
+    methods = [method for method in METHODS if not method.startswith("nnunet")]  # see test_nnunet.py
+    arguments = run_study.get_args_parser().parse_args(
+        ["--dataset", "phantom", "--data_dir", str(data_dir), "--results_dir", str(tmp_path / "results"),
+         "--num_train_samples", "3", *SMALL, "--methods", *methods])
+    rows = read(run_study.main(arguments))
+    assert tuple(rows[0]) == COLUMNS
+    assert list(dict.fromkeys(row["method"] for row in rows)) == methods
+    for method in methods:
+        own = [row for row in rows if row["method"] == method]
+        assert len({row["image"] for row in own}) == 10 and len({row["model_id"] for row in own}) == 1
+        assert all(0 <= float(row[measure]) <= 100 for row in own for measure in ("dice", "surface_dice"))
+    check_pseudo_labels(data_dir, tmp_path / "results")
+    manifest = json.loads((tmp_path / "results" / "manifest.json").read_text())
+    ids = {entry["method"]: entry["model_id"] for entry in manifest["results"]}
+    assert len(set(ids.values())) == len(methods)
+    assert fetch_model(ids["mixed"]).parameters["mixed"] and not fetch_model(ids["sam"]).parameters["mixed"]
+    assert fetch_model(ids["reliable_mean_teacher"]).parameters["reliable"] == 0.85
+    assert fetch_model(ids["mean_teacher"]).parameters["reliable"] is None
+    assert fetch_model(ids["raw"]).parameters["masks"] == "raw"
+    parameters = fetch_model(ids["lraspp_on_sam"]).parameters
+    assert (parameters["architecture"], parameters["data_aug"]) == ("lraspp_on_sam", 0)
+    assert fetch_model(ids["medsam"]).parameters["masks"] == "sam_box_highest_probability_released_medsam"
+    plot_results.main(plot_results.get_args_parser().parse_args(["--results_dir", str(tmp_path / "results")]))
+    for name in ("overlays.pdf", "overlays.png", "pseudo_label_table.tex"):
+        assert (tmp_path / "results" / name).stat().st_size > 200
+    trained = len(find_models())
+    assert read(run_study.main(arguments)) == rows
+    assert len(find_models()) == trained
+    monkeypatch.setattr(run_study.evaluate, "main", lambda _: pytest.exit("measured anew"))
+    assert read(run_study.main(arguments)) == rows
+    with next((data_dir / "phantom").rglob(f"{rows[0]['image']}.png")).open("ab") as file:
+        file.write(b" ")  # another file of a test image
+    with pytest.raises(pytest.exit.Exception, match="measured anew"):
+        run_study.main(arguments)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--num_train_samples", "3", "99"], "99 images of the train split are asked for"),
+    (["--methods", "initial", "sam", "--sam_type", "vit_h"], "download_checkpoint vit_h"),
+    (["--methods", "initial", "medsam"], "medsam"),
+    (["--prompt1st", "neg_points"], "--prompt1st"),
+    (["--methods", "raw", "--batch_size", "64"], "12 unlabeled images don't fill one batch of 64"),
+])
+def test_mistakes_are_told_before_anything_is_trained(phantom_data_dir, monkeypatch, arguments, message):
+    monkeypatch.setattr(run_study, "train_if_missing", None)
+    with pytest.raises(InputError, match=message):
+        run_study.main(run_study.get_args_parser().parse_args(
+            ["--dataset", "phantom", "--data_dir", str(phantom_data_dir), "--num_train_samples", "3",
+             "--batch_size", "4", *arguments]))
+
+
+def check_pseudo_labels(data_dir, results) -> None:
+    """The Dice of the saved masks is in the table of the pseudo labels."""
+    rows = read(results / "pseudo_labels.csv")
+    assert list(dict.fromkeys(row["method"] for row in rows)) == ["raw", "random_walk", "sam", "medsam"]
+    data = open_dataset("phantom", data_dir, (64, 48))
+    path, = data_dir.glob("seg_masks/*/sam_box_refine_pos_points_neg_points_*_demo.h5")
+    store = MaskStore(path, data.description.labels)
+    own = [row for row in rows if row["method"] == "sam" and row["image"] == store.stems[3]]
+    channels = [data.description.labels.index(row["class"]) for row in own]
+    dice = multilabel_dice(*(torch.from_numpy(each(store.stems[3])) for each in (store.mask, data.mask)))[channels]
+    assert [float(row["dice"]) for row in own] == pytest.approx((100 * dice).tolist(), abs=1e-3)
+    assert not any(row["surface_dice"] for row in rows)
+    assert not any(row["estimated_dice"] for row in rows if row["method"] == "raw")
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Twelve images, two classes, the second of which not all show; at n = 5 and 20, two seeds."""
+    rng = np.random.default_rng(0)
+    levels = {"initial": 60, "sam": 65, "raw": 58}
+    extra = ("30.5", "")  # surface Dice, SAM's estimate
+    rows = [("hands", method, n, seed, f"image{image}", label, f"{dice + n + rng.normal():.4f}", *extra, "id")
+            for n in (5, 20) for seed in (1, 2) for method, dice in levels.items()
+            for image in range(12) for label in ("Radius", "Ulna")[:1 + image % 2]]
+    with (tmp_path / "study.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
+    estimates = [("hands", method, 20, 1, f"image{image}", "Radius", dice + image, "", estimate, "id")
+                 for image in range(12) for method, dice, estimate in (("raw", 50, ""), ("sam", 55, 70 + image % 5))]
+    with (tmp_path / "pseudo_labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *estimates])
+    arguments = {"dataset": "hands", "data_dir": str(tmp_path), "input_size": None}
+    (tmp_path / "manifest.json").write_text(json.dumps({"sam_type": "demo", "arguments": arguments, "results": []}))
+    return tmp_path
+
+
+def test_table_equals_a_computation_by_hand(study, capsys):
+    table = plot_results.main(plot_results.get_args_parser().parse_args(["--results_dir", str(study)]))
+    rows = [row for row in read(study / "study.csv") if row["n"] == "20"]
+
+    def images(method: str) -> list[float]:
+        keys = dict.fromkeys((row["seed"], row["image"]) for row in rows)
+        return [np.mean([float(row["dice"]) for row in rows if (row["seed"], row["image"]) == key
+                         and row["method"] == method]) for key in keys]
+
+    assert [row[0] for row in table] == ["method", "initial", "sam", "raw"]
+    for method, mean, std, count, p, *surface in table[1:]:
+        assert float(mean.removesuffix("*")) == pytest.approx(np.mean(images(method)), abs=0.005)
+        assert float(std) == pytest.approx(np.std(images(method), ddof=1), abs=0.005)
+        assert count == "24" and surface == ["30.50", "0.00"]
+        assert mean.endswith("*") == (method == "sam")
+        gains = np.reshape(np.subtract(images(method), images("initial")), (2, 12)).mean(axis=0)  # seed, image
+        assert p == ("" if method == "initial" else f"{wilcoxon(gains).pvalue:.2g}")
+    text = (study / "table.txt").read_text()
+    assert text.startswith("data set hands, SAM type demo, 20 labeled images, test images\nmade with the embedded")
+    assert r"\textbf{" + table[2][1][:-1] + "}" in (study / "table.tex").read_text()
+    assert read(study / "table.csv")[1]["mean"] == table[2][1][:-1]
+    assert [row["mean"] for row in read(study / "pseudo_label_table.csv")] == ["55.50", "60.50"]
+    for name in ("dice_over_n", "box_plot", "cumulative", "per_class", "estimated_dice"):
+        assert (study / f"{name}.png").stat().st_size > 10_000
+        assert (study / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert "no overlays: " in capsys.readouterr().out and not (study / "overlays.png").exists()
+
+
+def test_an_n_without_results_is_an_error(study):
+    with pytest.raises(InputError, match=r"study\.csv: has no results for n = 7"):
+        plot_results.main(plot_results.get_args_parser().parse_args(["--results_dir", str(study), "--n", "7"]))
+
+
+@pytest.mark.parametrize("manifest", ["", "{}", '{"sam_type": "demo"}',
+                                      '{"sam_type": "other", "arguments": {}, "results": []}'])
+def test_results_of_an_unknown_sam_are_not_shown(study, manifest):
+    (study / "manifest.json").write_text(manifest)
+    with pytest.raises(InputError, match=r"manifest\.json: .* run scripts\.run_study again"):
+        plot_results.main(plot_results.get_args_parser().parse_args(["--results_dir", str(study)]))

@@ -1,0 +1,193 @@
+"""Embeddings against the package's own predictor, and their files."""
+import os
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+import skimage.transform
+import torch
+
+import segment_anything.embeddings as embeddings_module
+from segment_anything import SamPredictor
+from segment_anything.checkpoints import CheckpointId, identify
+from segment_anything.embeddings import (
+    compute_embedding,
+    encoder_input,
+    load_embedding,
+    save_embedding,
+    save_missing_embeddings,
+    to_8_bit,
+)
+from segment_anything.registry import load_sam
+from tests.small_sam import SIDE, register_small_sam
+from utils.errors import InputError
+
+SOME_ID = CheckpointId("some.pth", "0" * 64)
+
+
+def radiograph(height: int, width: int, dtype=np.uint8) -> np.ndarray:
+    rng = np.random.default_rng(height)
+    smooth = cv2.GaussianBlur(rng.random((height, width)), (0, 0), 3)
+    smooth = (smooth - smooth.min()) / np.ptp(smooth)
+    return np.rint(smooth * np.iinfo(dtype).max).astype(dtype)
+
+
+@pytest.fixture
+def checkpoint(monkeypatch, tmp_path):
+    return register_small_sam(monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize("size", [(61, 90), (200, 133), (128, 128), (257, 40)])
+def test_embedding_equals_the_packages_predictor(checkpoint, size):
+    sam = load_sam("small", checkpoint)
+    grey = radiograph(*size)
+    predictor = SamPredictor(sam)
+    predictor.set_image(np.repeat(grey[..., None], 3, axis=2))
+    embedding = compute_embedding(sam, grey, "longest_side", SOME_ID)
+    torch.testing.assert_close(embedding.embedding[None], predictor.features, rtol=0, atol=1e-5)
+    assert embedding.embedding.dtype == torch.float32
+    assert embedding.original_size == predictor.original_size == size
+    assert embedding.input_size == predictor.input_size
+    assert embedding.encoder_input_size == SIDE
+
+
+def test_16_bit_images_are_scaled_to_8_bit(checkpoint):
+    grey = radiograph(50, 80, np.uint16)
+    expected = np.floor(grey / 65535 * 255 + 0.5).astype(np.uint8)
+    np.testing.assert_array_equal(to_8_bit(grey), expected)
+    np.testing.assert_array_equal(to_8_bit(np.array([[0, 65535]], np.uint16)), [[0, 255]])
+    sam = load_sam("small", checkpoint)
+    from_16, from_8 = (compute_embedding(sam, image, "longest_side", SOME_ID).embedding for image in (grey, expected))
+    assert torch.equal(from_16, from_8)
+
+
+def test_medsam_ignores_the_aspect_ratio_and_scales_by_minimum_and_maximum(checkpoint):
+    sam = load_sam("small", checkpoint)
+    grey = radiograph(60, 100) // 2 + 30
+    image, input_size = encoder_input(sam, grey, "squash")
+    colors = np.repeat(grey[..., None], 3, axis=2)
+    resized = skimage.transform.resize(colors, (SIDE, SIDE), order=3, preserve_range=True, anti_aliasing=True)
+    resized = resized.astype(np.uint8)
+    expected = (resized - resized.min()) / (resized.max() - resized.min())
+    np.testing.assert_allclose(image[0].permute(1, 2, 0).numpy(), expected, atol=1e-6)
+    assert input_size == (SIDE, SIDE)
+    assert (image.min(), image.max()) == (0, 1)
+
+
+def test_a_blank_image_has_an_embedding(checkpoint):
+    sam = load_sam("small", checkpoint)
+    blank = np.full((20, 30), 7, np.uint8)
+    for preprocessing in ("longest_side", "squash"):
+        assert compute_embedding(sam, blank, preprocessing, SOME_ID).embedding.isfinite().all()
+
+
+@pytest.fixture
+def images(tmp_path):
+    paths = []
+    for stem, size in [("a", (40, 70)), ("b", (90, 50))]:
+        paths.append((stem, tmp_path / f"{stem}.png"))
+        cv2.imwrite(str(tmp_path / f"{stem}.png"), radiograph(*size))
+    return paths
+
+
+def test_files_hold_what_was_computed_and_a_rerun_skips_them(monkeypatch, tmp_path, checkpoint, images):
+    folder, cpu = tmp_path / "embeddings", torch.device("cpu")
+    assert save_missing_embeddings(images[:1], folder, "small", checkpoint, cpu) == 1
+    assert save_missing_embeddings(images, folder, "small", checkpoint, cpu) == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["a.h5", "b.h5"]
+    with h5py.File(folder / "b.h5") as file:
+        assert file["embedding"].compression is None
+        assert (list(file.attrs["original_size"]), list(file.attrs["input_size"])) == ([90, 50], [128, 71])
+        assert (file.attrs["checkpoint"], file.attrs["encoder_input_size"]) == ("small.pth", SIDE)
+    loaded = load_embedding(folder / "b.h5", identify(checkpoint))
+    expected = compute_embedding(load_sam("small", checkpoint), radiograph(90, 50), "longest_side",
+                                 identify(checkpoint))
+    torch.testing.assert_close(loaded.embedding, expected.embedding, rtol=0, atol=1e-5)
+    assert (loaded.original_size, loaded.input_size, loaded.checkpoint) == (
+        (90, 50), (128, 71), identify(checkpoint))
+    monkeypatch.setattr(embeddings_module, "load_sam", None)  # nothing is missing, so nothing is loaded
+    assert save_missing_embeddings(images, folder, "small", checkpoint, cpu) == 0
+
+
+def test_a_replaced_image_gets_another_embedding_and_renamed_weights_are_the_same(tmp_path, checkpoint, images):
+    folder, cpu = tmp_path / "embeddings", torch.device("cpu")
+    save_missing_embeddings(images, folder, "small", checkpoint, cpu)
+    cv2.imwrite(str(images[0][1]), radiograph(40, 66))
+    renamed = checkpoint.rename(checkpoint.with_name("renamed.pth"))
+    assert save_missing_embeddings(images, folder, "small", renamed, cpu) == 1
+    assert load_embedding(folder / "a.h5", identify(renamed)).original_size == (40, 66)
+
+
+def test_images_of_one_batch_get_their_own_embeddings(monkeypatch, tmp_path, checkpoint, images):
+    one, together = tmp_path / "one", tmp_path / "together"
+    save_missing_embeddings(images, one, "small", checkpoint, torch.device("cpu"))
+    monkeypatch.setitem(embeddings_module.IMAGES_AT_ONCE, "cpu", 4)  # as on a GPU
+    save_missing_embeddings(images, together, "small", checkpoint, torch.device("cpu"))
+    for stem, _ in images:
+        alone, batched = (load_embedding(folder / f"{stem}.h5", identify(checkpoint)) for folder in (one, together))
+        torch.testing.assert_close(batched.embedding, alone.embedding, rtol=0, atol=1e-5)
+        assert (batched.original_size, batched.input_size) == (alone.original_size, alone.input_size)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float16", 1e-3), ("bf16", 0.1)])
+def test_half_precision_halves_the_files_and_is_read_as_float32(tmp_path, checkpoint, images, precision, tolerance):
+    cpu = torch.device("cpu")
+    for each in ("float32", precision):
+        save_missing_embeddings(images, tmp_path / each, "small", checkpoint, cpu, each)
+    for stem, _ in images:
+        exact, half = (load_embedding(tmp_path / each / f"{stem}.h5", identify(checkpoint)).embedding
+                       for each in ("float32", precision))
+        assert half.dtype == torch.float32
+        assert not torch.equal(half, exact)
+        torch.testing.assert_close(half, exact, rtol=0, atol=tolerance)
+    with h5py.File(tmp_path / precision / "a.h5") as file:
+        assert file["embedding"].dtype == np.float16
+
+
+def test_a_damaged_file_is_computed_again(tmp_path, checkpoint, images):
+    folder, cpu = tmp_path / "embeddings", torch.device("cpu")
+    save_missing_embeddings(images, folder, "small", checkpoint, cpu)
+    os.truncate(folder / "a.h5", 1000)
+    with pytest.raises(InputError, match=r"a\.h5: not a readable embedding .* delete it"):
+        load_embedding(folder / "a.h5", identify(checkpoint))
+    assert save_missing_embeddings(images, folder, "small", checkpoint, cpu) == 1
+    load_embedding(folder / "a.h5", identify(checkpoint))
+
+
+def test_embeddings_of_another_checkpoint_are_refused(monkeypatch, tmp_path, checkpoint, images):
+    folder, cpu = tmp_path / "embeddings", torch.device("cpu")
+    save_missing_embeddings(images, folder, "small", checkpoint, cpu)
+    other = register_small_sam(monkeypatch, tmp_path, "other", seed=1)
+    message = r"a\.h5: .* computed with the checkpoint small\.pth .*, but other\.pth .* is asked for; use that"
+    with pytest.raises(InputError, match=message):
+        load_embedding(folder / "a.h5", identify(other))
+    with pytest.raises(InputError, match=message):
+        save_missing_embeddings(images, folder, "other", other, cpu)
+    same_name = register_small_sam(monkeypatch, tmp_path, "small", seed=2)
+    with pytest.raises(InputError, match="asked for"):
+        load_embedding(folder / "a.h5", identify(same_name))
+
+
+def test_missing_and_foreign_files(tmp_path):
+    with pytest.raises(InputError, match=r"no such embedding; make it with .*generate_img_embeddings"):
+        load_embedding(tmp_path / "none.h5", SOME_ID)
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        file["something"] = 1
+    with pytest.raises(InputError, match="not a readable embedding"):
+        load_embedding(tmp_path / "foreign.h5", SOME_ID)
+
+
+def test_an_embedding_appears_complete_or_not_at_all(monkeypatch, tmp_path, checkpoint):
+    embedding = compute_embedding(load_sam("small", checkpoint), radiograph(9, 14), "longest_side", SOME_ID)
+    broken = embedding.__class__(**{**vars(embedding), "original_size": object()})
+    with pytest.raises(TypeError):
+        save_embedding(tmp_path / "out" / "x.h5", broken)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_unreadable_image_is_named(tmp_path, checkpoint):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"bad\.png: not a readable image"):
+        save_missing_embeddings([("bad", tmp_path / "bad.png")], tmp_path / "e", "small", checkpoint,
+                                torch.device("cpu"))

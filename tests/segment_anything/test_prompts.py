@@ -1,0 +1,110 @@
+"""Prompts against a pixel-by-pixel computation."""
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from segment_anything.refinement.prompts import extract_prompts, scale_prompts, select_prompt
+
+
+def rounded_half_to_even(total: int, count: int) -> int:
+    return round(Fraction(total, count))
+
+
+def brute_force(masks: np.ndarray) -> tuple[list, list]:
+    """Box and positive point of each class, or None, by visiting every pixel."""
+    boxes, points = [], []
+    for channel in range(len(masks)):
+        every, alone = [], []
+        for y in range(masks.shape[1]):
+            for x in range(masks.shape[2]):
+                if masks[channel, y, x]:
+                    every.append((x, y))
+                    if sum(int(other[y, x]) for other in masks) == 1:
+                        alone.append((x, y))
+        xs, ys = [x for x, _ in every], [y for _, y in every]
+        boxes.append((min(xs), min(ys), max(xs), max(ys)) if every else None)
+        points.append(tuple(rounded_half_to_even(sum(axis), len(alone)) for axis in zip(*alone, strict=True))
+                      if alone else None)
+    return boxes, points
+
+
+def random_masks(seed: int) -> np.ndarray:
+    """Overlapping rectangles, some speckled, some empty, some at the border, some wholly covered by others."""
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((5, int(rng.integers(5, 20)), int(rng.integers(5, 20))), bool)
+    for mask in masks[:4]:
+        y, x = sorted(rng.integers(0, masks.shape[1] + 1, 2)), sorted(rng.integers(0, masks.shape[2] + 1, 2))
+        mask[slice(*y), slice(*x)] = rng.random((y[1] - y[0], x[1] - x[0])) < rng.choice([0.3, 1.0])
+    if seed % 2:
+        masks[4] = masks[0]
+    return masks
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_prompts_equal_brute_force(seed):
+    masks = random_masks(seed)
+    prompts = extract_prompts(masks)
+    boxes, points = brute_force(masks)
+    for channel, (box, point) in enumerate(zip(boxes, points, strict=True)):
+        np.testing.assert_array_equal(prompts.boxes[channel], np.full(4, np.nan) if box is None else box)
+        np.testing.assert_array_equal(prompts.centroids[channel], np.full(2, np.nan) if point is None else point)
+        assert prompts.valid[channel] == (point is not None)
+        if point is None:
+            continue
+        others = [other for index, other in enumerate(points) if other is not None and index != channel]
+        asked = select_prompt(prompts, channel, ("pos_points", "neg_points"))
+        np.testing.assert_array_equal(asked.points, [point, *others])
+        np.testing.assert_array_equal(asked.labels, [1] + [0] * len(others))
+        assert asked.box is None
+        np.testing.assert_array_equal(select_prompt(prompts, channel, ("box",)).box, box)
+
+
+def test_centroids_are_rounded_half_to_even():
+    masks = np.zeros((2, 4, 8), bool)
+    masks[0, 0, :2] = True  # mean x 0.5 -> 0
+    masks[1, 1:3, 3:5] = True  # mean x 3.5 -> 4, y 1.5 -> 2
+    np.testing.assert_array_equal(extract_prompts(masks).centroids, [[0, 0], [4, 2]])
+
+
+def test_scaling_swaps_no_axis():
+    masks = np.zeros((1, 10, 20), bool)
+    masks[0, 2:5, 6:15] = True
+    scaled = scale_prompts(extract_prompts(masks), (10, 20), (30, 100))
+    np.testing.assert_allclose(scaled.boxes, [[30, 6, 70, 12]])
+    np.testing.assert_allclose(scaled.centroids, [[50, 9]])
+
+
+def test_one_class_alone_has_no_negative_points():
+    masks = np.zeros((3, 6, 7), bool)
+    masks[1, 2:4, 1:6] = True
+    prompts = extract_prompts(masks)
+    assert select_prompt(prompts, 1, ("neg_points",)).empty
+    both = select_prompt(prompts, 1, ("pos_points", "neg_points"))
+    np.testing.assert_array_equal(both.labels, [1])
+    np.testing.assert_array_equal(both.points, prompts.centroids[[1]])
+
+
+def test_a_wholly_overlapped_class_gives_no_point_but_its_box_is_known():
+    masks = np.zeros((2, 8, 9), bool)
+    masks[0, 1:7, 1:8] = True
+    masks[1, 3:5, 3:6] = True
+    prompts = extract_prompts(masks)
+    np.testing.assert_array_equal(prompts.valid, [True, False])
+    np.testing.assert_array_equal(prompts.boxes[1], [3, 3, 5, 4])
+    assert select_prompt(prompts, 0, ("neg_points",)).empty
+
+
+def test_border_and_single_pixel():
+    masks = np.zeros((2, 6, 9), bool)
+    masks[0, :, 5:] = True
+    masks[1, 5, 0] = True
+    prompts = extract_prompts(masks)
+    np.testing.assert_array_equal(prompts.boxes, [[5, 0, 8, 5], [0, 5, 0, 5]])
+    np.testing.assert_array_equal(prompts.centroids, [[6, 2], [0, 5]])
+
+
+def test_no_class_at_all():
+    prompts = extract_prompts(np.zeros((3, 4, 5), bool))
+    assert not prompts.valid.any()
+    assert np.isnan(prompts.boxes).all()

@@ -1,0 +1,137 @@
+import argparse
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import map_coordinates
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks import paper_way
+from unet_training.epoch import bce_loss, random_affine, train_epoch, validate, warp
+from unet_training.hyper_params import add_final_arguments, loss_from
+from unet_training.networks.u_net import UNet
+
+CPU = torch.device("cpu")
+
+
+def test_loss_equals_its_formula():
+    torch.manual_seed(0)
+    logits, ground_truth = torch.randn(2, 3, 5, 7).double(), (torch.rand(2, 3, 5, 7) < 0.3).double()
+    weights = [2.0, 30.0, 1.0]
+    total = 0.0
+    pairs = zip(logits.ravel(), ground_truth.ravel(), strict=True)
+    for (_, channel, _, _), (logit, target) in zip(np.ndindex(2, 3, 5, 7), pairs, strict=True):
+        p = 1 / (1 + math.exp(-logit))
+        total -= weights[channel] * target * math.log(p) + (1 - target) * math.log(1 - p)
+    assert bce_loss(weights, CPU)(logits, ground_truth).item() == pytest.approx(total.item() / logits.numel(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("arguments", "weights"), [([], [2, 30, 1]), (["--max_positive_weight", "5"], [2, 5, 1])])
+def test_positive_weights_are_bounded_only_where_asked(arguments, weights):
+    parser = argparse.ArgumentParser()
+    add_final_arguments(parser)
+    loss = loss_from(parser.parse_args(arguments), [2, 30, 1], CPU)
+    assert loss.pos_weight.ravel().tolist() == weights
+
+
+@pytest.mark.parametrize(("mode", "order"), [("bilinear", 1), ("nearest", 0)])
+def test_warp_equals_sampling_by_hand(mode, order):
+    torch.manual_seed(1)
+    height, width = 9, 14
+    images, matrices = torch.rand(2, 3, height, width), random_affine(2, 0.3, CPU)
+    warped = warp(images, matrices, mode)
+    rows, columns = np.mgrid[:height, :width]
+    x, y = (2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1  # pixel centers in [-1, 1]
+    for image, matrix, result in zip(images.numpy(), matrices.double().numpy(), warped.numpy(), strict=True):
+        from_x, from_y = np.tensordot(matrix, np.stack([x, y, np.ones_like(x)]), axes=1)
+        coordinates = [((from_y + 1) * height - 1) / 2, ((from_x + 1) * width - 1) / 2]
+        for channel in range(3):
+            expected = map_coordinates(image[channel].astype(float), coordinates, order=order, mode="grid-constant")
+            np.testing.assert_allclose(result[channel], expected, atol=1e-4)
+
+
+def test_random_affine_scatters_about_identity():
+    torch.manual_seed(0)
+    matrices = random_affine(20_000, 0.03, CPU)
+    torch.testing.assert_close(matrices.mean(dim=0), torch.eye(2, 3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(matrices.std(dim=0), torch.full((2, 3), 0.03), atol=1e-3, rtol=0)
+
+
+class Threshold(nn.Module):
+    """Logits that are the image itself plus one trainable number."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return x.expand(-1, 2, -1, -1) + self.shift
+
+
+def batches():
+    torch.manual_seed(2)
+    masks = torch.rand(3, 2, 6, 10) < 0.5
+    masks[2, 1] = False
+    images = torch.where(masks[:, :1], 4.0, -4.0)  # the first class is seen perfectly
+    return [(images[:2], masks[:2]), (images[2:], masks[2:])]
+
+
+def test_statistics_cover_all_images_of_all_batches():
+    statistics = validate(Threshold(), batches(), bce_loss([1.0, 1.0], CPU), CPU)
+    assert statistics.dice.shape == (3, 2)
+    assert statistics.class_dice[0] == 1
+    assert statistics.dice[2, 1].isnan()
+    expected = np.mean([np.mean([1, statistics.dice[0, 1]]), np.mean([1, statistics.dice[1, 1]]), 1])
+    assert statistics.mean_dice == pytest.approx(expected)
+
+
+def test_training_lowers_the_loss_and_validation_changes_nothing():
+    model, loss = Threshold(), bce_loss([5.0, 5.0], CPU)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    before = validate(model, batches(), loss, CPU).loss
+    assert model.shift == 0
+    train_epoch(model, batches(), loss, optimizer, CPU, data_aug=0)
+    assert validate(model, batches(), loss, CPU).loss < before
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_an_epoch_takes_the_steps_of_a_plain_loop(bf16):
+    """Bit for bit in float32; near it, but not equal, with bfloat16."""
+    torch.manual_seed(0)
+    batches = [(torch.randn(2, 1, 48, 33), torch.rand(2, 3, 48, 33) < 0.2) for _ in range(3)]
+    start, loss = UNet(3, base_width=4, n_last_channel=4), bce_loss([2.0, 30.0, 1.0], CPU)
+    plain, ours = copy.deepcopy(start), copy.deepcopy(start)
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0) for model in (plain, ours)]
+    torch.manual_seed(1)
+    losses = [paper_way.train_step(plain, *batch, loss, optimizers[0], CPU, 0.03)[0] for batch in batches]
+    torch.manual_seed(1)
+    statistics = train_epoch(ours, batches, loss, optimizers[1], CPU, 0.03, bf16)
+    same = all(torch.equal(a, b) for a, b in zip(plain.parameters(), ours.parameters(), strict=True))
+    assert same == (not bf16)
+    assert statistics.loss == pytest.approx(np.mean(losses), rel=0.02 if bf16 else 1e-6)
+    assert all(parameter.dtype == torch.float32 for parameter in ours.parameters())
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a number is read from a tensor, for which a GPU would be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+def test_an_epoch_waits_for_no_step():
+    """As many reads with six batches as with two."""
+    model, loss, counts = UNet(2, base_width=2, n_last_channel=2), bce_loss([5.0, 5.0], CPU), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for number in (2, 6):
+        some = [(torch.randn(2, 1, 32, 40), torch.rand(2, 2, 32, 40) < 0.5) for _ in range(number)]
+        with Reads() as reads:
+            train_epoch(model, some, loss, optimizer, CPU, 0.03)
+        counts.append(reads.count)
+    assert counts[0] == counts[1] == 1

@@ -1,0 +1,134 @@
+import math
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from unet_training import trainer
+from unet_training.checkpoint import Training, load_checkpoint
+from unet_training.epoch import bce_loss
+from unet_training.hyper_params import Schedule
+from unet_training.networks.u_net import UNet
+from unet_training.trainer import fingerprint, fit, publish
+from utils.errors import InputError
+
+CPU = torch.device("cpu")
+LABELS = ("left", "right")
+
+
+class RecordingExperiment:
+    """Keeps what a tracker would show."""
+
+    def __init__(self):
+        self.scalars, self.histograms, self.images = {}, {}, []
+
+    def scalar(self, title, series, value, step):
+        self.scalars[title, series, step] = value
+
+    def histogram(self, title, values, labels, step):
+        self.histograms[step] = dict(zip(labels, values, strict=True))
+
+    def image(self, title, series, image, step):
+        self.images.append((series, image.shape, step))
+
+    def save_model(self, weights, labels):
+        self.saved = load_checkpoint(weights)
+        return "model-1"
+
+
+def run(state_file, epochs=6, stop_after=None, monkeypatch=None, compile=False):
+    """Trains a tiny U-Net on two bright squares; `stop_after` interrupts it after so many epochs."""
+    torch.manual_seed(0)
+    masks = torch.zeros(4, 2, 32, 48, dtype=torch.bool)
+    masks[:, 0, 4:20, 2:18], masks[:, 1, 10:30, 26:44] = True, True
+    images = masks.any(dim=1, keepdim=True).float() + 0.1 * torch.randn(4, 1, 32, 48)
+    data = TensorDataset(images, masks)
+    model, experiment = UNet(2, base_width=2, n_last_channel=2), RecordingExperiment()
+    if stop_after:
+        calls = iter(range(stop_after))
+        original = trainer.train_epoch
+
+        def interrupted(*args):
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return original(*args)
+
+        monkeypatch.setattr(trainer, "train_epoch", interrupted)
+    fit(model, DataLoader(data, 2, shuffle=True), DataLoader(data, 4), bce_loss([1.0, 2.0], CPU),
+        Schedule(epochs, 1e-2, "cosine", 0.03, compile=compile), CPU, experiment, LABELS, state_file)
+    return model, experiment
+
+
+def same_weights(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_every_epoch_is_reported(tmp_path):
+    _, experiment = run(tmp_path / "state.pt")
+    rates = [experiment.scalars["learning rate", "lr", epoch] for epoch in range(6)]
+    expected = [1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi * epoch / 6)) / 2 for epoch in range(6)]
+    assert rates == pytest.approx(expected)
+    assert {key[:2] for key in experiment.scalars} == {
+        ("loss", "train"), ("loss", "validation"), ("dice", "train"), ("dice", "validation"), ("learning rate", "lr")}
+    assert experiment.scalars["loss", "train", 5] < experiment.scalars["loss", "train", 0]
+    assert set(experiment.histograms[5]) == set(LABELS)
+    assert ("prediction", (32, 48, 3), 5) in experiment.images
+
+
+def test_the_network_is_compiled_where_asked(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: (compiled.append(function), function)[1])
+    plain, _ = run(tmp_path / "state.pt", epochs=1)
+    assert not compiled
+    same, experiment = run(tmp_path / "state.pt", epochs=1, compile=True)
+    assert len(compiled) == 1 and compiled[0].__self__ is same
+    publish(experiment, same, Training("phantom", LABELS, (32, 48), 0.4, 0.2), tmp_path / "state.pt")
+    assert same_weights(plain, experiment.saved[0])
+
+
+def test_interrupted_training_ends_in_the_same_model(tmp_path, monkeypatch):
+    whole, experiment = run(tmp_path / "whole.pt")
+    monkeypatch.setattr(trainer, "SECONDS_BETWEEN_STATES", 0)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "state.pt", stop_after=3, monkeypatch=monkeypatch)
+    monkeypatch.undo()
+    resumed, resumed_experiment = run(tmp_path / "state.pt")
+    assert same_weights(whole, resumed)
+    assert resumed_experiment.scalars == experiment.scalars
+
+
+def test_the_random_numbers_of_the_gpu_that_trains_go_on(tmp_path, monkeypatch):
+    gpus = [torch.tensor([number], dtype=torch.uint8) for number in range(2)]  # each with a generator of its own
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: gpus[device.index].clone())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: gpus[device.index].copy_(state))
+    model, second = UNet(2, base_width=2, n_last_channel=2), torch.device("cuda", 1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    trainer._save_state(tmp_path / "state.pt", model, optimizer, scheduler, [], second)
+    for gpu in gpus:
+        gpu.fill_(9)
+    trainer._resume(tmp_path / "state.pt", model, optimizer, scheduler, second)
+    assert [gpu.item() for gpu in gpus] == [9, 1]
+
+
+def test_published_model_is_the_trained_one_and_ends_the_training(tmp_path):
+    state_file = tmp_path / "state.pt"
+    model, experiment = run(state_file, epochs=1)
+    state_file.write_bytes(b"unfinished")
+    training = Training("phantom", LABELS, (32, 48), 0.4, 0.2)
+    assert publish(experiment, model, training, state_file) == "model-1"
+    saved, saved_training = experiment.saved
+    assert saved_training == training
+    assert same_weights(saved, model)
+    assert not state_file.exists()
+
+
+def test_foreign_state_is_refused(tmp_path):
+    (tmp_path / "state.pt").write_bytes(b"something else")
+    with pytest.raises(InputError, match="delete it"):
+        run(tmp_path / "state.pt")
+
+
+def test_fingerprint_tells_runs_apart():
+    assert fingerprint({"lr": 1e-3, "n": 5}) == fingerprint({"n": 5, "lr": 1e-3})
+    assert fingerprint({"lr": 1e-3, "n": 5}) != fingerprint({"lr": 1e-3, "n": 10})

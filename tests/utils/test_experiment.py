@@ -1,0 +1,319 @@
+"""Experiment tracking: the flow train -> next stage in two processes, offline and against a loopback server."""
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts import upload_offline_runs
+from tests.clearml_server import SECRET_KEY, ClearMLServer, running_server
+from utils.cli import run_stage
+from utils.errors import InputError
+from utils.tracking.experiment import fetch_model, find_models, start
+
+ROOT = Path(__file__).parents[2]
+LABELS = ["Radius", "Ulna", "Os lunatum"]
+PARAMETERS = {"stage": "initial", "dataset": "phantom", "num_train_samples": 5, "lr": 1e-3, "gpu_id": None,
+              "input_size": [96, 56], "data_aug": True, "note": "5"}
+
+TRAIN = """
+import numpy as np, sys, torch
+from pathlib import Path
+from utils.tracking.experiment import start
+folder = Path(sys.argv[1])
+torch.save({"weight": torch.arange(6.)}, folder / "unet.pt")
+with start("initial training", PARAMETERS, ["phantom", "n=5"]) as experiment:
+    for epoch in range(3):
+        experiment.scalar("loss", "training", 1 / (epoch + 1), epoch)
+        experiment.scalar("Dice", "validation", float("nan"), epoch)
+    experiment.histogram("Dice per class", [0.5, float("nan"), 0.25], LABELS, 2)
+    experiment.image("prediction", "first", np.zeros((30, 20, 3), np.uint8), 2)
+    experiment.table("summary", [["what", "Dice"], ["initial", 74.3]])
+    print("seen on the console")
+    print("model id:", experiment.save_model(folder / "unet.pt", LABELS))
+"""
+
+NEXT_STAGE = """
+import sys
+from clearml.utilities.process.mp import BackgroundMonitor
+import utils.tracking.experiment as experiment_module
+from utils.cli import InputError
+from utils.tracking.experiment import fetch_model, find_models, start
+model = fetch_model(sys.argv[1])
+assert model.parameters == PARAMETERS and list(model.labels) == LABELS, model
+assert {name: type(value) for name, value in model.parameters.items()} == {n: type(v) for n, v in PARAMETERS.items()}
+assert sorted(model.tags) == ["n=5", "phantom"]
+assert [found.id for found in find_models(stage="initial", num_train_samples=5)] == [model.id]
+assert find_models(stage="final") == []
+experiment_module.PAGE_SIZE = 1  # the newest one is unfinished
+assert [found.id for found in find_models(stage="initial", num_train_samples=5)] == [model.id]
+print("weights:", model.weights)
+with start("prediction", {"stage": "prediction"}) as experiment:
+    for _ in range(2):
+        experiment.use_model(model.id)
+    assert not BackgroundMonitor.is_subprocess_enabled()  # it would take 8 s to close
+for name, error in (("crash", ValueError("boom")), ("interruption", KeyboardInterrupt())):
+    try:
+        with start(name, {"stage": name}):
+            raise error
+    except (ValueError, KeyboardInterrupt):
+        pass
+try:
+    fetch_model("no-such-model")
+except InputError as error:
+    print("unknown:", error)
+"""
+
+AFTER_UPLOAD = """
+import json, os, sys
+from scripts import upload_offline_runs
+from utils.tracking.experiment import fetch_model, find_models, start
+from utils.tracking.offline_runs import runs_dir
+old, new, elsewhere = sys.argv[1:]
+upload_offline_runs.main(None)
+assert fetch_model(old).weights.read_bytes() == b"initial"
+assert [model.id for model in find_models()] == [old]
+with start("next", {}) as experiment:
+    experiment.use_model(old)
+record = runs_dir() / "uploaded.json"  # as if the upload had broken off between the task and its model
+ids = json.loads(record.read_text())
+next(iter(ids.values())).pop(old)
+record.write_text(json.dumps(ids))
+upload_offline_runs.main(None)
+os.environ["SAM_BURDEN_RUNS"] = elsewhere
+model = fetch_model(new)
+assert model.weights.read_bytes() == b"initial" and model.parameters == PARAMETERS
+"""
+
+SERVER_TROUBLE = """
+import os
+from utils.cli import InputError
+from utils.tracking.experiment import find_models, start
+address = os.environ["CLEARML_API_HOST"]
+os.environ["CLEARML_API_HOST"] = "http://127.0.0.1:9"
+try:
+    find_models()
+except InputError as error:
+    print("unreachable:", error)
+os.environ.update(CLEARML_API_HOST=address, CLEARML_API_SECRET_KEY="wrong")
+try:
+    with start("training", {}):
+        pass
+except InputError as error:
+    print("refused:", error)
+"""
+
+WATCH_NETWORK = """
+import os, socket, sys
+def watch(event, args):
+    if event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.sendto") or (
+            event == "socket.connect" and args[0].family != socket.AF_UNIX):
+        os.write(2, f"network: {event} {args}\\n".encode())
+sys.addaudithook(watch)
+"""
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path, monkeypatch):
+    """This process stays offline whatever the machine's settings are, with its runs in a temporary folder."""
+    monkeypatch.setenv("CLEARML_OFFLINE_MODE", "1")
+    monkeypatch.setenv("SAM_BURDEN_RUNS", str(tmp_path / "runs"))
+
+
+def run_python(arguments: list[str], runs: Path, server: ClearMLServer | None = None) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CLEARML", "TRAINS"))}
+    environment |= {"SAM_BURDEN_RUNS": str(runs), "CLEARML_CONFIG_FILE": str(runs / "no.conf"),
+                    "HOME": str(runs.parent / "home"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+                    **(server.environment if server else {})}
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
+                          timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert SECRET_KEY not in done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def run_code(code: str, *arguments: str, folder: Path, **options) -> str:
+    """Runs the code in a process of its own; what it asks of the network is printed."""
+    script = folder / "stage.py"
+    script.write_text(f"{WATCH_NETWORK}\nPARAMETERS = {PARAMETERS!r}\nLABELS = {LABELS!r}\n{code}")
+    return run_python([str(script), *arguments], **options)
+
+
+def printed(name: str, output: str) -> str:
+    return re.search(rf"^{name}: (.*)$", output, re.MULTILINE)[1]
+
+
+def train_offline(tmp_path: Path, content: bytes = b"weights", **parameters) -> str:
+    weights = tmp_path / "unet.pt"
+    weights.write_bytes(content)
+    with start("training", parameters) as experiment:
+        experiment.scalar("loss", "training", 0.5, 0)
+        experiment.image("prediction", "first", np.zeros((30, 20), np.uint8), 0)
+        return experiment.save_model(weights, LABELS)
+
+
+def sessions_by_name(runs: Path) -> dict[str, dict]:
+    """Name of the task -> how it ended."""
+    return {json.loads((end.parent / "task.json").read_text())["name"]: json.loads(end.read_text())
+            for end in (runs / "offline").glob("*/end.json")}
+
+
+def test_two_processes_offline(tmp_path):
+    runs = tmp_path / "runs"
+    options = {"folder": tmp_path, "runs": runs}
+    output = run_code(TRAIN, str(tmp_path), **options)
+    assert "network:" not in output
+    model_id = printed("model id", output)
+    assert re.fullmatch(r"[\w-]+", model_id)
+    (tmp_path / "unet.pt").rename(tmp_path / "trained.pt")  # the next stage must read the stored copy
+    output = run_code(NEXT_STAGE, model_id, **options)
+    assert "network:" not in output
+    weights = Path(printed("weights", output))
+    assert weights.is_relative_to(runs) and weights.read_bytes() == (tmp_path / "trained.pt").read_bytes()
+    assert model_id in printed("unknown", output) and "dataset=phantom" in printed("unknown", output)
+    ends = sessions_by_name(runs)
+    assert {name: end["status"] for name, end in ends.items()} == {
+        "initial training": "completed", "prediction": "completed", "crash": "failed", "interruption": "stopped"}
+    assert ends["prediction"]["input_models"] == [model_id, model_id] and ends["crash"]["reason"] == "ValueError: boom"
+    session = (runs / "offline" / fetch_model(model_id).task_id)
+    reported = {event["metric"] for line in (session / "metrics.jsonl").read_text().splitlines()
+                for event in json.loads(line)}
+    assert reported == {"loss", "Dice per class", "prediction", "summary"}
+    assert "seen on the console" in (session / "log.jsonl").read_text()
+
+
+def test_two_processes_with_a_server(tmp_path):
+    with running_server(tmp_path / "server_files") as server:
+        options = {"folder": tmp_path, "runs": tmp_path / "runs", "server": server}
+        model_id = printed("model id", run_code(TRAIN, str(tmp_path), **options))
+        unfinished = {**server.models[model_id], "id": "unfinished", "uri": "file:///x/uploading_file"}
+        server.models["unfinished"] = unfinished  # what a kill during the upload leaves
+        output = run_code(NEXT_STAGE, model_id, **options)
+    asked = [line for line in output.splitlines() if line.startswith("network:")]
+    assert asked and all("127.0.0.1" in line for line in asked)  # nothing but the server, no check for updates
+    assert not (tmp_path / "runs").exists()
+    weights = Path(printed("weights", output))
+    assert weights.is_relative_to(server.files) and weights.read_bytes() == (tmp_path / "unet.pt").read_bytes()
+    assert model_id in printed("unknown", output) and "unfinished" not in printed("unknown", output)
+
+    tasks = {task["name"]: task for task in server.tasks.values()}
+    assert {name: task["status"] for name, task in tasks.items()} == {
+        "initial training": "completed", "prediction": "completed", "crash": "failed", "interruption": "stopped"}
+    assert tasks["crash"]["status_message"] == "ValueError: boom"
+    training = tasks["initial training"]
+    assert sorted(training["tags"]) == ["n=5", "phantom"]
+    arguments = training["hyperparams"]["Args"]
+    assert arguments["num_train_samples"]["value"] == "5" and arguments["input_size"]["value"] == "[96, 56]"
+    assert training["models"]["output"] == [{"name": "bone_segmentator", "model": model_id}]
+    assert set(server.models) == {model_id, "unfinished"}  # torch.save itself is not traced
+    assert server.models[model_id]["name"] == "bone_segmentator"
+    assert server.models[model_id]["labels"] == {"Radius": 0, "Ulna": 1, "Os lunatum": 2}
+    assert tasks["prediction"]["models"]["input"] == [{"name": "bone_segmentator", "model": model_id},
+                                                      {"name": "bone_segmentator_2", "model": model_id}]
+    check_events(server, training["id"])
+
+
+def check_events(server: ClearMLServer, task_id: str) -> None:
+    events = [event for event in server.events if event["task"] == task_id]
+    losses = [event["value"] for event in events if event.get("metric") == "loss"]
+    assert losses == pytest.approx([1, 1 / 2, 1 / 3])
+    assert not [event for event in events if event.get("metric") == "Dice"]  # NaN is no point of a curve
+    plots = {event["metric"]: json.loads(event["plot_str"])["data"][0] for event in events if "plot_str" in event}
+    assert plots["Dice per class"]["x"] == ["Radius", "Os lunatum"] and plots["Dice per class"]["y"] == [0.5, 0.25]
+    assert plots["summary"]["header"]["values"] == ["what", "Dice"]
+    image = next(event for event in events if event.get("metric") == "prediction")
+    assert (server.files / image["key"]).is_file()
+    assert any("seen on the console" in event.get("msg", "") for event in events)
+
+
+def test_upload_of_offline_runs(tmp_path):
+    runs = tmp_path / "runs"
+    initial = train_offline(tmp_path, b"initial", **PARAMETERS)
+    with start("final training", {"stage": "final"}) as experiment:
+        experiment.use_model(initial)
+    with pytest.raises(ValueError, match="boom"), start("crash", {}):
+        raise ValueError("boom")
+    (runs / "offline" / "offline-killed").mkdir()  # has not ended
+    with running_server(tmp_path / "server_files") as server:
+        output = run_python(["-m", "scripts.upload_offline_runs"], runs, server)
+        new_ids = dict(re.findall(r"^(\S+) -> (\S+)$", output, re.MULTILINE))
+        assert len(new_ids) == 4 and set(new_ids.values()) == {*server.tasks, *server.models}
+        new = new_ids[initial]
+        assert server.models[new]["uri"].startswith(server.files.as_uri())
+        tasks = {task["name"]: task for task in server.tasks.values()}
+        assert {name: task["status"] for name, task in tasks.items()} == {
+            "training": "completed", "final training": "completed", "crash": "failed"}
+        assert [model["model"] for model in tasks["final training"]["models"]["input"]] == [new]
+        assert tasks["training"]["hyperparams"]["Args"]["lr"]["value"] == "0.001"
+        events = [event for event in server.events if event["task"] == tasks["training"]["id"]]
+        assert [event["value"] for event in events if event.get("metric") == "loss"] == [0.5]
+        images = [event["key"] for event in events if event.get("metric") == "prediction"]
+        assert len(images) == 1 and (server.files / images[0]).is_file()
+
+        output = run_code(AFTER_UPLOAD, initial, new, str(tmp_path / "elsewhere"), folder=tmp_path, runs=runs,
+                          server=server)
+        assert "nothing to upload" in output
+        following = next(task for task in server.tasks.values() if task["name"] == "next")
+        assert [model["model"] for model in following["models"]["input"]] == [new]
+        assert f"{initial} -> {list(server.models)[1]}" in output
+        assert len(server.models) == 2 and len(server.tasks) == 4
+
+
+def test_upload_without_credentials(capsys):
+    with pytest.raises(SystemExit) as end:
+        run_stage(upload_offline_runs.main, upload_offline_runs.get_args_parser(), [])
+    assert end.value.code == 2 and "no ClearML credentials" in capsys.readouterr().err
+
+
+def test_server_trouble_is_told_in_one_line(tmp_path):
+    with running_server(tmp_path / "server_files") as server:
+        output = run_code(SERVER_TROUBLE, folder=tmp_path, runs=tmp_path / "runs", server=server)
+    assert "http://127.0.0.1:9 can't be reached" in printed("unreachable", output)
+    assert "wrong credentials" in printed("refused", output) and "check the credentials" in printed("refused", output)
+
+
+def test_models_are_found_newest_first_by_equal_parameters(tmp_path):
+    first = train_offline(tmp_path, stage="initial", dataset="graz", n=5)
+    second = train_offline(tmp_path, stage="initial", dataset="graz", n=5)
+    other = train_offline(tmp_path, stage="initial", dataset="graz", n=10)
+    assert [model.id for model in find_models(dataset="graz", n=5)] == [second, first]
+    assert [model.id for model in find_models(n=10)] == [other]
+    assert find_models(n="5") == [] == find_models(seed=None)
+
+
+def test_unknown_id_offline(tmp_path):
+    with pytest.raises(InputError, match="there are: none yet"):
+        fetch_model("offline-0")
+    model_id = train_offline(tmp_path, stage="initial", dataset="graz", num_train_samples=5)
+    expected = rf"offline-0: .*{model_id} \(stage=initial, dataset=graz, num_train_samples=5\)"
+    with pytest.raises(InputError, match=expected):
+        fetch_model("offline-0")
+    with pytest.raises(InputError, match=expected), start("next", {}) as experiment:
+        experiment.use_model("offline-0")
+
+
+def test_no_model_from_an_interrupted_copy(tmp_path, monkeypatch):
+    def copy_half(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:3])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "copyfile", copy_half)
+    with pytest.raises(KeyboardInterrupt):
+        train_offline(tmp_path)
+    assert find_models() == [] and list((tmp_path / "runs" / "models").iterdir()) == []
+    assert sessions_by_name(tmp_path / "runs")["training"]["status"] == "stopped"
+
+
+def test_termination_stops_the_task(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end, start("long", {}):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.sigtimedwait([], 5)
+    assert end.value.code == 143 and signal.getsignal(signal.SIGTERM) == before
+    assert sessions_by_name(tmp_path / "runs")["long"]["status"] == "stopped"

@@ -1,0 +1,92 @@
+import argparse
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image, ImageOps
+
+from utils.cli import run_stage, select_device
+from utils.errors import InputError
+from utils.files import atomic_path, image_size, read_grey, write_png
+
+
+def test_nothing_half_written_stays(tmp_path):
+    path = tmp_path / "new" / "result.txt"
+    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert list(path.parent.iterdir()) == []
+    with atomic_path(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_grey_png_keeps_depth_and_orientation(tmp_path, dtype):
+    image = np.arange(5 * 8, dtype=dtype).reshape(5, 8) * 6
+    write_png(tmp_path / "image.png", image)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "image.png")), image)
+    read = read_grey(tmp_path / "image.png")
+    assert read.dtype == dtype
+    np.testing.assert_array_equal(read, image)
+
+
+@pytest.mark.parametrize("name", ["image.jpg", "image.png"])
+@pytest.mark.parametrize("orientation", range(9))
+def test_images_are_turned_as_their_header_says(tmp_path, name, orientation):
+    image = Image.fromarray(np.tile(np.arange(24, dtype=np.uint8) * 10, (40, 1)))
+    tags = Image.Exif()
+    if orientation:
+        tags[ExifTags.Base.Orientation] = orientation
+    image.save(tmp_path / name, exif=tags)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / name)), int)
+    read = read_grey(tmp_path / name)
+    assert image_size(tmp_path / name) == read.shape == upright.shape
+    assert np.abs(read - upright).max() <= 3  # decoders differ a little in JPEG
+
+
+def test_colors_are_written_as_rgb(tmp_path):
+    write_png(tmp_path / "image.png", np.full((4, 6, 3), (255, 128, 0), np.uint8))
+    assert Image.open(tmp_path / "image.png").getpixel((5, 3)) == (255, 128, 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\nbroken"])
+def test_unreadable_image_is_named(tmp_path, content):
+    path = tmp_path / "broken.png"
+    with pytest.raises(InputError, match="no such image"):
+        read_grey(path)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"broken\.png: not a readable image"):
+        read_grey(path)
+
+
+def test_other_than_8_or_16_bits_are_refused(tmp_path):
+    Image.fromarray(np.zeros((4, 6), np.float32)).save(tmp_path / "image.tif")
+    with pytest.raises(InputError, match=r"image\.tif: has grey values of the type float32"):
+        read_grey(tmp_path / "image.tif")
+
+
+def test_bad_input_is_one_line_and_exit_code_2(capsys):
+    def main(args):
+        raise InputError("folder/image.png: broken;\n  replace it")
+
+    with pytest.raises(SystemExit) as stop:
+        run_stage(main, argparse.ArgumentParser(prog="stage"), [])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "stage: error: folder/image.png: broken; replace it\n"
+
+
+def test_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert select_device(None) == torch.device("cpu")
+    with pytest.raises(InputError, match="no CUDA GPU"):
+        select_device(0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert select_device(None) == torch.device("cuda", 0)
+    assert select_device(1) == torch.device("cuda", 1)
+    with pytest.raises(InputError, match="0 to 1"):
+        select_device(2)
+    with pytest.raises(InputError):
+        select_device(-1)

@@ -1,0 +1,36 @@
+import numpy as np
+
+from utils.overlay import class_colors, overlay, side_by_side, stack, to_grey
+
+
+def test_classes_are_drawn_where_they_are_and_in_their_colors():
+    grey = np.full((20, 30), 100, np.uint8)
+    masks = np.zeros((3, 20, 30), bool)
+    masks[0, 2:10, 3:12], masks[2, 5:18, 15:28] = True, True
+    picture = overlay(grey, masks)
+    changed = (picture != 100).any(axis=-1)
+    np.testing.assert_array_equal(changed, masks.any(axis=0))
+    colors = class_colors(3)
+    assert len(np.unique(colors, axis=0)) == 3
+    np.testing.assert_array_equal(picture[2, 3], colors[0])  # the outline is opaque
+    np.testing.assert_array_equal(picture[10, 20], (0.6 * 100 + 0.4 * colors[2]).astype(np.uint8))
+    assert (grey == 100).all()
+    coarse = (overlay(grey, masks[:1, ::2, 1::2]) != 100).any(axis=-1)
+    assert coarse[2:10, 4:12].all() and not coarse[12:].any()
+
+
+def test_grey_stretches_any_range():
+    image = np.linspace(-1.5, 2.9, 12, dtype=np.float32).reshape(3, 4)
+    grey = to_grey(image)
+    assert grey.dtype == np.uint8 and grey[0, 0] == 0 and grey[-1, -1] == 255
+    assert (np.diff(grey.ravel().astype(int)) > 0).all()
+
+
+def test_panels_stand_side_by_side():
+    panels = [np.full((24, 16, 3), value, np.uint8) for value in (50, 200)]
+    joined = side_by_side(panels, ["left", "right"], height=48)
+    assert joined.shape == (48 + 32, 2 * (32 + 8), 3)
+    assert joined[60, 20, 0] == 50 and joined[60, 60, 0] == 200
+    stacked = stack([joined, joined[:, :50]])
+    assert stacked.shape == (160, 80, 3)
+    assert stacked[60, 60, 0] == 200 and stacked[140, 60, 0] == 0

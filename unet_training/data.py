@@ -1,0 +1,162 @@
+"""Views of a data set for PyTorch.
+
+    data = open_dataset("phantom", Path("data"))
+    train = LabeledDataset(data, data.stems("train", 5))
+    image, mask = train[0]    # float32 (1, H, W), bool (C, H, W)
+"""
+import copy
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, TensorDataset
+from tqdm import tqdm
+
+from utils.datasets.annotated import AnnotatedImages, load_image
+from utils.errors import InputError
+from utils.mask_store import MaskStore
+
+MOST_KEPT_IMAGES = 1000  # pseudo-labeled images of up to about 0.6 MB each that are kept after they were decoded once
+
+
+class LabeledDataset(Dataset):
+    """Images with their ground truth: float32 (1, H, W) and bool (C, H, W). All are decoded at once and kept."""
+
+    def __init__(self, data: AnnotatedImages, stems: Sequence[str]):
+        """Raises InputError for an image or a mask that is missing or wrong."""
+        self.stems = list(stems)
+        self._pairs = [(torch.from_numpy(load_image(data.image_path(stem), data.description)),
+                        torch.from_numpy(data.mask(stem)))
+                       for stem in tqdm(self.stems, desc="labeled images", unit="image", leave=False)]
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._pairs[index]
+
+
+def resident_batches(labeled: LabeledDataset, batch_size: int, device: torch.device,
+                     sampler: Sampler[int] | None = None) -> DataLoader:
+    """Batches of images (B, 1, H, W) and masks (B, C, H, W), cut from tensors that lie on the device from now on.
+
+    Their order, also after random numbers, is that of `DataLoader(labeled, batch_size, sampler=sampler)`.
+    """
+    everything = TensorDataset(*(torch.stack(each).to(device) for each in zip(*labeled, strict=True)))
+    order = BatchSampler(sampler or SequentialSampler(labeled), batch_size, drop_last=False)
+    return DataLoader(everything, batch_size=None, sampler=order)
+
+
+class EpochLoader(DataLoader):
+    """A `DataLoader` for training over many epochs, which takes as many random numbers whatever the number of workers.
+
+    One with persistent workers draws their seed in its first epoch alone: a training that goes on after an interruption
+    would end elsewhere than one that wasn't interrupted.
+    """
+
+    def __iter__(self) -> Iterator:
+        if self.persistent_workers and self._iterator is not None:
+            torch.empty((), dtype=torch.int64).random_()  # as a new iterator does
+        return super().__iter__()
+
+
+class PseudoLabelDataset(Dataset):
+    """Images with saved masks: float32 (1, H, W) and bool (C, H, W).
+
+    Each process reads through a handle of its own. Of up to `MOST_KEPT_IMAGES` images each is decoded once and kept,
+    its mask as bits; of more none is kept, so that memory stays bounded.
+    """
+
+    def __init__(self, data: AnnotatedImages, stems: Sequence[str], masks: MaskStore):
+        """Raises InputError if masks are missing or were saved at another size than the data set's input size."""
+        self.data, self.stems = data, list(stems)
+        if absent := [stem for stem in self.stems if stem not in masks]:
+            raise InputError(f"{masks.path}: holds no mask of {absent[0]} ({len(absent)} of {len(self.stems)} are "
+                             "missing); run the stage that wrote it again")
+        for stem in self.stems[:1]:  # through a copy: an open file must not be carried into worker processes
+            size = copy.copy(masks).mask(stem).shape[1:]
+            if size != data.description.input_size:
+                raise InputError(f"{masks.path}: its masks are of size {size} (H, W), not the input size "
+                                 f"{data.description.input_size}; save them with this input size")
+        self._masks = copy.copy(masks)
+        self._kept: dict[str, tuple[torch.Tensor, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        stem = self.stems[index]
+        image, bits = self._kept.get(stem) or self._decode(stem)
+        mask = np.unpackbits(bits, axis=-1, count=image.shape[-1]).view(bool)
+        return image, torch.from_numpy(mask)
+
+    def _decode(self, stem: str) -> tuple[torch.Tensor, np.ndarray]:
+        image = torch.from_numpy(load_image(self.data.image_path(stem), self.data.description))
+        pair = image, np.packbits(self._masks.mask(stem), axis=-1)
+        if len(self.stems) <= MOST_KEPT_IMAGES:
+            self._kept[stem] = pair
+        return pair
+
+
+class ImageDataset(Dataset):
+    """Images alone, for prediction: float32 (1, H, W) and the stem."""
+
+    def __init__(self, data: AnnotatedImages, stems: Sequence[str]):
+        self.data, self.stems = data, list(stems)
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
+        stem = self.stems[index]
+        return torch.from_numpy(load_image(self.data.image_path(stem), self.data.description)), stem
+
+
+class PartlyLabeledDataset(Dataset):
+    """Labeled images, then unlabeled ones: float32 (1, H, W), bool (C, H, W), and whether that mask counts.
+
+    Of up to `MOST_KEPT_IMAGES` unlabeled images each is decoded once and kept.
+    """
+
+    def __init__(self, labeled: LabeledDataset, unlabeled: ImageDataset):
+        self.labeled, self.unlabeled = labeled, unlabeled
+        self._kept: dict[int, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.labeled) + len(self.unlabeled)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, bool]:
+        if index < len(self.labeled):
+            return *self.labeled[index], True
+        image = self._image(index - len(self.labeled))
+        return image, torch.zeros_like(self.labeled[0][1]), False
+
+    def _image(self, index: int) -> torch.Tensor:
+        if index in self._kept:
+            return self._kept[index]
+        image, _ = self.unlabeled[index]
+        if len(self.unlabeled) <= MOST_KEPT_IMAGES:
+            self._kept[index] = image
+        return image
+
+
+class HalfAndHalf(Sampler[list[int]]):
+    """Batches for a `ConcatDataset` of labeled and pseudo-labeled images.
+
+    Half of each batch is drawn from the labeled ones with replacement, the other half passes once over the others in
+    random order; whole batches only.
+    """
+
+    def __init__(self, labeled: int, pseudo_labeled: int, batch_size: int):
+        """Numbers of images. A batch of an odd size has one pseudo-labeled image more."""
+        self.labeled, self.pseudo_labeled = labeled, pseudo_labeled
+        self.share = batch_size // 2
+        self.rest = batch_size - self.share
+
+    def __len__(self) -> int:
+        return self.pseudo_labeled // self.rest
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self.labeled + torch.randperm(self.pseudo_labeled)
+        for batch in order[:len(self) * self.rest].view(-1, self.rest):
+            yield [*torch.randint(self.labeled, (self.share,)).tolist(), *batch.tolist()]

@@ -1,0 +1,185 @@
+"""The data sets as the stages see them: which images belong to what, and their ground truth.
+
+    data = open_dataset("phantom", Path("data"))
+    stems = data.stems("train", 5)
+    mask = data.mask(stems[0])    # bool (C, H, W)
+"""
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils.csv_tables import read_column
+from utils.datasets.description import SPLITS, DatasetDescription, StemList, load_description
+from utils.datasets.sources import SOURCES
+from utils.errors import InputError
+from utils.files import image_size, read_grey
+
+UNLABELED_SAMPLE = 500
+SMALLEST_INPUT = 32  # pixels, which a U-Net halves four times
+
+
+class AnnotatedImages:
+    """Images, splits and ground truth of one data set. Made by `open_dataset`."""
+
+    def __init__(self, description: DatasetDescription, folder: Path):
+        """Reads the annotations in `folder`. Raises InputError if they are missing or wrong."""
+        self.description, self.folder = description, folder
+        self._checked: set[str] = set()  # stems whose image is there and of the annotated size
+        self._source = SOURCES[type(description.masks)](description, folder)
+
+    def image_path(self, stem: str) -> Path:
+        """Where the image of a stem lies."""
+        return self.folder / self.description.image_folder / (stem + self.description.image_suffix)
+
+    def stems(self, split: str, num: int | None = None) -> list[str]:
+        """The stems of "train" (in training order), "val" or "test"; with `num`, the first so many of them.
+
+        Raises:
+            InputError: there are fewer, an image is missing, or its size isn't the annotated one.
+        """
+        if split not in SPLITS:
+            raise InputError(f"there is no split {split!r}; known are {', '.join(SPLITS)}")
+        stems = self._training_order() if split == "train" else self._source.splits[split]
+        if num is not None and not 1 <= num <= len(stems):
+            raise InputError(f"{num} images of the {split} split are asked for; {self.description.name} has "
+                             f"{len(stems)}, take 1 to {len(stems)}")
+        for stem in sorted(set(stems) - self._checked):
+            self._check_size(stem, self._source.size(stem))
+            self._checked.add(stem)
+        return stems[:num]
+
+    def _training_order(self) -> list[str]:
+        stems = self._source.splits["train"]
+        ordered = self._listed(self.description.training_order, "the training images are taken in sorted order")
+        if ordered is None:
+            return stems
+        if sorted(ordered) != stems:
+            odd = sorted(set(ordered) ^ set(stems)) or ["a stem listed twice"]
+            raise InputError(f"{self.folder / self.description.training_order.file}: must list each training image "
+                             f"once, differs in {odd[0]}; get list and annotations of the same version")
+        return ordered
+
+    def _listed(self, stem_list: StemList | None, otherwise: str) -> list[str] | None:
+        """The stems of a list; None where there is none, which is said if the description names one."""
+        if stem_list is None:
+            return None
+        path = self.folder / stem_list.file
+        if path.is_file():
+            return read_column(path, stem_list.column)
+        print(f"{path} is not there: {otherwise}", file=sys.stderr)
+        return None
+
+    def unlabeled_stems(self, num_train_samples: int, split500: bool, seed: int) -> list[str]:
+        """The stems of the unlabeled images when the first `num_train_samples` training images are the labeled ones.
+
+        With `split500` the data set's fixed sample of them; where there is no such list, 500 drawn by `seed` (all,
+        if there are no more). Sorted, but for the fixed sample, which keeps its order.
+
+        Raises:
+            InputError: there is none, or the list names an image that isn't there or is annotated.
+        """
+        if self.description.unlabeled == "rest_of_train":
+            candidates = sorted(set(self.stems("train")) - set(self.stems("train", num_train_samples)))
+        else:
+            folder = self.folder / self.description.image_folder
+            candidates = sorted(path.stem for path in folder.glob("[!.]*" + self.description.image_suffix)
+                                if self._source.keeps(path.stem) and not self._source.is_annotated(path.stem))
+        if not candidates:
+            raise InputError(f"{self.folder}: no unlabeled images with {num_train_samples} labeled ones; take fewer "
+                             f"labeled ones, or put more images in place with `{self.description.prepare}`")
+        return self._sample(candidates, seed) if split500 else candidates
+
+    def _sample(self, candidates: list[str], seed: int) -> list[str]:
+        stem_list = self.description.unlabeled_sample
+        listed = self._listed(stem_list, f"a sample of {UNLABELED_SAMPLE} unlabeled images is drawn by the seed")
+        if listed is not None:
+            if not listed or len(set(listed)) < len(listed):
+                raise InputError(f"{self.folder / stem_list.file}: must list images, each once")
+            if absent := sorted(set(listed) - set(candidates)):
+                raise InputError(f"{self.folder / stem_list.file}: lists {absent[0]}, which is not among the "
+                                 f"unlabeled images in {self.folder / self.description.image_folder} "
+                                 f"({len(absent)} like it); put them there with `{self.description.prepare}` or use "
+                                 "all that are there")
+            return listed
+        if len(candidates) <= UNLABELED_SAMPLE:
+            return candidates
+        if stem_list is None:
+            print(f"{UNLABELED_SAMPLE} of {len(candidates)} unlabeled images are drawn by the seed", file=sys.stderr)
+        chosen = np.random.default_rng(seed).choice(len(candidates), UNLABELED_SAMPLE, replace=False)
+        return [candidates[index] for index in sorted(chosen)]
+
+    def has_ground_truth(self, stem: str) -> bool:
+        """Whether the ground truth of an image is known, also of unlabeled ones."""
+        return stem in self._source
+
+    def mask(self, stem: str) -> np.ndarray:
+        """The ground truth at the network's input size, bool, (C, H, W), mirrored where the image is.
+
+        Raises:
+            InputError: it isn't known, the image is missing, or its size isn't the mask's.
+        """
+        if not self.has_ground_truth(stem):
+            raise InputError(f"{stem}: its ground truth is not known in {self.description.name}; it is not annotated")
+        original = self._source.mask(stem)
+        self._check_size(stem, original.shape[1:])
+        masks = resize_masks(original, self.description.input_size)
+        # mirrored last: nearest resizing isn't symmetric, and the positive weights are those of the drawn masks
+        return np.ascontiguousarray(masks[..., ::-1]) if self._source.is_mirrored(stem) else masks
+
+    def _check_size(self, stem: str, annotated: tuple[int, int]) -> None:
+        path = self.image_path(stem)
+        if not path.is_file():
+            raise InputError(f"{path}: no such image, but {stem} is annotated; put it there with "
+                             f"`{self.description.prepare}`")
+        size = image_size(path)
+        if size != tuple(annotated):
+            raise InputError(f"{path}: the image is {size[1]} x {size[0]} pixels, its annotation says {annotated[1]} x "
+                             f"{annotated[0]}; use the image that was annotated (`{self.description.prepare}`)")
+
+
+def open_dataset(name: str, data_dir: Path, input_size: Sequence[int] | None = None,
+                 measured: bool = True) -> AnnotatedImages:
+    """Opens `data_dir/name`. `input_size` (H, W) replaces the description's; without `measured` it may lack what
+    scripts.measure_dataset measures.
+
+    Raises:
+        InputError: no such data set, or its annotations are missing or wrong.
+    """
+    description = load_description(name, data_dir, measured)
+    if input_size is not None:
+        description = dataclasses.replace(description, input_size=tuple(input_size))
+    if min(description.input_size) < SMALLEST_INPUT:
+        raise InputError(f"input size {tuple(description.input_size)} (H, W): the U-Net needs {SMALLEST_INPUT} pixels "
+                         "and more in height and width")
+    return AnnotatedImages(description, data_dir / name)
+
+
+def load_image(path: Path, description: DatasetDescription) -> np.ndarray:
+    """Reads a radiograph as network input: grey, resized bilinearly, scaled to [0, 1], minus mean, over std.
+
+    Returns:
+        float32, (1, H, W) of the description's input size
+    Raises:
+        InputError: the image is missing or unreadable.
+    """
+    scaled = read_scaled(path, description)
+    return ((scaled - description.mean) / description.std).astype(np.float32)[None]
+
+
+def read_scaled(path: Path, description: DatasetDescription) -> np.ndarray:
+    """Reads a radiograph as float32 in [0, 1], resized bilinearly to the input size; errors as of `load_image`."""
+    grey = read_grey(path, description.max_grey_value)
+    height, width = description.input_size
+    return cv2.resize(grey.astype(np.float32) / np.iinfo(grey.dtype).max, (width, height),
+                      interpolation=cv2.INTER_LINEAR)
+
+
+def resize_masks(masks: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Masks, bool, (C, H, W), at another size (H, W), by OpenCV's nearest neighbor."""
+    height, width = size
+    return np.stack([cv2.resize(mask.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
+                     for mask in masks])

@@ -1,0 +1,89 @@
+"""Options of a stage as dataclasses: each is written once, and its command-line argument is made from it.
+
+    @dataclass(frozen=True)
+    class Walk:
+        radius: int = option(8, "radius of the disk in pixels", type=positive_int)
+
+    add_options(parser, Walk)                   # --radius, with its help and default
+    walk = options_from(Walk, parser.parse_args())
+"""
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+Options = TypeVar("Options")
+
+
+def option(default: Any, help: str, **arguments: Any) -> Any:
+    """A field of an options dataclass.
+
+    Args:
+        default: of the field and its argument; True or False make a switch, a tuple several values
+        help: of its argument
+        arguments: more for `add_argument`, such as type, choices, nargs or metavar
+    """
+    return dataclasses.field(default=default, metadata={"argument": {"help": help, **arguments}})
+
+
+def add_options(parser: argparse._ActionsContainer, options: type, **defaults: Any) -> None:
+    """Adds the argument `--<field>` of each field that was made by `option`; `defaults` replace those of the fields."""
+    for field in dataclasses.fields(options):
+        if "argument" in field.metadata:
+            default = defaults.get(field.name, field.default)
+            parser.add_argument(f"--{field.name}", default=default, **_inferred(default), **field.metadata["argument"])
+
+
+def _inferred(default: Any) -> dict[str, Any]:
+    """What a default says of its argument, where the field doesn't."""
+    if isinstance(default, bool):
+        return {"action": argparse.BooleanOptionalAction if default else "store_true"}
+    if isinstance(default, tuple):
+        return {"nargs": "+"}
+    return {}
+
+
+def options_from(options: type[Options], args: argparse.Namespace, **more: Any) -> Options:
+    """The options that the arguments say; `more` are fields that have no argument.
+
+    Raises:
+        InputError: the options' own checks refuse them.
+    """
+    names = [field.name for field in dataclasses.fields(options) if hasattr(args, field.name)]
+    values = {name: getattr(args, name) for name in names if name not in more}
+    return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()},
+                   **more)
+
+
+def positive_int(text: str) -> int:
+    """An argparse type for counts."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """An argparse type for rates and weights."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def non_negative(number: type) -> Callable[[str], int | float]:
+    """An argparse type of 0 or more."""
+    def convert(text: str) -> int | float:
+        value = number(text)
+        if not 0 <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{value} is negative, or not a number")
+        return value
+    return convert
+
+
+def plain_value(value: Any) -> Any:
+    """A value as the tracker and JSON take it: paths as text and in full, tuples as lists."""
+    if isinstance(value, Path):
+        return str(value.resolve())
+    return list(value) if isinstance(value, tuple) else value
