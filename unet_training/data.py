@@ -160,3 +160,9 @@ class HalfAndHalf(Sampler[list[int]]):
         order = self.labeled + torch.randperm(self.pseudo_labeled)
         for batch in order[:len(self) * self.rest].view(-1, self.rest):
             yield [*torch.randint(self.labeled, (self.share,)).tolist(), *batch.tolist()]
+
+
+def check_fills_batch(images: int, batch_size: int, source: str) -> None:
+    """Raises an InputError where there are fewer images than in one batch."""
+    if images < batch_size:
+        raise InputError(f"{source}: {images} images don't fill one batch of {batch_size}; give a smaller --batch_size")

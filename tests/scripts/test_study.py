@@ -9,7 +9,10 @@ import torch
 from scipy.stats import wilcoxon
 
 from scripts import plot_results, run_study
-from scripts.run_study import COLUMNS, METHODS
+from scripts.evaluate import Evaluation
+from scripts.run_study import COLUMNS
+from scripts.study import methods
+from scripts.study.methods import METHODS
 from tests.small_sam import register_small_sam
 from utils.datasets.annotated import open_dataset
 from utils.dice import multilabel_dice
@@ -31,14 +34,14 @@ def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path
     monkeypatch.setenv("SAM_BURDEN_RUNS", str(tmp_path / "runs"))
     (data_dir / "sam_checkpoints").mkdir()
     register_small_sam(monkeypatch, data_dir / "sam_checkpoints", "medsam", preprocessing="squash")
-    methods = [method for method in METHODS if not method.startswith("nnunet")]  # see test_nnunet.py
+    names = [method for method in METHODS if not method.startswith("nnunet")]  # see test_nnunet.py
     arguments = run_study.get_args_parser().parse_args(
         ["--dataset", "phantom", "--data_dir", str(data_dir), "--results_dir", str(tmp_path / "results"),
-         "--num_train_samples", "3", *SMALL, "--methods", *methods])
+         "--num_train_samples", "3", *SMALL, "--methods", *names])
     rows = read(run_study.main(arguments))
     assert tuple(rows[0]) == COLUMNS
-    assert list(dict.fromkeys(row["method"] for row in rows)) == methods
-    for method in methods:
+    assert list(dict.fromkeys(row["method"] for row in rows)) == names
+    for method in names:
         own = [row for row in rows if row["method"] == method]
         assert len({row["image"] for row in own}) == 10 and len({row["model_id"] for row in own}) == 1
         assert all(0 <= float(row[measure]) <= 100 for row in own for measure in ("dice", "surface_dice"))
@@ -59,7 +62,7 @@ def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path
     trained = len(find_models())
     assert read(run_study.main(arguments)) == rows
     assert len(find_models()) == trained
-    monkeypatch.setattr(run_study.evaluate, "main", lambda _: pytest.exit("measured anew"))
+    monkeypatch.setattr(Evaluation, "run", lambda _: pytest.exit("measured anew"))
     assert read(run_study.main(arguments)) == rows
     with next((data_dir / "phantom").rglob(f"{rows[0]['image']}.png")).open("ab") as file:
         file.write(b" ")  # another file of a test image
@@ -75,7 +78,7 @@ def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path
     (["--methods", "raw", "--batch_size", "64"], "12 unlabeled images don't fill one batch of 64"),
 ])
 def test_mistakes_are_told_before_anything_is_trained(phantom_data_dir, monkeypatch, arguments, message):
-    monkeypatch.setattr(run_study, "train_if_missing", None)
+    monkeypatch.setattr(methods, "train_if_missing", None)
     with pytest.raises(InputError, match=message):
         run_study.main(run_study.get_args_parser().parse_args(
             ["--dataset", "phantom", "--data_dir", str(phantom_data_dir), "--num_train_samples", "3",

@@ -4,6 +4,7 @@
     stems = data.stems("train", 5)
     mask = data.mask(stems[0])    # bool (C, H, W)
 """
+import copy
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,12 @@ class AnnotatedImages:
         self.description, self.folder = description, folder
         self._checked: set[str] = set()  # stems whose image is there and of the annotated size
         self._source = SOURCES[type(description.masks)](description, folder)
+
+    def with_input(self, input_size: Sequence[int], mean: float, std: float) -> "AnnotatedImages":
+        """The same data set for a network of another input size (H, W) and normalization."""
+        other = copy.copy(self)
+        other.description = dataclasses.replace(self.description, input_size=tuple(input_size), mean=mean, std=std)
+        return other
 
     def image_path(self, stem: str) -> Path:
         """Where the image of a stem lies."""
