@@ -43,7 +43,6 @@ from unet_training.data import ImageDataset
 from unet_training.nnunet.nnunet import unpack
 from unet_training.prediction import predict
 from utils.cli import run_stage, select_device, stage_parser
-from utils.csv_tables import write_rows
 from utils.datasets.annotated import AnnotatedImages
 from utils.dice import image_dice, multilabel_dice, surface_dice
 from utils.errors import InputError
@@ -52,6 +51,7 @@ from utils.mask_store import MaskStore
 from utils.options import positive_float
 from utils.overlay import overlay, side_by_side, to_grey
 from utils.paths import RESULTS, mask_file
+from utils.tables import write_rows
 from utils.tracking.experiment import fetch_model, start
 
 

@@ -46,13 +46,13 @@ from unet_training.hyper_params import (
 )
 from unet_training.nnunet.nnunet import find_command
 from utils.cli import run_stage, stage_parser
-from utils.csv_tables import write_rows
 from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.errors import InputError
 from utils.files import read_grey, write_png
 from utils.mask_store import MaskStore
 from utils.overlay import overlay, side_by_side, stack, to_grey
 from utils.paths import RESULTS, mask_file
+from utils.tables import write_rows
 from utils.tracking.experiment import Model, find_models
 
 Row = tuple[str, str, evaluate.Summary]

@@ -39,10 +39,10 @@ from unet_training import training, training_on_pseudo_labels, training_with_mea
 from unet_training.arguments import data_parameters, plain_values, print_sam_notice, resolve_sam
 from unet_training.nnunet.nnunet import find_command
 from utils.cli import run_stage, stage_parser
-from utils.csv_tables import read_rows, write_rows
 from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.files import atomic_path
 from utils.options import positive_float
+from utils.tables import read_rows, write_rows
 
 MEASURES = ("dice", "surface_dice", "estimated_dice")
 COLUMNS = ("dataset", "method", "n", "seed", "image", "class", *MEASURES, "model_id")

@@ -35,12 +35,12 @@ from unet_training.checkpoint import Network
 from unet_training.data import ImageDataset
 from unet_training.prediction import predict
 from utils.cli import run_stage, select_device, stage_parser
-from utils.csv_tables import write_rows
 from utils.datasets.annotated import AnnotatedImages, read_scaled
 from utils.dice import image_dice, multilabel_dice
 from utils.options import positive_int
 from utils.paths import RESULTS
 from utils.random_walk import Settings, random_walk_masks
+from utils.tables import write_rows
 
 Refiner = Callable[[Mapping[str, object]], list[np.ndarray]]  # from options to the refined masks of all images
 SAM_GRID = {
