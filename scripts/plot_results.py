@@ -38,12 +38,12 @@ from scripts.study.figures import (
 from segment_anything.registry import SAM_TYPES
 from unet_training.arguments import load_model_and_data
 from utils.cli import run_stage, select_device, stage_parser
-from utils.csv_tables import read_rows, write_rows
 from utils.datasets.annotated import open_dataset
 from utils.errors import InputError
 from utils.files import atomic_path, read_grey
 from utils.overlay import overlay, to_grey
 from utils.paths import RESULTS
+from utils.tables import read_rows, write_rows
 from utils.tracking.experiment import start
 
 

@@ -18,10 +18,10 @@ from tests import stage_runs
 from tests.stage_runs import new_workplace
 from unet_training.nnunet import nnunet
 from unet_training.nnunet.nnunet import NNUNet, unpack
-from utils.csv_tables import read_rows
 from utils.datasets.annotated import open_dataset
 from utils.errors import InputError
 from utils.mask_store import MaskStore
+from utils.tables import read_rows
 from utils.tracking.experiment import fetch_model, find_models
 
 SIZE = (64, 48)

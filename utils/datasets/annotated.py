@@ -13,11 +13,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.csv_tables import read_column
 from utils.datasets.description import SPLITS, DatasetDescription, StemList, load_description
 from utils.datasets.sources import SOURCES
 from utils.errors import InputError
 from utils.files import image_size, read_grey
+from utils.tables import read_column
 
 UNLABELED_SAMPLE = 500
 SMALLEST_INPUT = 32  # pixels, which a U-Net halves four times

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.csv_tables import matching_stems
 from utils.datasets.cvat import CvatImage, draw_masks, parse_cvat
 from utils.datasets.description import (
     SPLITS,
@@ -23,6 +22,7 @@ from utils.errors import InputError
 from utils.files import image_size, read_label_map
 from utils.mask_store import MaskStore
 from utils.paths import ROOT
+from utils.tables import matching_stems
 
 
 class CvatSource:
