@@ -181,7 +181,8 @@ def compare(ours: Ours, stems: list[str], ours_ms: dict[str, float]) -> list[Ste
     stored = chosen.folder(folder, "phantom")
     difference = max((load_embedding(embedding_path(stored, stem), identity).embedding - theirs[stem].embedding)
                      .abs().max().item() for stem in stems)
-    changed = {stage: changed_pixels(folder / f"{name}_gzip.h5", MaskStore(folder / f"{name}.h5", model.data.description.labels), stems)
+    labels = model.data.description.labels
+    changed = {stage: changed_pixels(folder / f"{name}_gzip.h5", MaskStore(folder / f"{name}.h5", labels), stems)
                for stage, name in (("prediction", "raw"), ("refinement", "refined"))}
     return [Step(stage, baseline_ms[stage], ours_ms[stage], difference if stage == "embeddings" else 0,
                  changed.get(stage, 0)) for stage in ours_ms]

@@ -4,7 +4,8 @@
     python -m scripts.evaluate --model_id ID --split val --pseudo_label sam
     python -m scripts.evaluate --dataset phantom --model_id ID --split unlabeled --pseudo_label sam
 
-Saved masks are measured where there are some, else they are predicted and refined on the spot. Unlabeled images can be measured where their ground truth is known, as it is for phantoms.
+Saved masks are measured where there are some, else they are predicted and refined on the spot. Unlabeled images can be
+measured where their ground truth is known, as it is for phantoms.
 
 Reads   a model by its id, a labeled split, with `--pseudo_label sam` SAM's weights and embeddings
 Writes  results/<dataset>/<model id>/<split>_<kind>/: dice.csv (a row an image: mean and each class, in percent; empty
@@ -23,13 +24,19 @@ import numpy as np
 import torch
 
 from unet_training.models import Selection, TrainedModel, add_batch_argument, add_model_arguments
-from unet_training.pseudo_labels import PSEUDO_LABELS, PseudoLabels, add_pseudo_label_argument, add_pseudo_label_options, masks_of
+from unet_training.pseudo_labels import (
+    PSEUDO_LABELS,
+    PseudoLabels,
+    add_pseudo_label_argument,
+    add_pseudo_label_options,
+    masks_of,
+)
 from unet_training.training_stage import data_parameters
 from utils.cli import run_stage, stage_parser
 from utils.dice import image_dice, multilabel_dice, surface_dice
 from utils.errors import InputError
 from utils.files import atomic_path, read_grey, write_png
-from utils.options import add_options, option_values, options_from, positive_float
+from utils.options import option_values, options_from, positive_float
 from utils.overlay import overlay, side_by_side, to_grey
 from utils.paths import RESULTS
 from utils.tables import best_median_worst, write_rows

@@ -39,7 +39,9 @@ SAM_GRID = {
     "prompt2nd": ["", "box", "pos_points neg_points", "pos_points"],
     "morphology_operation": list(OPERATIONS), "morphology_element": list(ELEMENTS), "morphology_radius": list(range(9)),
 }
-WALK_GRID = {"ccl_selection": list(SELECTIONS), "walk_radius": [1, 2, 4, 8, 16], "sigma": [5.0, 10.0, 19.87, 40.0, 80.0]}
+WALK_GRID = {
+    "ccl_selection": list(SELECTIONS), "walk_radius": [1, 2, 4, 8, 16], "sigma": [5.0, 10.0, 19.87, 40.0, 80.0],
+}
 NO_DIFFERENCE = 0.01  # points of Dice
 
 

@@ -325,12 +325,12 @@ def save_masks(labels: PseudoLabels, model: TrainedModel, selection: Selection) 
     Raises:
         InputError: something that they are made with isn't there, or the file there was made with something else.
     """
-    labels.check()
     labels = labels.prepared(model)
     path = masks_path(labels, model)
     writer = MaskWriter(path, model.data.description.labels, labels.attributes(model))
     missing = writer.missing(model.unlabeled_stems(selection))
     if missing:
+        labels.check()
         dataset = model.data.description.name
         parameters = {"stage": labels.stage, "dataset": dataset, "model_id": model.id, "masks": labels.variant,
                       **option_values(selection), **labels.parameters}

@@ -30,7 +30,13 @@ from unet_training.data import (
 from unet_training.hyper_params import FinalOptions, LossOptions, Machine, Schedule, add_training_arguments
 from unet_training.models import Selection, TrainedModel, add_model_arguments
 from unet_training.networks.registry import rebuild
-from unet_training.pseudo_labels import PSEUDO_LABELS, PseudoLabels, add_pseudo_label_argument, add_pseudo_label_options, saved_masks
+from unet_training.pseudo_labels import (
+    PSEUDO_LABELS,
+    PseudoLabels,
+    add_pseudo_label_argument,
+    add_pseudo_label_options,
+    saved_masks,
+)
 from unet_training.trainer import Prepared
 from unet_training.training_stage import TrainingStage, data_parameters, train
 from utils.cli import run_stage, stage_parser
@@ -99,7 +105,10 @@ class FinalTraining(TrainingStage):
         validation = LabeledDataset(data, data.stems("val"))
         torch.manual_seed(self.seed)
         network = self.initial.network
-        network = rebuild(network.architecture, network.config).to(device) if self.options.train_from_scratch else copy.deepcopy(network)
+        if self.options.train_from_scratch:
+            network = rebuild(network.architecture, network.config).to(device)
+        else:
+            network = copy.deepcopy(network)
         return Prepared(network, network, self._batches(pseudo_labeled),
                         resident_batches(validation, self.machine.infer_batch_size, device),
                         self.loss.loss(data.description.pos_weight, device), self.initial.training)

@@ -73,7 +73,8 @@ class Setting:
         labels["medsam"] = SamRefined(medsam, replace(labels["sam"].options, prompt1st=("box",), prompt2nd=()))
         return cls(data, select_device(args.gpu_id), args.seed, Architecture.from_args(args, data),
                    options_from(Sampling, args), options_from(Schedule, args), options_from(Selection, args),
-                   options_from(FinalOptions, args), options_from(LossOptions, args), options_from(Machine, args), labels)
+                   options_from(FinalOptions, args), options_from(LossOptions, args), options_from(Machine, args),
+                   labels)
 
     @property
     def num_labeled(self) -> int:

@@ -18,7 +18,8 @@ STAGES = ["scripts.make_phantoms", "scripts.copy_and_process_graz_imgs", "script
           "unet_training.training_with_mean_teacher", "scripts.add_sam_agreement", "scripts.evaluate",
           "scripts.run_pipeline", "scripts.download_checkpoint", "scripts.train_demo_sam",
           "scripts.upload_offline_runs", "scripts.run_study", "scripts.plot_results", "scripts.search_refinement",
-          "scripts.train_nnunet", "scripts.save_nnunet_segmentations"]
+          "scripts.train_nnunet", "scripts.save_nnunet_segmentations", "scripts.plot_prediction",
+          "scripts.plot_pseudo_labels"]
 
 
 @pytest.mark.parametrize("module", STAGES)
