@@ -251,8 +251,7 @@ def load_model_and_data(args: argparse.Namespace, device: torch.device,
     u_net, training = load_checkpoint(model.weights, device)
     data = open_dataset(args.dataset, args.data_dir, training.input_size)
     training.check_labels(data.description.labels, f"data set {args.dataset}")
-    data.description = dataclasses.replace(data.description, mean=training.mean, std=training.std)
-    return model, u_net, training, data
+    return model, u_net, training, data.with_normalization(training.mean, training.std)
 
 
 def unlabeled_stems(args: argparse.Namespace, model: Model, data: AnnotatedImages) -> list[str]:

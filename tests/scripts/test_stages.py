@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import force_setattr
 from PIL import Image
 
 from scripts import (
@@ -214,7 +215,7 @@ def test_images_left_out_of_averages_stay_in_the_table(workplace, tmp_path, monk
 
     def with_one_left_out(*args, **kwargs):
         model, u_net, trained_on, data = original(*args, **kwargs)
-        object.__setattr__(data.description, "left_out_of_averages", (stem,))
+        force_setattr(data.description, "left_out_of_averages", (stem,))
         return model, u_net, trained_on, data
 
     monkeypatch.setattr(evaluate, "load_model_and_data", with_one_left_out)

@@ -4,17 +4,18 @@
     stems = data.stems("train", 5)
     mask = data.mask(stems[0])    # bool (C, H, W)
 """
-import dataclasses
+import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+from msgspec.structs import replace
 
 from utils.csv_tables import read_column
-from utils.datasets.description import SPLITS, DatasetDescription, StemList, load_description
-from utils.datasets.sources import SOURCES
+from utils.datasets.description import DatasetDescription, StemList, load_description
+from utils.datasets.sources import SOURCES, SPLITS
 from utils.errors import InputError
 from utils.files import image_size, read_grey
 
@@ -30,6 +31,12 @@ class AnnotatedImages:
         self.description, self.folder = description, folder
         self._checked: set[str] = set()  # stems whose image is there and of the annotated size
         self._source = SOURCES[type(description.masks)](description, folder)
+
+    def with_normalization(self, mean: float, std: float) -> "AnnotatedImages":
+        """The same data set for a model that was trained with another mean and standard deviation."""
+        changed = copy.copy(self)
+        changed.description = replace(self.description, mean=mean, std=std)
+        return changed
 
     def image_path(self, stem: str) -> Path:
         """Where the image of a stem lies."""
@@ -151,7 +158,7 @@ def open_dataset(name: str, data_dir: Path, input_size: Sequence[int] | None = N
     """
     description = load_description(name, data_dir, measured)
     if input_size is not None:
-        description = dataclasses.replace(description, input_size=tuple(input_size))
+        description = replace(description, input_size=tuple(input_size))
     if min(description.input_size) < SMALLEST_INPUT:
         raise InputError(f"input size {tuple(description.input_size)} (H, W): the U-Net needs {SMALLEST_INPUT} pixels "
                          "and more in height and width")
