@@ -1,7 +1,6 @@
 """The stages one after the other on the sample data."""
 import csv
 import json
-from dataclasses import replace
 
 import h5py
 import numpy as np

@@ -1,11 +1,11 @@
 """Splits, masks and views on a small data set described like GRAZPEDWRI-DX: 8 images of 30 x 20 pixels (W x H)."""
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from unet_training import data as segmentation_dataset
@@ -18,7 +18,8 @@ from unet_training.data import (
     resident_batches,
 )
 from utils.datasets.annotated import AnnotatedImages, load_image, open_dataset, resize_masks
-from utils.datasets.description import AnnotationFile, CvatMasks, DatasetDescription, Metadata, StemList, StoredMasks
+from utils.datasets.description import DatasetDescription, Metadata, StemList
+from utils.datasets.sources import AnnotationFile, CvatMasks, StoredMasks
 from utils.errors import InputError
 from utils.files import write_png
 from utils.mask_store import MaskStore, MaskWriter
@@ -84,7 +85,7 @@ def test_missing_lists_are_said_and_replaced(folder, description, capsys):
 
 
 def test_a_missing_sample_is_drawn_by_the_seed(folder, description, monkeypatch):
-    monkeypatch.setattr("unet_training.data.UNLABELED_SAMPLE", 5)
+    monkeypatch.setattr("utils.datasets.annotated.UNLABELED_SAMPLE", 5)
     (folder / "sample.csv").unlink()
     with (folder / "table.csv").open("a") as table:
         for number in range(20):
@@ -134,6 +135,15 @@ def test_load_image_normalises_after_a_bilinear_resize(tmp_path, description, dt
     loaded = load_image(tmp_path / "a.png", replace(description, input_size=(9, 13)))
     assert loaded.shape == (1, 9, 13) and loaded.dtype == np.float32
     np.testing.assert_allclose(loaded, (expected - 0.25) / 0.5, atol=1e-5)
+
+
+def test_another_normalization_leaves_the_data_set_as_it_was(folder, description):
+    data = AnnotatedImages(description, folder)
+    other = data.with_normalization(0.5, 0.25)
+    assert (data.description, other.description) == (description, replace(description, mean=0.5, std=0.25))
+    first, second = (LabeledDataset(view, TRAIN)[0] for view in (data, other))
+    np.testing.assert_allclose(second[0] * 0.25 + 0.5, first[0] * 0.5 + 0.25, atol=1e-6)
+    assert torch.equal(first[1], second[1])
 
 
 def test_resize_masks_keeps_channels_apart():

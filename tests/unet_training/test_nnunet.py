@@ -4,13 +4,13 @@ import pickle
 import subprocess
 import zipfile
 from argparse import Namespace
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from PIL import Image
 
 from scripts import evaluate, plot_results, run_pipeline, run_study, save_nnunet_segmentations, train_nnunet

@@ -5,15 +5,8 @@ import pytest
 
 from utils.datasets.annotated import resize_masks
 from utils.datasets.cvat import draw_masks, parse_cvat
-from utils.datasets.description import (
-    DATASET_NAMES,
-    FOLDER,
-    CvatMasks,
-    LabelMaps,
-    StoredMasks,
-    load_description,
-    read_description,
-)
+from utils.datasets.description import DATASET_NAMES, FOLDER, MASK_KINDS, load_description, read_description
+from utils.datasets.sources import CvatMasks, LabelMaps, StoredMasks
 from utils.errors import InputError
 from utils.paths import ROOT
 
@@ -46,21 +39,31 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [
-    ("std = 0.2", 'color = "grey"\nstd = 0.2', "unknown key color"),
-    ('file = "masks.h5"', 'file = "masks.h5"\nattribute = "x"', "unknown key masks.attribute"),
-    ('image_folder = "img"', "", "image_folder is missing"),
-    ("[4.9105, ", "[", "pos_weight needs 5 numbers above 0, one per label, has 4"),
-    ("[4.9105, ", "[-4.9105, ", "pos_weight needs 5 numbers above 0"),
-    ("[4.9105, ", '["4.9105", ', "pos_weight has a value of the wrong type"),
+    ("std = 0.2", 'color = "grey"\nstd = 0.2', "unknown field `color` (known: name, labels, input_size, "),
+    ('file = "masks.h5"', 'file = "masks.h5"\nattribute = "x"', "`$.masks` (known: file, train, val)"),
+    ("[masks]", '[metadata]\nfile = "a.csv"\nsides = 1\n[masks]',
+     "`$.metadata` (known: file, stem_column, keep, mirror)"),
+    ('image_folder = "img"', "", "missing required field `image_folder`"),
+    ("[4.9105, ", "[", "pos_weight needs 5 numbers, one per label, has 4"),
+    ("[4.9105, ", "[-4.9105, ", "Expected `float` > 0.0 - at `$.pos_weight[0]`"),
+    ("[4.9105, ", "[nan, ", "`$.pos_weight[0]`"),
+    ("[4.9105, ", "[inf, ", "`$.pos_weight[0]`"),
+    ("[4.9105, ", '["4.9105", ', "Expected `float`, got `str` - at `$.pos_weight[0]`"),
+    ("[4.9105, 6.3263, 10.2737, 106.2339, 106.7618]", "[]", "`$.pos_weight`"),
     ('"right_lung", "left_lung"', '"right_lung", "right_lung"', "labels must be given, each once"),
     ('"right_lung", "left_lung"', '"right_lung", "mean"', "'mean' is the name of a column"),
-    ("train = 160", "train = -1", "must be 1 or more"),
-    ("std = 0.2", "max_grey_value = 0\nstd = 0.2", "max_grey_value must be from 1 to 65535"),
-    ("[256, 256]", "[256]", "input_size needs two"),
-    ("[256, 256]", "[256, 25.6]", "input_size has a value of the wrong type"),
-    ('"mask_store"', '"nifti"', "masks.kind is 'nifti', must be one of cvat, mask_store, label_maps"),
-    ('"rest_of_train"', '"none"', "unlabeled is 'none'"),
-    ("std = 0.2", "std = -0.2", "std must be above 0"),
+    ("train = 160", "train = 0", "Expected `int` >= 1 - at `$.masks.train`"),
+    ("std = 0.2", "max_grey_value = 0\nstd = 0.2", "Expected `int` >= 1 - at `$.max_grey_value`"),
+    ("std = 0.2", "max_grey_value = 65536\nstd = 0.2", "Expected `int` <= 65535 - at `$.max_grey_value`"),
+    ("[256, 256]", "[256]", "Expected `array` of length 2, got 1 - at `$.input_size`"),
+    ("[256, 256]", "[256, 25.6]", "Expected `int`, got `float` - at `$.input_size[1]`"),
+    ('"mask_store"', '"nifti"', "'nifti' - at `$.masks.kind` (known: cvat, mask_store, label_maps)"),
+    ('kind = "mask_store"', "", "missing required field `kind` - at `$.masks`"),
+    ('"rest_of_train"', '"none"', "'none' - at `$.unlabeled` (known: not_annotated, rest_of_train"),
+    ("std = 0.2", "std = -0.2", "Expected `float` > 0.0 - at `$.std`"),
+    ("std = 0.2", "std = nan  # ", "at `$.std`"),
+    ("mean = 0.7", "mean = nan  # ", "at `$.mean`"),
+    ("mean = 0.7", "mean = 100.7", "Expected `float` <= 1.0 - at `$.mean`"),
     ("std = ", "std ", "not a readable TOML file"),
 ])
 def test_mistakes_in_a_description_name_file_and_key(tmp_path, old, new, message):
@@ -71,6 +74,18 @@ def test_mistakes_in_a_description_name_file_and_key(tmp_path, old, new, message
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         read_description(path, "mine")
     assert "mine.toml" in str(caught.value)
+
+
+def test_an_unknown_key_in_a_list_of_tables_lists_the_known_ones(tmp_path):
+    path = tmp_path / "mine.toml"
+    text = (FOLDER / "phantom.toml").read_text(encoding="utf-8")
+    path.write_text(text.replace("subset =", "part =", 1), encoding="utf-8")
+    with pytest.raises(InputError, match=r"`\$\.masks\.train\[0\]` \(known: file, subset, in_project\)"):
+        read_description(path, "mine")
+
+
+def test_each_source_is_the_kind_of_its_table():
+    assert {"cvat": CvatMasks, "mask_store": StoredMasks, "label_maps": LabelMaps} == MASK_KINDS
 
 
 def test_whole_numbers_serve_as_floats(tmp_path):

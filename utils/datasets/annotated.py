@@ -5,16 +5,14 @@
     mask = data.mask(stems[0])    # bool (C, H, W)
 """
 import copy
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+from msgspec.structs import replace
 
-from utils.datasets.description import SPLITS, DatasetDescription, StemList, load_description
-from utils.datasets.sources import SOURCES
 from utils.errors import InputError
 from utils.files import image_size, read_grey
 from utils.tables import read_column
@@ -32,11 +30,8 @@ class AnnotatedImages:
         self._checked: set[str] = set()  # stems whose image is there and of the annotated size
         self._source = SOURCES[type(description.masks)](description, folder)
 
-    def with_input(self, input_size: Sequence[int], mean: float, std: float) -> "AnnotatedImages":
-        """The same data set for a network of another input size (H, W) and normalization."""
-        other = copy.copy(self)
-        other.description = dataclasses.replace(self.description, input_size=tuple(input_size), mean=mean, std=std)
-        return other
+from utils.datasets.description import DatasetDescription, StemList, load_description
+from utils.datasets.sources import SOURCES, SPLITS
 
     def image_path(self, stem: str) -> Path:
         """Where the image of a stem lies."""
@@ -158,7 +153,7 @@ def open_dataset(name: str, data_dir: Path, input_size: Sequence[int] | None = N
     """
     description = load_description(name, data_dir, measured)
     if input_size is not None:
-        description = dataclasses.replace(description, input_size=tuple(input_size))
+        description = replace(description, input_size=tuple(input_size))
     if min(description.input_size) < SMALLEST_INPUT:
         raise InputError(f"input size {tuple(description.input_size)} (H, W): the U-Net needs {SMALLEST_INPUT} pixels "
                          "and more in height and width")

@@ -1,4 +1,4 @@
-"""Annotations in CVAT's format "for images 1.1" (paper, section 1).
+"""Annotations in CVAT's format "for images 1.1".
 
 One `<image name width height>` per radiograph, with its shapes as children: `<polygon points="x,y;x,y;...">` or
 `<mask rle left top width height>`. What a shape shows is said by one of its `<attribute name="...">` children, or by
@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from lxml import etree
-from skimage.draw import polygon as polygon_pixels
 
 from utils.errors import InputError
 
@@ -90,6 +89,7 @@ def draw_shape(shape: CvatShape, mask: np.ndarray) -> None:
     A polygon covers the same pixels as scikit-image's `polygon2mask` gives.
     """
     if shape.polygon is not None:
+        from skimage.draw import polygon as polygon_pixels  # slow to import
         x, y = shape.polygon.T
         mask[polygon_pixels(y, x, mask.shape)] = True
         return

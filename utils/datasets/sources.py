@@ -1,35 +1,90 @@
-"""Where the ground truth of a data set come from: drawn in CVAT, stored in one HDF5 file, or one label map per image.
+"""Where the ground truth of a data set comes from: one table of its description, with the reader of what that names.
 
-All sources answer the same questions: the stems of each split, whether the ground truth of an image is known, its size,
-its mask at the size of the original image, and whether the image is a mirrored one.
+To add a source, write its table and its reader here, and add the pair to `SOURCES`: the `kind` of the table's class is
+then known to every description.
 """
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from msgspec import Meta, Struct
 
 from utils.datasets.cvat import CvatImage, draw_masks, parse_cvat
-from utils.datasets.description import (
-    SPLITS,
-    AnnotationFile,
-    CvatMasks,
-    DatasetDescription,
-    LabelMaps,
-    StoredMasks,
-)
 from utils.errors import InputError
 from utils.files import image_size, read_label_map
-from utils.mask_store import MaskStore
 from utils.paths import ROOT
 from utils.tables import matching_stems
 
+if TYPE_CHECKING:
+    from utils.datasets.description import DatasetDescription
 
-class CvatSource:
+SPLITS = ("train", "val", "test")
+Count = Annotated[int, Meta(ge=1)]
+
+
+class Table(Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of a description; its keys are the fields."""
+
+
+class Masks(Table, frozen=True, tag_field="kind"):
+    """The table `[masks]`, whose key `kind` is the tag of its class."""
+
+
+class Source(ABC):
+    """Ground truth as a data set asks for it. Made of the description and the folder of the data set."""
+
+    splits: dict[str, list[str]]  # the sorted stems of each of SPLITS
+
+    @abstractmethod
+    def mask(self, stem: str) -> np.ndarray:
+        """bool, (C, H, W), at the size of the original image and not mirrored."""
+
+    def size(self, stem: str) -> tuple[int, int]:
+        """(H, W) of the mask, without drawing it where that can be spared."""
+        return self.mask(stem).shape[1:]
+
+    def keeps(self, stem: str) -> bool:
+        """Whether an image of the folder counts."""
+        return True
+
+    def is_annotated(self, stem: str) -> bool:
+        """Whether the image is in any split, even where it doesn't count."""
+        return stem in self
+
+    def is_mirrored(self, stem: str) -> bool:
+        """Whether the image shows the mirror image of what was drawn on."""
+        return False
+
+    def __contains__(self, stem: str) -> bool:
+        """Whether the ground truth of the image is known."""
+        return any(stem in stems for stems in self.splits.values())
+
+
+class AnnotationFile(Table, frozen=True):
+    """A CVAT file, or only those of its images whose `subset` is this one."""
+    file: str
+    subset: str | None = None
+    in_project: bool = False  # the path is relative to the project's top level
+
+
+class CvatMasks(Masks, frozen=True, tag="cvat"):
+    """Masks drawn in CVAT, at the size of the original images."""
+    train: tuple[AnnotationFile, ...]
+    val: tuple[AnnotationFile, ...]
+    test: tuple[AnnotationFile, ...]
+    attribute: str | None = None  # the attribute of a shape that names its label; else CVAT's own label does
+    mirror_stems_with: str | None = None  # the images of these stems are mirrored ones, the drawings are not
+    unlabeled_ground_truth: tuple[AnnotationFile, ...] = ()  # known masks of unlabeled images, for measuring only
+
+
+class CvatSource(Source):
     """Masks from CVAT files. Images that the metadata table doesn't keep (other projections) are left out."""
 
-    def __init__(self, description: DatasetDescription, folder: Path):
-        """Reads all annotations, `folder` is the data set's.
+    def __init__(self, description: "DatasetDescription", folder: Path):
+        """Reads all annotations.
 
         Raises:
             InputError: a file is missing or wrong, a split is empty, an image is in two splits.
@@ -37,7 +92,8 @@ class CvatSource:
         self._description, self._folder = description, folder
         metadata, self._kept = description.metadata, None
         if metadata is not None:
-            self._kept = matching_stems(folder / metadata.file, metadata.stem_column, metadata.keep)
+            table = description.locate(folder, metadata.file)
+            self._kept = matching_stems(table, metadata.stem_column, metadata.keep)
         self._images: dict[str, CvatImage] = {}
         self._annotated: set[str] = set()
         self.splits = {split: self._read(getattr(description.masks, split)) for split in SPLITS}
@@ -61,7 +117,7 @@ class CvatSource:
     def _parse(self, files: Sequence[AnnotationFile]) -> list[tuple[Path, CvatImage]]:
         images = []
         for file in files:
-            path = (ROOT if file.in_project else self._folder) / file.file
+            path = ROOT / file.file if file.in_project else self._description.locate(self._folder, file.file)
             parsed = parse_cvat(path, self._description.masks.attribute)
             images += [(path, image) for image in parsed if file.subset in (None, image.subset)]
         return images
@@ -75,18 +131,18 @@ class CvatSource:
         metadata = self._description.metadata
         if metadata is None or metadata.mirror is None:
             return None
-        return matching_stems(self._folder / metadata.file, metadata.stem_column, metadata.mirror)
+        table = self._description.locate(self._folder, metadata.file)
+        return matching_stems(table, metadata.stem_column, metadata.mirror)
 
     def keeps(self, stem: str) -> bool:
         """Whether the metadata table lets this image count; all do where there is no table."""
         return self._kept is None or stem in self._kept
 
     def is_annotated(self, stem: str) -> bool:
-        """Whether the image is in any split, even where it doesn't count."""
         return stem in self._annotated
 
     def is_mirrored(self, stem: str) -> bool:
-        """Whether the image shows the mirror image of what was drawn on: the table decides, else the stem."""
+        """The table decides, else the stem."""
         if self._mirrored is not None:
             return stem in self._mirrored
         marker = self._description.masks.mirror_stems_with
@@ -104,73 +160,57 @@ class CvatSource:
         return image.height, image.width
 
     def mask(self, stem: str) -> np.ndarray:
-        """bool, (C, H, W), as drawn, so not mirrored."""
         return draw_masks(self._image(stem), self._description.labels)
 
 
-class _CountedSource:
-    """Masks of images that are split by their sorted stems: first the training images, then validation, then test."""
-
-    def __init__(self, where: Path, stems: Sequence[str], masks: StoredMasks | LabelMaps, prepare: str):
-        """Raises InputError if there are too few for the splits; `where` the masks lie, `prepare` how to get them."""
-        if len(stems) <= masks.train + masks.val:
-            raise InputError(f"{where}: holds {len(stems)} masks, more than {masks.train} + {masks.val} are needed for "
-                             f"training, validation and test; complete it with `{prepare}`")
-        bounds = (0, masks.train, masks.train + masks.val, len(stems))
-        self.splits = {split: list(stems[bounds[i]:bounds[i + 1]]) for i, split in enumerate(SPLITS)}
-        self._stems = frozenset(stems)
-
-    def keeps(self, stem: str) -> bool:
-        return True
-
-    def is_annotated(self, stem: str) -> bool:
-        return stem in self._stems
-
-    def is_mirrored(self, stem: str) -> bool:
-        return False
-
-    def __contains__(self, stem: str) -> bool:
-        return stem in self._stems
+class StoredMasks(Masks, frozen=True, tag="mask_store"):
+    """Masks in one HDF5 file (`utils.mask_store`), split by sorted stems: first `train`, then `val`, the rest test."""
+    file: str
+    train: Count
+    val: Count
 
 
-class StoredSource(_CountedSource):
-    """Masks from an HDF5 file (`utils.mask_store`)."""
+class StoredSource(Source):
+    """Masks from an HDF5 file."""
 
-    def __init__(self, description: DatasetDescription, folder: Path):
+    def __init__(self, description: "DatasetDescription", folder: Path):
         """Raises InputError if the file is missing, wrong, or holds too few images for the splits."""
-        path = folder / description.masks.file
+        from utils.mask_store import MaskStore  # HDF5, which other sources do without
+        path = description.locate(folder, description.masks.file)
         if not path.is_file():
             raise InputError(f"{path}: no such masks; make them with `{description.prepare}`")
         self._store = MaskStore(path, description.labels)
-        super().__init__(path, self._store.stems, description.masks, description.prepare)
-
-    def size(self, stem: str) -> tuple[int, int]:
-        """(H, W) of the stored mask."""
-        return self.mask(stem).shape[1:]
+        self.splits = split_by_counts(path, self._store.stems, description)
 
     def mask(self, stem: str) -> np.ndarray:
-        """bool, (C, H, W), as stored."""
         return self._store.mask(stem)
 
 
-class LabelMapSource(_CountedSource):
-    """Masks from one grey PNG per image, whose value v stands for the v-th label, 0 for the background."""
+class LabelMaps(Masks, frozen=True, tag="label_maps"):
+    """One grey PNG per image in `folder`: 0 is the background, value v the v-th label; split as `StoredMasks`."""
+    folder: str
+    train: Count
+    val: Count
 
-    def __init__(self, description: DatasetDescription, folder: Path):
+
+class LabelMapSource(Source):
+    """Masks from label maps."""
+
+    def __init__(self, description: "DatasetDescription", folder: Path):
         """Raises InputError if the folder is missing or holds too few masks for the splits."""
-        self._folder, self._labels = folder / description.masks.folder, description.labels
+        self._folder, self._labels = description.locate(folder, description.masks.folder), description.labels
         if not self._folder.is_dir():
             raise InputError(f"{self._folder}: no such folder of masks; put them there with "
                              f"`{description.prepare}`")
         stems = sorted(path.stem for path in self._folder.glob("[!.]*.png"))
-        super().__init__(self._folder, stems, description.masks, description.prepare)
+        self.splits = split_by_counts(self._folder, stems, description)
 
     def size(self, stem: str) -> tuple[int, int]:
-        """(H, W) from the mask's header."""
+        """(H, W) from the file's header."""
         return image_size(self._folder / f"{stem}.png")
 
     def mask(self, stem: str) -> np.ndarray:
-        """bool, (C, H, W).
+        """As in `Source`.
 
         Raises:
             InputError: the file isn't a readable image, or has a value beyond the last label.
@@ -183,4 +223,18 @@ class LabelMapSource(_CountedSource):
         return values == np.arange(1, len(self._labels) + 1)[:, None, None]
 
 
-SOURCES = {CvatMasks: CvatSource, StoredMasks: StoredSource, LabelMaps: LabelMapSource}
+def split_by_counts(where: Path, stems: Sequence[str], description: "DatasetDescription") -> dict[str, list[str]]:
+    """The splits of sorted stems: first the training images, then validation, the rest test.
+
+    Raises:
+        InputError: none is left for test; the message says `where` the masks lie.
+    """
+    train, val = description.masks.train, description.masks.val
+    if len(stems) <= train + val:
+        raise InputError(f"{where}: holds {len(stems)} masks, more than {train} + {val} are needed for training, "
+                         f"validation and test; complete it with `{description.prepare}`")
+    return {"train": list(stems[:train]), "val": list(stems[train:train + val]), "test": list(stems[train + val:])}
+
+
+SOURCES: dict[type[Masks], type[Source]] = {
+    CvatMasks: CvatSource, StoredMasks: StoredSource, LabelMaps: LabelMapSource}
