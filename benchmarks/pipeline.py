@@ -133,7 +133,7 @@ class Ours:
         record = Model("stand-in", {"num_train_samples": 0}, description.labels, (), "", 0, lambda: None)
         self.model = TrainedModel(record, network, training, data, device, BATCH)
         self.labels = SamRefined(sam, RefinementOptions())
-        self.folder = data.folder.parent
+        self.folder = data.data_dir
 
     def embeddings(self, stems: list[str]) -> None:
         self.labels.sam.embed(self.model.data, stems, self.model.device)

@@ -1,22 +1,30 @@
 """The SAM of a run: which type, whose weights, how precise.
 
-    sam = Sam.choose(SamOptions(sam_type="vit_t"), load_description("graz"), Path("data"))
-    folder = sam.folder(Path("data"), "graz")
-    sam.embed_missing([("a", Path("a.png"))], folder, device)    # writes folder / "a.h5"
+    data = open_dataset("graz", Path("data"))
+    sam = Sam.choose(SamOptions(sam_type="vit_t"), data)
+    sam.embed_missing(data, data.stems("val"), device)
     decoder = sam.load_decoder(device)
+    embedding = sam.read_embedding(data, data.stems("val")[0])
 """
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from segment_anything.checkpoints import CheckpointId, identify
-from segment_anything.embeddings import PRECISIONS, save_missing_embeddings
+from segment_anything.embeddings import (
+    PRECISIONS,
+    ImageEmbedding,
+    embedding_path,
+    load_embedding,
+    save_missing_embeddings,
+)
 from segment_anything.modeling import Sam as SamModel
 from segment_anything.registry import SAM_TYPES, check_present, default_checkpoint, get_sam_type, load_sam
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
-from utils.datasets.description import DatasetDescription
+from utils.datasets.annotated import AnnotatedImages
 from utils.options import option
 from utils.paths import embedding_folder
 
@@ -31,7 +39,7 @@ class EncoderOptions:
 
     sam_type: str | None = option(None, f"which SAM, from {', '.join(SAM_TYPES)} (left out: vit_h, or demo for the "
                                         "phantoms)", metavar="TYPE")
-    sam_checkpoint: Path | None = option(  # noqa: RUF009
+    sam_checkpoint: Path | None = option(
         None, "its weights (left out: the file of the public name in <data_dir>/sam_checkpoints, or in <data_dir>)",
         type=Path, metavar="FILE")
 
@@ -65,12 +73,22 @@ class Sam:
     max_grey_value: int | None = None
 
     @classmethod
-    def choose(cls, options: EncoderOptions, description: DatasetDescription, data_dir: Path) -> "Sam":
-        """The SAM that the options name, or else the data set's own."""
-        type_name = options.sam_type or description.sam_type
+    def choose(cls, options: EncoderOptions, data: AnnotatedImages) -> "Sam":
+        """The SAM that the options name, or else the data set's own.
+
+        Raises:
+            InputError: the checkpoint that the options name isn't there.
+        """
+        type_name = options.sam_type or data.description.sam_type
+        if options.sam_checkpoint:
+            check_present(type_name, options.sam_checkpoint)
         precision = options.embeddings if isinstance(options, SamOptions) else "float32"
-        return cls(type_name, options.sam_checkpoint or default_checkpoint(type_name, data_dir), precision,
-                   description.max_grey_value)
+        return cls(type_name, options.sam_checkpoint or default_checkpoint(type_name, data.data_dir), precision,
+                   data.description.max_grey_value)
+
+    def of_type(self, type_name: str, data: AnnotatedImages) -> "Sam":
+        """Another type in the place of this one, with its weights at their usual place."""
+        return replace(self, type_name=type_name, checkpoint=default_checkpoint(type_name, data.data_dir))
 
     @property
     def name(self) -> str:
@@ -101,9 +119,18 @@ class Sam:
         """
         check_present(self.type_name, self.checkpoint)
 
-    def folder(self, data_dir: Path, dataset: str) -> Path:
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What tells one SAM from others in the tracker."""
+        return {"sam_type": self.type_name, "sam_checkpoint": self.checkpoint.name, "embeddings": self.precision}
+
+    def folder(self, data: AnnotatedImages) -> Path:
         """Of this SAM's embeddings of a data set, `<stem>.h5`."""
-        return embedding_folder(data_dir, dataset, self.name)
+        return embedding_folder(data.data_dir, data.description.name, self.name)
+
+    def read_embedding(self, data: AnnotatedImages, stem: str) -> ImageEmbedding:
+        """Of one image. Raises InputError as `load_embedding`."""
+        return load_embedding(embedding_path(self.folder(data), stem), self.identity)
 
     def load(self) -> SamModel:
         """The whole model, as `load_sam` gives it."""
@@ -113,8 +140,9 @@ class Sam:
         """What makes masks of stored embeddings; the image encoder isn't loaded. Raises InputError as `load_sam`."""
         return StoredEmbeddingDecoder.load(self.type_name, self.checkpoint, device)
 
-    def embed_missing(self, images: Sequence[tuple[str, Path]], folder: Path, device: torch.device) -> int:
-        """Computes the embeddings of (stem, image file) that `folder` lacks, and says how many they were; as
+    def embed_missing(self, data: AnnotatedImages, stems: Sequence[str], device: torch.device) -> int:
+        """Computes the embeddings of these images that aren't there, and says how many they were; errors as of
         `save_missing_embeddings`."""
-        return save_missing_embeddings(images, folder, self.type_name, self.checkpoint, device, self.precision,
-                                       self.max_grey_value)
+        images = [(stem, data.image_path(stem)) for stem in stems]
+        return save_missing_embeddings(images, self.folder(data), self.type_name, self.checkpoint, device,
+                                       self.precision, self.max_grey_value)

@@ -7,6 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,7 +17,7 @@ from segment_anything.embeddings import ImageEmbedding
 from segment_anything.options import Sam, SamOptions
 from segment_anything.refinement.agreement import sam_agreement
 from segment_anything.refinement.cleaning import clean_masks
-from segment_anything.refinement.refine import RefinementOptions, refine_all
+from segment_anything.refinement.refine import RefinementOptions, add_ccl_argument, add_refinement_arguments, refine_all
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from unet_training.models import Selection, TrainedModel
 from unet_training.nnunet.nnunet import NNUNetOptions, unpack
@@ -129,7 +130,10 @@ class _OfSam(PseudoLabels):
         self.sam.check_present()
 
     def attributes(self, model: TrainedModel) -> dict[str, str]:
-        return {**super().attributes(model), "refine_params": json.dumps(self.refine_params())}
+        own = super().attributes(model)
+        if self.sam.checkpoint.is_file():  # masks can be read where SAM's weights aren't
+            own["refine_params"] = json.dumps(self.refine_params())
+        return own
 
     def refine_params(self) -> dict[str, Any]:
         """What the masks depend on: a file of masks is never continued with anything else."""
@@ -141,7 +145,7 @@ class _OfSam(PseudoLabels):
         reads the next one while the caller works."""
         self.sam.embed_missing(model.data, stems, model.device)
         decoder = self.sam.load_decoder(model.device)
-        embeddings = map_threaded(self.sam.embedding_reader(model.data), stems)
+        embeddings = map_threaded(partial(self.sam.read_embedding, model.data), stems)
         predicted = model.probabilities(stems)
         return decoder, ((*prediction, embedding) for prediction, embedding in zip(predicted, embeddings, strict=True))
 
@@ -157,7 +161,7 @@ class SamRefined(_OfSam):
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         add_options(parser.add_argument_group("SAM"), SamOptions)
-        add_options(parser.add_argument_group("refinement"), RefinementOptions)
+        add_refinement_arguments(parser)
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, data: AnnotatedImages) -> "SamRefined":
@@ -176,7 +180,7 @@ class SamRefined(_OfSam):
         return {**self.sam.parameters, **option_values(self.options)}
 
     def refine_params(self) -> dict[str, Any]:
-        return {**asdict(self.options), "sam_type": self.sam.type, **super().refine_params()}
+        return {**asdict(self.options), "sam_type": self.sam.type_name, **super().refine_params()}
 
     def compute(self, model: TrainedModel, stems: Sequence[str]) -> Iterator[Mask]:
         decoder, images = self.inputs(model, stems)
@@ -201,7 +205,7 @@ class RandomWalk(PseudoLabels):
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         group = parser.add_argument_group("random walk")
         add_options(group, RandomWalkOptions)
-        add_options(group, CleaningOptions)
+        add_ccl_argument(group)
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, data: AnnotatedImages) -> "RandomWalk":
@@ -347,7 +351,7 @@ def save_masks(labels: PseudoLabels, model: TrainedModel, selection: Selection) 
 
 def masks_path(labels: PseudoLabels, model: TrainedModel) -> Path:
     """Where a model's masks of this kind lie, if they were saved."""
-    return mask_file(model.data.folder.parent, model.id, labels.variant)
+    return mask_file(model.data.data_dir, model.id, labels.variant)
 
 
 def saved_masks(labels: PseudoLabels, model: TrainedModel) -> MaskStore:

@@ -111,7 +111,7 @@ class InitialTraining(TrainingStage):
 def features_folder(data: AnnotatedImages, model: LrasppOnSam) -> Path:
     """Of what SAM makes of images of this size without its positional embedding: nothing that other stages read."""
     height, width = model.config["input_size"]
-    return embedding_folder(data.folder.parent, data.description.name,
+    return embedding_folder(data.data_dir, data.description.name,
                             f"{model.config['sam_type']}_no_pos_{height}x{width}")
 
 

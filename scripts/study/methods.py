@@ -69,7 +69,7 @@ class Setting:
         args = argparse.Namespace(**{**vars(args), **changes})
         data = options_from(DataOptions, args).open(args.input_size)
         labels = {kind: made.from_args(args, data) for kind, made in PSEUDO_LABELS.items()}
-        medsam = labels["sam"].sam.of_type("medsam")
+        medsam = labels["sam"].sam.of_type("medsam", data)
         labels["medsam"] = SamRefined(medsam, replace(labels["sam"].options, prompt1st=("box",), prompt2nd=()))
         return cls(data, select_device(args.gpu_id), args.seed, Architecture.from_args(args, data),
                    options_from(Sampling, args), options_from(Schedule, args), options_from(Selection, args),

@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 from msgspec.structs import replace
 
+from utils.datasets.description import DatasetDescription, StemList, load_description
+from utils.datasets.sources import SOURCES, SPLITS
 from utils.errors import InputError
 from utils.files import image_size, read_grey
 from utils.tables import read_column
@@ -30,8 +32,16 @@ class AnnotatedImages:
         self._checked: set[str] = set()  # stems whose image is there and of the annotated size
         self._source = SOURCES[type(description.masks)](description, folder)
 
-from utils.datasets.description import DatasetDescription, StemList, load_description
-from utils.datasets.sources import SOURCES, SPLITS
+    def with_input(self, input_size: Sequence[int], mean: float, std: float) -> "AnnotatedImages":
+        """The same data set for a network of another input size (H, W) and normalization."""
+        changed = copy.copy(self)
+        changed.description = replace(self.description, input_size=tuple(input_size), mean=mean, std=std)
+        return changed
+
+    @property
+    def data_dir(self) -> Path:
+        """The folder of all data sets."""
+        return self.folder.parent
 
     def image_path(self, stem: str) -> Path:
         """Where the image of a stem lies."""
