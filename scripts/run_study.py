@@ -74,8 +74,8 @@ def main(args: argparse.Namespace) -> Path:
     write_rows(table, [COLUMNS, *rows])
     write_rows(args.results_dir / "pseudo_labels.csv", [COLUMNS, *pseudo_label_rows])
     sam = settings[0].labels["sam"].sam
-    manifest = {"arguments": {name: plain_value(value) for name, value in vars(args).items()}, "sam_type": sam.type_name,
-                "results": results}
+    manifest = {"arguments": {name: plain_value(value) for name, value in vars(args).items()},
+                "sam_type": sam.type_name, "results": results}
     with atomic_path(args.results_dir / "manifest.json") as temporary:
         temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     if sam.notice:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from unet_training.epoch import bce_loss
+from utils.datasets.description import DatasetDescription
 from utils.errors import InputError
 from utils.options import add_options, non_negative, option, positive_float, positive_int
 
@@ -22,10 +23,17 @@ class Schedule:
     batch_size: int = option(16, "images in a training batch", type=positive_int)
     data_aug: float = option(0.03, "standard deviation of the random affine matrix's entries, 0 for no augmentation",
                              type=non_negative(float))
+    max_gradient_norm: float | None = option(
+        None, "scale gradients of a larger norm down to this one (left out: the data set's bound, which is not for the "
+              "mean teacher, or none)", type=positive_float, metavar="NORM")
     bf16: bool = option(False, "train in bfloat16 where the network allows, faster on a GPU and on some processors; "
                                "validation and prediction stay float32")
     compile: bool = option(False, "compile the U-Net first (torch.compile), which takes minutes and needs a C++ "
                                   "compiler; results change a little")
+
+    def gradient_bound(self, description: DatasetDescription) -> float | None:
+        """The largest norm of gradients that is left as it is; None for any."""
+        return self.max_gradient_norm or description.max_gradient_norm
 
     def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
@@ -73,8 +81,11 @@ class FinalOptions:
 
     train_from_scratch: bool = option(True, "start the final U-Net from random weights, or else fine-tune the initial "
                                             "one")
-    mixed: bool = option(False, "fill half of every batch with labeled images; the paper combines it with "
-                                "--no-train_from_scratch")
+    mixed: str | None = option(
+        None, "fill half of every batch with labeled images: half (if nothing is named) passes over all pseudo labels "
+              "in an epoch; released, as the authors' training_with_mixed_labels.py, over all labeled images, and "
+              "turns, scales and shifts a fifth of them (give it --epochs 3000 --lr 1e-4 --no-lr_scheduler). The paper "
+              "combines it with --no-train_from_scratch", nargs="?", const="half", choices=("half", "released"))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class Prepared:
         model: what is trained: the network, or what holds it or is part of it
         train_batches, val_batches, loss, run_epoch, shown: see `fit`
         training: what the checkpoint says of its data
+        max_gradient_norm: see `epoch.take_step`
     """
 
     network: Network
@@ -40,6 +41,7 @@ class Prepared:
     val_batches: Iterable
     loss: nn.Module
     training: Training
+    max_gradient_norm: float | None = None
     run_epoch: Callable[..., EpochStatistics] = train_epoch
     shown: torch.Tensor | None = None
 
@@ -69,7 +71,7 @@ def fit(prepared: Prepared, schedule: Schedule, device: torch.device, experiment
     for epoch in progress:
         lr = optimizer.param_groups[0]["lr"]
         statistics = prepared.run_epoch(model, prepared.train_batches, prepared.loss, optimizer, device,
-                                        schedule.data_aug, schedule.bf16)
+                                        schedule.data_aug, schedule.bf16, prepared.max_gradient_norm)
         validation = validate(model, prepared.val_batches, prepared.loss, device)
         scheduler.step()
         history.append(_record(statistics, validation, lr))
@@ -94,12 +96,13 @@ def publish(experiment: Experiment, model: Network, training: Training, state_fi
 
 def _record(train: EpochStatistics, validation: EpochStatistics, lr: float) -> dict:
     return {"lr": lr, "loss": {"train": train.loss, "validation": validation.loss},
-            "dice": {"train": train.mean_dice, "validation": validation.mean_dice},
+            "dice": {"train": train.pooled_dice, "validation": validation.pooled_dice},
+            "dice per image": {"train": train.mean_dice, "validation": validation.mean_dice},
             "class_dice": validation.class_dice}
 
 
 def _report(experiment: Experiment, record: dict, labels: tuple[str, ...], epoch: int) -> None:
-    for title in ("loss", "dice"):
+    for title in ("loss", "dice", "dice per image"):
         for series, value in record[title].items():
             experiment.scalar(title, series, value, epoch)
     experiment.scalar("learning rate", "lr", record["lr"], epoch)

@@ -16,19 +16,19 @@ Writes  a model, known by its id: on the ClearML server, or in runs/ without one
 """  # noqa: E501 (a command to copy)
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import RandomSampler
 
+from segment_anything.options import EncoderOptions
 from unet_training.checkpoint import Training
 from unet_training.data import LabeledDataset, resident_batches
 from unet_training.epoch import bce_loss
 from unet_training.hyper_params import Sampling, Schedule, add_training_arguments
 from unet_training.models import ALL, DataOptions, add_common_arguments, add_seed_argument
-from unet_training.networks.lraspp import LrasppOnSam, StoredFeatures
 from unet_training.networks.registry import Architecture, add_architecture_arguments
+from unet_training.networks.stored_features import StoredFeatures
 from unet_training.trainer import Prepared
 from unet_training.training_stage import TrainingStage, data_parameters, train
 from utils.cli import run_stage, select_device, stage_parser
@@ -42,6 +42,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_common_arguments(parser)
     add_seed_argument(parser)
     add_initial_arguments(parser)
+    add_options(parser.add_argument_group("SAM"), EncoderOptions)
     add_training_arguments(parser)
     return parser
 
@@ -97,22 +98,17 @@ class InitialTraining(TrainingStage):
         description, shown = self.data.description, validation[0][0]
         network = self.architecture.build(description).to(device)
         model: torch.nn.Module = network
-        if isinstance(network, LrasppOnSam) and not self.schedule.data_aug:
-            model, folder = network.head, features_folder(self.data, network)
+        if network.features_name and not self.schedule.data_aug:  # then its frozen part sees each image once
+            model = network.head
+            folder = embedding_folder(self.data.data_dir, description.name, network.features_name)
             labeled, validation = (StoredFeatures(network, images, folder, device) for images in (labeled, validation))
         sampler = RandomSampler(labeled, replacement=True, num_samples=self.sampling.data_sample_per_epoch)
         training = Training(description.name, description.labels, description.input_size, description.mean,
                             description.std)
         return Prepared(network, model, resident_batches(labeled, self.schedule.batch_size, device, sampler),
                         resident_batches(validation, self.infer_batch_size, device),
-                        bce_loss(description.pos_weight, device), training, shown=shown)
-
-
-def features_folder(data: AnnotatedImages, model: LrasppOnSam) -> Path:
-    """Of what SAM makes of images of this size without its positional embedding: nothing that other stages read."""
-    height, width = model.config["input_size"]
-    return embedding_folder(data.data_dir, data.description.name,
-                            f"{model.config['sam_type']}_no_pos_{height}x{width}")
+                        bce_loss(description.pos_weight, device), training,
+                        self.schedule.gradient_bound(description), shown=shown)
 
 
 if __name__ == "__main__":

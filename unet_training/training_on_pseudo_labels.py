@@ -14,6 +14,7 @@ Writes  a model, known by its id: on the ClearML server, or in runs/ without one
 import argparse
 import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,12 +22,12 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from unet_training.data import (
     EpochLoader,
-    HalfAndHalf,
     LabeledDataset,
     PseudoLabelDataset,
     check_fills_batch,
     resident_batches,
 )
+from unet_training.epoch import random_similarity, train_epoch
 from unet_training.hyper_params import FinalOptions, LossOptions, Machine, Schedule, add_training_arguments
 from unet_training.models import Selection, TrainedModel, add_model_arguments
 from unet_training.networks.registry import rebuild
@@ -37,6 +38,7 @@ from unet_training.pseudo_labels import (
     add_pseudo_label_options,
     saved_masks,
 )
+from unet_training.samplers import HalfAndHalf, LabeledOnce
 from unet_training.trainer import Prepared
 from unet_training.training_stage import TrainingStage, data_parameters, train
 from utils.cli import run_stage, stage_parser
@@ -109,9 +111,13 @@ class FinalTraining(TrainingStage):
             network = rebuild(network.architecture, network.config).to(device)
         else:
             network = copy.deepcopy(network)
+        run_epoch = train_epoch
+        if self.options.mixed == "released":
+            run_epoch = partial(train_epoch, draw_matrices=random_similarity)
         return Prepared(network, network, self._batches(pseudo_labeled),
                         resident_batches(validation, self.machine.infer_batch_size, device),
-                        self.loss.loss(data.description.pos_weight, device), self.initial.training)
+                        self.loss.loss(data.description.pos_weight, device), self.initial.training,
+                        self.schedule.gradient_bound(data.description), run_epoch)
 
     def _batches(self, pseudo_labeled: Dataset) -> EpochLoader:
         size, workers = self.schedule.batch_size, self.machine.num_workers
@@ -119,7 +125,8 @@ class FinalTraining(TrainingStage):
         if not self.options.mixed:
             return EpochLoader(pseudo_labeled, size, shuffle=True, drop_last=True, **loading)
         labeled = LabeledDataset(self.initial.data, self.initial.labeled_stems())
-        sampler = HalfAndHalf(len(labeled), len(pseudo_labeled), size)
+        sampler = {"half": HalfAndHalf, "released": LabeledOnce}[self.options.mixed](
+            len(labeled), len(pseudo_labeled), size)
         return EpochLoader(ConcatDataset([labeled, pseudo_labeled]), batch_sampler=sampler, **loading)
 
 

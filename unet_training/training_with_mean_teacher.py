@@ -132,7 +132,7 @@ class MeanTeacherTraining(TrainingStage):
         return Prepared(model.teacher, model, train_batches,
                         resident_batches(validation, self.machine.infer_batch_size, device),
                         self.loss.loss(data.description.pos_weight, device), self.initial.training,
-                        run_epoch=mean_teacher_epoch)
+                        self.schedule.max_gradient_norm, mean_teacher_epoch)
 
 
 if __name__ == "__main__":

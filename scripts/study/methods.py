@@ -40,6 +40,8 @@ from utils.tracking.experiment import fetch_model
 
 RELIABLE = 0.85  # agreement from which on the reliable mean teacher takes a mask as a label
 
+MIXED = FinalOptions(train_from_scratch=False, mixed="half")
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -55,6 +57,7 @@ class Setting:
     device: torch.device
     seed: int
     architecture: Architecture
+    lraspp: Architecture
     sampling: Sampling
     schedule: Schedule
     selection: Selection
@@ -72,9 +75,9 @@ class Setting:
         medsam = labels["sam"].sam.of_type("medsam", data)
         labels["medsam"] = SamRefined(medsam, replace(labels["sam"].options, prompt1st=("box",), prompt2nd=()))
         return cls(data, select_device(args.gpu_id), args.seed, Architecture.from_args(args, data),
-                   options_from(Sampling, args), options_from(Schedule, args), options_from(Selection, args),
-                   options_from(FinalOptions, args), options_from(LossOptions, args), options_from(Machine, args),
-                   labels)
+                   Architecture.from_args(args, data, "lraspp_on_sam"), options_from(Sampling, args),
+                   options_from(Schedule, args), options_from(Selection, args), options_from(FinalOptions, args),
+                   options_from(LossOptions, args), options_from(Machine, args), labels)
 
     @property
     def num_labeled(self) -> int:
@@ -178,7 +181,7 @@ def _reliable_mean_teacher(setting: Setting, initial: TrainedModel) -> Measured:
 
 def _lraspp_on_sam(setting: Setting, _: TrainedModel) -> Measured:
     """Without augmentation, so that SAM's encoder sees each image once."""
-    return Measured(setting.train_initial(architecture=setting.architecture.of_name("lraspp_on_sam"),
+    return Measured(setting.train_initial(architecture=setting.lraspp,
                                           schedule=replace(setting.schedule, data_aug=0.0)))
 
 
@@ -200,8 +203,7 @@ METHODS: dict[str, Method] = {
     "random_walk": Method("Random walk's pseudo labels", _final("random_walk"), ("random_walk",), final=True),
     "sam": Method("SAM's pseudo labels", _final("sam"), ("sam",), final=True),
     "medsam": Method("MedSAM's pseudo labels", _final("medsam"), ("medsam",), final=True, optional=True),
-    "mixed": Method("SAM's pseudo labels, mixed", _final("sam", options=FinalOptions(False, True)), ("sam",),
-                    final=True),
+    "mixed": Method("SAM's pseudo labels, mixed", _final("sam", options=MIXED), ("sam",), final=True),
     "mean_teacher": Method("Mean teacher", lambda setting, initial: Measured(setting.train_mean_teacher(initial))),
     "reliable_mean_teacher": Method("Reliable mean teacher", _reliable_mean_teacher, ("sam",)),
     "lraspp_on_sam": Method("SAM ViT + LR-ASPP", _lraspp_on_sam, ("sam",)),

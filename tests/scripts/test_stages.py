@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from PIL import Image
 
 from scripts import (
