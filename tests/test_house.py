@@ -77,8 +77,10 @@ def name_in_tree(path: Path) -> str | None:
     return name if path.suffix == ".py" and path.name != "__init__.py" else None
 
 
-def tracked_files() -> list[Path]:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+def files_of_the_project() -> list[Path]:
+    """What git tracks, or would if it were added."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("this is no checkout of git")
     return [ROOT / name for name in filter(None, listed.stdout.split("\0")) if (ROOT / name).is_file()]
@@ -108,12 +110,12 @@ def test_everything_has_one_purpose():
 
 def test_no_file_names_a_path_of_this_machine():
     folders = [str(folder) + "/" for folder in (ROOT.parent, Path.home()) if len(folder.parts) > 1]
-    assert not [f"{path.relative_to(ROOT)} names {folder}" for path in tracked_files()
+    assert not [f"{path.relative_to(ROOT)} names {folder}" for path in files_of_the_project()
                 for folder in folders if folder.encode() in path.read_bytes()]
 
 
 def test_code_names_no_text_from_outside_the_project():
-    files = tracked_files()
+    files = files_of_the_project()
     own = {path.name for path in files if path.suffix == ".md"}
     assert not [f"{path.relative_to(ROOT)} names {name}" for path in files if path.suffix == ".py"
                 for name in re.findall(r"\w+\.md\b", path.read_text(encoding="utf-8")) if name not in own]
