@@ -5,13 +5,10 @@ from pathlib import Path
 
 import torch
 
-from unet_training.networks.lraspp import LrasppOnSam
-from unet_training.networks.u_net import UNet
+from unet_training.networks.network import Network
+from unet_training.networks.registry import ARCHITECTURES, rebuild
 from utils.errors import InputError
 from utils.files import atomic_path
-
-Network = UNet | LrasppOnSam
-ARCHITECTURES = {each.architecture: each for each in (UNet, LrasppOnSam)}
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Net
     if not isinstance(checkpoint, dict) or checkpoint.get("architecture") not in ARCHITECTURES:
         raise InputError(f"{path}: holds no network of this project; give the id that a training stage printed")
     try:
-        model = ARCHITECTURES[checkpoint["architecture"]](**checkpoint["config"])
+        model = rebuild(checkpoint["architecture"], checkpoint["config"])
         model.load_state_dict(checkpoint["state_dict"])
         training = Training(**{name: tuple(value) if isinstance(value, list) else value
                                for name, value in checkpoint["training"].items()})

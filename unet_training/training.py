@@ -12,7 +12,7 @@ left out means a U-Net).
 
 Reads   the labeled images and annotations of the data set, for `lraspp_on_sam` SAM's weights
 Writes  a model, known by its id: on the ClearML server, or in runs/ without one; for `lraspp_on_sam` without
-        augmentation data/<dataset>/sam_embeddings/<sam type>_no_pos_<H>x<W>/<stem>.h5, 4 MB a labeled image
+        augmentation data/<dataset>/sam_embeddings/<sam type>_lraspp_<sam_pixels>_<H>x<W>/<stem>.h5, 4 MB a labeled image
 """  # noqa: E501 (a command to copy)
 import argparse
 from pathlib import Path
@@ -28,11 +28,15 @@ from unet_training.arguments import (
     resolve_sam,
     task_parameters,
 )
-from unet_training.checkpoint import ARCHITECTURES, Network, Training
+from unet_training.checkpoint import Training
 from unet_training.data import LabeledDataset, resident_batches
 from unet_training.epoch import bce_loss
 from unet_training.hyper_params import add_initial_arguments, add_training_arguments, schedule_from
-from unet_training.networks.lraspp import LrasppOnSam, StoredFeatures
+from unet_training.networks.lraspp import LrasppOnSam
+from unet_training.networks.network import Network
+from unet_training.networks.registry import ARCHITECTURES, options_from_args
+from unet_training.networks.registry import build as build_network
+from unet_training.networks.stored_features import StoredFeatures
 from unet_training.networks.u_net import UNet
 from unet_training.trainer import fingerprint, fit, publish
 from utils.cli import run_stage, select_device, stage_parser
@@ -46,7 +50,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("unet_training.training", __doc__)
     add_common_arguments(parser)
     parser.add_argument("--architecture", choices=tuple(ARCHITECTURES), default=UNet.architecture,
-                        help="the network; lraspp_on_sam has no use for --base_width and --n_last_channel")
+                        help="the network; lraspp_on_sam has no use for --base_width")
     add_encoder_arguments(parser)
     add_initial_arguments(parser)
     add_training_arguments(parser)
@@ -92,18 +96,15 @@ def run_parameters(args: argparse.Namespace, data: AnnotatedImages) -> dict:
 
 def build(args: argparse.Namespace, data: AnnotatedImages) -> Network:
     """The untrained network that the arguments describe."""
-    description = data.description
-    if args.architecture == UNet.architecture:
-        return UNet(len(description.labels), args.base_width, args.n_last_channel)
-    sam_type, checkpoint = resolve_sam(args, data)
-    return LrasppOnSam(len(description.labels), description.input_size, description.mean, description.std, sam_type,
-                       str(checkpoint))
+    description, (sam_type, sam_checkpoint) = data.description, resolve_sam(args, data)
+    options = options_from_args(args.architecture, args, sam_type=sam_type, sam_checkpoint=sam_checkpoint)
+    return build_network(args.architecture, len(description.labels), description.input_size, description.mean,
+                         description.std, options)
 
 
 def features_folder(args: argparse.Namespace, model: LrasppOnSam) -> Path:
     """Of what SAM makes of images of this size without its positional embedding: nothing that other stages read."""
-    height, width = model.config["input_size"]
-    return embedding_folder(args.data_dir, args.dataset, f"{model.config['sam_type']}_no_pos_{height}x{width}")
+    return embedding_folder(args.data_dir, args.dataset, model.features_name)
 
 
 if __name__ == "__main__":
