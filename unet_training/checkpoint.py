@@ -72,7 +72,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu",
         training = Training(**{name: tuple(value) if isinstance(value, list) else value
                                for name, value in checkpoint["training"].items()})
     except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path}: its weights don't fit the network it describes ({error}); train it again") from None
+        reason = str(error).splitlines()[0].removesuffix(":")  # PyTorch goes on to list all weights
+        raise InputError(f"{path}: its weights don't fit the network it describes ({reason}); train it again") from None
     if len(training.labels) != model.config["n_classes"]:
         raise InputError(f"{path}: a model of {model.config['n_classes']} classes, but data set {training.dataset} has "
                          f"{len(training.labels)} labels; name the data set that it was trained on")

@@ -2,28 +2,42 @@
 import argparse
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from segment_anything.options import EncoderOptions
 from unet_training.networks import registry
 from unet_training.networks.lraspp import LrasppOptions
 from unet_training.networks.network import Network
+from unet_training.networks.registry import Architecture
 from unet_training.networks.u_net import UNet, UNetOptions
+from utils.datasets.description import load_description
 from utils.errors import InputError
-from utils.options import option
+from utils.options import add_options, option
+
+CHECKPOINT = Path("weights/b.pth")
 
 
-def parse(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    registry.add_architecture_options(parser)
-    return parser.parse_args(arguments)
+@pytest.fixture
+def choose(tmp_path, monkeypatch):
+    """The architecture that arguments name, for GRAZ's data set without its files."""
+    monkeypatch.setattr("segment_anything.options.check_present", lambda *_: None)
+    data = SimpleNamespace(description=load_description("graz"), data_dir=tmp_path)
+
+    def parse(*arguments: str) -> Architecture:
+        parser = argparse.ArgumentParser()
+        registry.add_architecture_arguments(parser)
+        add_options(parser, EncoderOptions)
+        return Architecture.from_args(parser.parse_args(arguments), data)
+    return parse
 
 
 @pytest.mark.parametrize("name", ["u_net", "unet"])
 def test_a_network_is_built_from_options_and_rebuilt_from_its_config(name):
-    model = registry.build(name, 3, (50, 38), 0.4, 0.2, UNetOptions(base_width=4, n_last_channel=6))
-    assert isinstance(model, UNet) and model.config == {"n_classes": 3, "base_width": 4, "n_last_channel": 6}
+    model = Architecture(name, UNetOptions(base_width=4, n_last_channel=6)).build(load_description("jsrt"))
+    assert isinstance(model, UNet) and model.config == {"n_classes": 5, "base_width": 4, "n_last_channel": 6}
     same = registry.rebuild(name, model.config)
     shapes = [{key: value.shape for key, value in each.state_dict().items()} for each in (model, same)]
     assert shapes[0] == shapes[1]
@@ -31,31 +45,27 @@ def test_a_network_is_built_from_options_and_rebuilt_from_its_config(name):
         registry.rebuild("v_net", model.config)
 
 
-def test_the_command_line_gives_the_options_of_the_architecture():
-    args = parse("--architecture", "unet", "--base_width", "8", "--n_last_channel", "16")
-    sam = {"sam_type": "vit_b", "sam_checkpoint": Path("/weights/b.pth")}
-    assert args.architecture == "u_net"
-    assert registry.network_options_from("u_net", args, **sam) == UNetOptions(8, 16)
-    expected = LrasppOptions(16, "released", "vit_b", Path("/weights/b.pth"))
-    assert registry.network_options_from("lraspp_on_sam", args, **sam) == expected
-    args = parse()
-    assert args.architecture == "u_net" and registry.network_options_from("u_net", args) == UNetOptions(64, 64)
+def test_the_command_line_gives_the_options_of_the_architecture(choose):
+    sam = ("--sam_type", "vit_b", "--sam_checkpoint", str(CHECKPOINT))
+    assert choose() == Architecture("u_net", UNetOptions(64, 64))
+    widths = ("--base_width", "8", "--n_last_channel", "16")
+    assert choose("--architecture", "unet", *widths, *sam) == Architecture("u_net", UNetOptions(8, 16))
+    assert choose("--architecture", "lraspp_on_sam", *widths, *sam) == Architecture(
+        "lraspp_on_sam", LrasppOptions(16, "released", "vit_b", CHECKPOINT))
     with pytest.raises(SystemExit):
-        parse("--architecture", "v_net")
+        choose("--architecture", "v_net")
 
 
 def test_a_network_is_told_from_others_by_its_own_options():
-    assert registry.parameters("unet", UNetOptions(8, 16)) == {"architecture": "u_net", "base_width": 8,
-                                                               "n_last_channel": 16}
-    assert registry.idle_options("unet") == {"sam_type", "sam_checkpoint", "sam_pixels"}
-    options = LrasppOptions(32, "normalized", "vit_b", Path("/weights/b.pth"))
-    assert registry.parameters("lraspp_on_sam", options) == {
+    assert Architecture("u_net", UNetOptions(8, 16)).parameters == {
+        "architecture": "u_net", "base_width": 8, "n_last_channel": 16}
+    options = LrasppOptions(32, "normalized", "vit_b", CHECKPOINT)
+    assert Architecture("lraspp_on_sam", options).parameters == {
         "architecture": "lraspp_on_sam", "n_last_channel": 32, "sam_pixels": "normalized", "sam_type": "vit_b",
-        "sam_checkpoint": "/weights/b.pth"}
-    assert registry.idle_options("lraspp_on_sam") == {"base_width"}
+        "sam_checkpoint": "b.pth"}
 
 
-def test_one_more_architecture_is_a_class_and_its_line(monkeypatch):
+def test_one_more_architecture_is_a_class_and_its_line(monkeypatch, choose):
     @dataclasses.dataclass(frozen=True)
     class LinearOptions:
         kernel: int = option(1, "its side in pixels", type=int)
@@ -77,9 +87,8 @@ def test_one_more_architecture_is_a_class_and_its_line(monkeypatch):
             return self.conv(x)
 
     monkeypatch.setitem(registry.ARCHITECTURES, "linear", Linear)
-    args = parse("--architecture", "linear", "--kernel", "3")
-    options = registry.network_options_from(args.architecture, args)
-    model = registry.build(args.architecture, 2, (50, 38), 0.4, 0.2, options)
-    assert registry.rebuild("linear", model.config)(torch.zeros(1, 1, 50, 38)).shape == (1, 2, 50, 38)
-    assert "kernel" in registry.idle_options("u_net")
+    architecture = choose("--architecture", "linear", "--kernel", "3")
+    assert architecture.parameters == {"architecture": "linear", "kernel": 3}
+    model = architecture.build(load_description("jsrt"))
+    assert registry.rebuild("linear", model.config)(torch.zeros(1, 1, 50, 38)).shape == (1, 5, 50, 38)
     assert (model.notice, model.features_name) == ("", "")

@@ -157,7 +157,7 @@ class LrasppOnSam(Network):
 
     @classmethod
     def options_from_args(cls, args: argparse.Namespace, data: AnnotatedImages) -> LrasppOptions:
-        from segment_anything.options import EncoderOptions, Sam
+        from segment_anything.options import EncoderOptions, Sam  # as in FrozenEncoder
         sam = Sam.choose(options_from(EncoderOptions, args), data)
         return options_from(LrasppOptions, args, sam_type=sam.type_name, sam_checkpoint=sam.checkpoint)
 

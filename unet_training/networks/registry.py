@@ -1,6 +1,6 @@
 """The architectures of networks: one more is a subclass of `Network`, and its name in `ARCHITECTURES`.
 
-    model = Architecture.from_args(args, data).build(data.description)
+    model = Architecture("u_net", UNetOptions()).build(load_description("graz"))
     same = rebuild(model.architecture, model.config)    # with other weights
 """
 import argparse
@@ -16,10 +16,7 @@ from utils.datasets.description import DatasetDescription
 from utils.errors import InputError
 from utils.options import add_options
 
-ARCHITECTURES: dict[str, type[Network]] = {network.architecture: network for network in (
-    UNet,
-    LrasppOnSam,
-)}
+ARCHITECTURES: dict[str, type[Network]] = {network.architecture: network for network in (UNet, LrasppOnSam)}
 ALIASES = {"unet": UNet.architecture}  # the authors' name
 
 
@@ -42,7 +39,7 @@ def rebuild(name: str, config: dict[str, Any]) -> Network:
 
 
 def add_architecture_arguments(parser: argparse._ActionsContainer) -> None:
-    """Adds `--architecture` and all architectures' options; those that several have, once."""
+    """Adds `--architecture` and the options of all architectures; those that several have, once."""
     parser.add_argument("--architecture", type=canonical_name, choices=tuple(ARCHITECTURES), default=UNet.architecture,
                         help="the network")
     for network in ARCHITECTURES.values():
@@ -50,6 +47,7 @@ def add_architecture_arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def canonical_name(name: str) -> str:
+    """An argparse type for names of architectures."""
     return ALIASES.get(name, name)
 
 
@@ -69,12 +67,12 @@ class Architecture:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What tells one network from others in the tracker: its architecture, and its own options."""
+        """What tells one network from others in the tracker: its architecture, and its own options, files by name."""
         values = {field.name: getattr(self.options, field.name) for field in fields(self.options)}
         return {"architecture": self.name, **{name: value.name if isinstance(value, Path) else value
                                               for name, value in values.items()}}
 
     def build(self, description: DatasetDescription) -> Network:
-        """The network for a data set, with random weights."""
+        """The network for a data set, with random weights; errors as of `Network.build`."""
         return get_architecture(self.name).build(len(description.labels), description.input_size, description.mean,
                                                  description.std, self.options)
