@@ -29,13 +29,13 @@ from unet_training.arguments import (
     data_parameters,
     labeled_stems,
     load_model_and_data,
-    nnunet_kind,
     task_parameters,
 )
-from unet_training.nnunet.nnunet import NNUNet, find_command
+from unet_training.nnunet.nnunet import NNUNet, NNUNetOptions, find_command
 from utils.cli import run_stage, select_device, stage_parser
 from utils.datasets.annotated import AnnotatedImages
 from utils.errors import InputError
+from utils.options import options_from
 from utils.paths import nnunet_folder
 from utils.tracking.experiment import Model, fetch_model, find_models, start
 
@@ -55,8 +55,8 @@ def main(args: argparse.Namespace) -> str:
     initial, _, _, data = load_model_and_data(args, device)
     stems = labeled_stems(args, initial, data)
     folder = nnunet_folder(args.data_dir, args.dataset, len(stems), data.description.input_size, args.seed)
-    nnunet = NNUNet(folder / nnunet_kind(args), data, args.nnunet_encoding, args.nnunet_epochs, args.nnunet_iterations,
-                    device)
+    options = options_from(NNUNetOptions, args)
+    nnunet = NNUNet(folder / options.variant, data, options, device)
     parameters = {**task_parameters(args, "nnunet", initial_model_id=initial.id), **identity(args, initial, data)}
     with start("train_nnunet", parameters, ("nnunet", args.dataset)) as experiment:
         experiment.use_model(initial.id)
