@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from scripts import evaluate, plot_results, run_pipeline, run_study, save_nnunet_segmentations, train_nnunet
 from tests import stage_runs
@@ -219,7 +220,7 @@ def test_options_of_a_tracked_model():
     with pytest.raises(InputError, match="model id an-id: is no nnU-Net"):
         NNUNetOptions.of(replace(model, parameters={"stage": "initial"}))
     for wrong in (("best",), ("groups", 0), ("groups", 3, "4"), ("groups", True)):
-        with pytest.raises(InputError, match="best|not a positive number"):
+        with pytest.raises(InputError, match=r"is none of comb|not a positive number"):
             NNUNetOptions(*wrong)
 
 
@@ -267,6 +268,7 @@ def test_labeled_images_that_show_nothing(fake, tmp_path, monkeypatch):
             nnunet_in(tmp_path, fake.data, encoding).export(fake.data.stems("train", 3))
 
 
+@pytest.mark.slow
 def test_masks_are_saved_once_under_the_initial_models_id(fake, workplace):
     data_dir, initial = workplace
     path = run(save_nnunet_segmentations, data_dir)
@@ -376,7 +378,7 @@ def test_checkpoints_that_run_something_or_name_a_trainer(fake, tmp_path):
         torch.save({"trainer_name": Harmful()}, buffer := io.BytesIO())
         return buffer.getvalue()
 
-    for change, message in ((with_trainer, "is for the trainer 'EvilTrainer'"), (harm, r"no nnU-Net \(UnpicklingError")):
+    for change, message in ((with_trainer, "is for the trainer 'EvilTrainer'"), (harm, "no nnU-Net .UnpicklingError")):
         with pytest.raises(InputError, match=message), unpack(
                 altered(archive, checkpoint_final=change), fake.data, torch.device("cpu")):
             pass
@@ -396,11 +398,13 @@ def test_what_is_no_part_of_an_archive_is_refused(fake, tmp_path, name):
     ("export", ("encoding",), "../../elsewhere"), ("export", ("epochs",), "1; true"), ("export", ("tables",), [[[1]]]),
     ("export", ("tables",), "none"), ("export", ("stems",), None), ("plans", ("configurations",), "2d")])
 def test_records_that_are_damaged(fake, tmp_path, name, keys, value):
-    archive = altered(packed(nnunet_in(tmp_path / "own", fake.data), tmp_path), **{name: with_entry(*keys, value=value)})
+    archive = packed(nnunet_in(tmp_path / "own", fake.data), tmp_path)
+    archive = altered(archive, **{name: with_entry(*keys, value=value)})
     with pytest.raises(InputError, match=r"altered\.zip: "), unpack(archive, fake.data, torch.device("cpu")):
         pass
 
 
+@pytest.mark.slow
 def test_the_study_knows_nnunet_alone_and_as_a_teacher(fake, workplace, tmp_path):
     data_dir, initial = workplace
     methods = ("nnunet", "nnunet_alone")
@@ -429,10 +433,16 @@ def test_without_nnunet_every_stage_says_how_to_get_it(workplace, monkeypatch, t
     assert len(find_models()) == before  # told before anything is trained
 
 
-def test_nnunet_itself(workplace, monkeypatch):
+@pytest.fixture
+def really(monkeypatch):
+    """nnU-Net itself, where it is installed, with as few processes as it takes: each needs seconds to start."""
     pytest.importorskip("nnunetv2", reason="nnU-Net is optional: pip install -r requirements_nnunet.txt")
     for name, processes in {"nnUNet_npp": "0", "nnUNet_nps": "0", "nnUNet_n_proc_DA": "1"}.items():
-        monkeypatch.setenv(name, processes)  # each takes seconds to start
+        monkeypatch.setenv(name, processes)
+
+
+@pytest.mark.slow
+def test_nnunet_itself(workplace, really, monkeypatch):
     data_dir, _ = workplace
     arguments = ["--nnunet_epochs", "1", "--nnunet_iterations", "1"]
     path = run(save_nnunet_segmentations, data_dir, *arguments)
@@ -441,3 +451,56 @@ def test_nnunet_itself(workplace, monkeypatch):
     assert store.mask(store.stems[0]).shape == (17, *SIZE)
     monkeypatch.setattr(subprocess, "run", None)  # a rerun starts nothing
     assert run(save_nnunet_segmentations, data_dir, *arguments) == path
+
+
+@pytest.mark.slow
+def test_nnunet_itself_on_regions(phantom_data_dir, really, monkeypatch, tmp_path):
+    """Against nnU-Net's own label map of the same regions, also of an image that it crops."""
+    data = open_dataset("phantom", phantom_data_dir, SIZE)
+    method = NNUNet(tmp_path / "own", data, NNUNetOptions("regions_bce", 2, 2), torch.device("cpu"))
+    archive = packed(method, tmp_path)
+    images, label_maps = nnunet.write_images, {}
+
+    def write_with_margins(folder, data, stems):
+        images(folder, data, stems)
+        for path in folder.iterdir():
+            image = np.array(Image.open(path))
+            image[:10], image[:, :7], image[-3:] = 0, 0, 0
+            Image.fromarray(image).save(path)
+
+    def read_both(folder, stem, table):
+        label_maps[stem] = np.asarray(Image.open(folder / f"{stem}.png"))
+        return read(folder, stem, table)
+
+    read = nnunet._read_regions
+    monkeypatch.setattr(nnunet, "_read_regions", read_both)
+    monkeypatch.setattr(nnunet, "write_images", write_with_margins)
+    with unpack(archive, data, method.device) as network:
+        masks = dict(network.predict(data.stems("val")[:2]))
+        description = json.loads((network.folder / network.options.model_folder(1) / "dataset.json").read_text())
+    labels = [int(name.split()[0]) for name in description["labels"] if name != "background"]
+    for stem, mask in masks.items():
+        assert mask.shape == (17, *SIZE) and mask.any() and not mask[:, :10].any() and not mask[:, :, :7].any()
+        painted = np.zeros(SIZE, np.uint8)
+        for label, number in zip(labels, description["regions_class_order"], strict=True):
+            painted[mask[label]] = number
+        np.testing.assert_array_equal(painted, label_maps[stem])
+    assert_loss_is_bce_alone(method, monkeypatch)
+
+
+def assert_loss_is_bce_alone(method: NNUNet, monkeypatch) -> None:
+    for name, value in method._make_environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.syspath_prepend(nnunet.TRAINERS)
+    from trainers import BCETrainer
+    model = method.folder / method.options.model_folder(1)
+    plans, description = (json.loads((model / name).read_text()) for name in ("plans.json", "dataset.json"))
+    loss = BCETrainer(plans, "2d", "all", description, torch.device("cpu"))._build_loss()
+    generator = torch.Generator().manual_seed(0)
+    regions = len(description["regions_class_order"])
+    outputs = [torch.randn((2, regions, 64 // scale, 48 // scale), generator=generator) for scale in (1, 2, 4)]
+    targets = [torch.randint(2, output.shape, generator=generator).bool() for output in outputs]
+    expected = [binary_cross_entropy_with_logits(output, target.float())
+                for output, target in zip(outputs, targets, strict=True)]
+    # nnU-Net's weights of the scales: halved from one to the next, none for the last
+    torch.testing.assert_close(loss(outputs, targets), (expected[0] + expected[1] / 2) / 1.5)
