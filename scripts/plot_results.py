@@ -24,17 +24,17 @@ from scripts import evaluate
 from scripts.run_pipeline import stage_arguments
 from scripts.run_study import COLUMNS
 from scripts.study.figures import (
-    Scores,
     box_plot,
     cumulative,
     dice_over_n,
     draw,
     estimated_dice,
-    over_seeds,
-    overlays,
     per_class,
     save_figure,
 )
+from scripts.study.pictures import overlays
+from scripts.study.tables import Scores
+from scripts.study.tables import mean_over_seeds as over_seeds
 from segment_anything.registry import SAM_TYPES
 from unet_training.arguments import load_model_and_data
 from utils.cli import run_stage, select_device, stage_parser
