@@ -46,10 +46,12 @@ def overlay(grey: np.ndarray, masks: np.ndarray, colors: np.ndarray | None = Non
         uint8 RGB, (H, W, 3)
     """
     canvas = np.repeat(grey[..., None], 3, axis=-1)
-    for mask, color in zip(masks, class_colors(len(masks)) if colors is None else colors, strict=True):
-        pixels = cv2.resize(mask.astype(np.uint8), grey.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    colors = class_colors(len(masks)) if colors is None else colors
+    sized = [cv2.resize(mask.astype(np.uint8), grey.shape[::-1], interpolation=cv2.INTER_NEAREST) for mask in masks]
+    for pixels, color in zip(sized, colors, strict=True):
         inside = pixels > 0
         canvas[inside] = ((1 - FILL) * canvas[inside] + FILL * color).astype(np.uint8)
+    for pixels, color in zip(sized, colors, strict=True):  # last, so that no fill hides an outline
         outlines, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, outlines, -1, color.tolist(), 1)
     return canvas
