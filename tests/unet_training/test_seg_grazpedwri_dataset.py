@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.seg_grazpedwri_dataset import SegGrazPedWriDataset
+from unet_training.data import SegGrazPedWriDataset
 from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.datasets.cvat import parse_cvat
 from utils.datasets.sources import SPLITS
