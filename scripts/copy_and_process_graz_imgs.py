@@ -1,4 +1,6 @@
-"""Prepares the radiographs of GRAZPEDWRI-DX (paper, section 1): frontal ones only, 8 bit, right hands mirrored.
+"""Prepares the radiographs of GRAZPEDWRI-DX: frontal ones only, 8 bit, right hands mirrored.
+
+Mirrors as the authors' scripts/copy_and_process_imgs.py does.
 
     python -m scripts.copy_and_process_graz_imgs --source <folder with the published images>
 
@@ -32,7 +34,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.copy_and_process_graz_imgs", __doc__)
     parser.add_argument("--source", type=Path, help="folder with the published images, also in folders inside it "
                                                     "(left out: <data_dir>/graz/images)")
-    parser.add_argument("--dataset_csv", type=Path, help="the data set's table (left out: <data_dir>/graz/dataset.csv)")
+    parser.add_argument("--dataset_csv", type=Path, help="the data set's table (left out: dataset.csv in "
+                                                         "<data_dir>/graz or <data_dir>)")
     parser.add_argument("--data_dir", type=Path, default=DATA, help="folder of all data sets")
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="images processed at the same time")
     return parser
@@ -73,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
     description = load_description("graz")
     folder, table = args.data_dir / description.name, description.metadata
     images = find_images(args.source or folder / "images")
-    table_path = args.dataset_csv or folder / table.file
+    table_path = args.dataset_csv or description.locate(folder, table.file)
     frontal = matching_stems(table_path, table.stem_column, table.keep)
     right = matching_stems(table_path, table.stem_column, table.mirror)
     target = folder / description.image_folder

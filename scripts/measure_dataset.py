@@ -8,15 +8,15 @@ Reads   the training images and their masks, and the description, which need not
 Writes  nothing
 """
 import argparse
-import dataclasses
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 from tqdm import tqdm
 
 from utils.cli import run_stage, stage_parser
 from utils.datasets.annotated import AnnotatedImages, open_dataset, read_scaled
-from utils.datasets.description import MEASURED
+from utils.datasets.description import MEASURED, DatasetDescription
 from utils.errors import InputError
 from utils.files import read_grey
 from utils.paths import DATA
@@ -32,17 +32,17 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> dict[str, object]:
     """Returns the keys and their values."""
     data = open_dataset(args.dataset, args.data_dir, measured=False)
-    values = {}
-    if data.description.max_grey_value is None and (max_grey_value := white_of(data)):
-        data.description = dataclasses.replace(data.description, max_grey_value=max_grey_value)
+    description, values = data.description, {}
+    if description.max_grey_value is None and (max_grey_value := measure_max_grey_value(data)):
+        description = replace(description, max_grey_value=max_grey_value)
         values["max_grey_value"] = max_grey_value
-    values.update(zip(MEASURED, measure(data), strict=True))
+    values.update(zip(MEASURED, measure(data, description), strict=True))
     for key, value in values.items():
         print(f"{key} = {value}")
     return values
 
 
-def white_of(data: AnnotatedImages) -> int | None:
+def measure_max_grey_value(data: AnnotatedImages) -> int | None:
     """The largest number of as many bits as the training images use of 16; None if that is all of them, or they have 8.
 
     Radiographs of 10 or 12 bits in files of 16 would be nearly black.
@@ -52,18 +52,22 @@ def white_of(data: AnnotatedImages) -> int | None:
     return 2 ** used - 1 if used < 16 else None
 
 
-def measure(data: AnnotatedImages) -> tuple[float, float, list[float]]:
-    """Mean and standard deviation of the training images at input size, scaled to [0, 1], and for each label the number
-    of background pixels over that of foreground pixels (paper, section 1).
+def measure(data: AnnotatedImages, description: DatasetDescription) -> tuple[float, float, list[float]]:
+    """Measures the training images as the network gets them.
 
+    Args:
+        description: how the images are read
+    Returns:
+        mean and standard deviation of the images at input size, scaled to [0, 1], and for each label the number of
+        background pixels over that of foreground pixels
     Raises:
         InputError: no training mask shows a label.
     """
-    labels, size = data.description.labels, data.description.input_size
+    labels, size = description.labels, description.input_size
     foreground, sums, stems = np.zeros(len(labels)), np.zeros(2), data.stems("train")
     for stem in tqdm(stems, desc="training images", unit="image", leave=False):
         foreground += np.count_nonzero(data.mask(stem), axis=(1, 2))
-        pixels = read_scaled(data.image_path(stem), data.description).astype(np.float64)
+        pixels = read_scaled(data.image_path(stem), description).astype(np.float64)
         sums += pixels.sum(), (pixels ** 2).sum()
     if not foreground.all():
         raise InputError(f"{data.folder}: no mask of the {len(stems)} training images shows "

@@ -6,15 +6,17 @@
 """
 import copy
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, TensorDataset
 from tqdm import tqdm
 
-from utils.datasets.annotated import AnnotatedImages, load_image
+from utils.datasets.annotated import AnnotatedImages, load_image, open_dataset
 from utils.errors import InputError
 from utils.mask_store import MaskStore
+from utils.paths import DATA
 
 MOST_KEPT_IMAGES = 1000  # pseudo-labeled images of up to about 0.6 MB each that are kept after they were decoded once
 
@@ -45,6 +47,27 @@ def resident_batches(labeled: LabeledDataset, batch_size: int, device: torch.dev
     everything = TensorDataset(*(torch.stack(each).to(device) for each in zip(*labeled, strict=True)))
     order = BatchSampler(sampler or SequentialSampler(labeled), batch_size, drop_last=False)
     return DataLoader(everything, batch_size=None, sampler=order)
+
+
+class SegGrazPedWriDataset(LabeledDataset):
+    """Frontal radiographs of one split of GRAZPEDWRI-DX, right hands mirrored, with one mask per bone (bones overlap).
+
+        train = SegGrazPedWriDataset("train", num_train_samples=5)
+        image, mask = train[0]    # float32 (1, 384, 224) normalized, bool (17, 384, 224)
+
+    The phantoms have the same form: `SegGrazPedWriDataset("train", dataset="phantom")`.
+    """
+
+    def __init__(self, split: str, num_train_samples: int | None = None, data_dir: Path = DATA,
+                 dataset: str = "graz", input_size: Sequence[int] | None = None):
+        """The first `num_train_samples` training images, or all of "train", "val" or "test".
+
+        Raises:
+            InputError: images or annotations are missing or wrong, or there are fewer images.
+        """
+        data = open_dataset(dataset, data_dir, input_size)
+        super().__init__(data, data.stems(split, num_train_samples if split == "train" else None))
+        self.labels = data.description.labels
 
 
 class EpochLoader(DataLoader):

@@ -1,6 +1,7 @@
 """What is measured of one's own training images, and where it goes."""
 from argparse import Namespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from utils.errors import InputError
 from utils.files import read_grey, write_png
 
 
-def measured(data_dir, dataset: str) -> dict[str, object]:
+def run(data_dir, dataset: str) -> dict[str, object]:
     parser = measure_dataset.get_args_parser()
     return measure_dataset.main(parser.parse_args(["--data_dir", str(data_dir), "--dataset", dataset]))
 
@@ -24,7 +25,7 @@ def test_what_is_printed_completes_the_description(own, capsys):
     data_dir, images, masks = own
     with pytest.raises(InputError, match=r"mean is missing; `python -m scripts\.measure_dataset --dataset mine`"):
         open_dataset("mine", data_dir)
-    values = measured(data_dir, "mine")
+    values = run(data_dir, "mine")
     assert values["mean"] == pytest.approx(np.mean(images / 255), abs=1e-6)
     assert values["std"] == pytest.approx(np.std(images / 255), abs=1e-6)
     weights = [np.count_nonzero(masks != value) / np.count_nonzero(masks == value) for value in (1, 2)]
@@ -38,6 +39,18 @@ def test_what_is_printed_completes_the_description(own, capsys):
     assert (pixels.mean(), pixels.std()) == pytest.approx((0, 1), abs=1e-4)
 
 
+def test_images_are_measured_as_the_network_gets_them(own):
+    """Resized in whole numbers, or in fractions where the description says so."""
+    data_dir, images, _ = own
+    path = data_dir / "mine" / OWN
+    text = path.read_text().replace("[36, 60]", "[32, 50]")
+    for resize_dtype, pixels in (("stored", images), ("float32", images.astype(np.float32))):
+        path.write_text(f'resize_dtype = "{resize_dtype}"\n' + text)
+        resized = np.stack([cv2.resize(image, (50, 32)) for image in pixels]) / 255
+        values = run(data_dir, "mine")
+        assert (values["mean"], values["std"]) == pytest.approx((resized.mean(), resized.std()), abs=1e-6)
+
+
 def test_radiographs_of_12_bits_in_files_of_16_are_as_bright_as_others(own, capsys, monkeypatch):
     """The U-Net, the random walk and SAM see them as if they had all 16 bits."""
     data_dir, images, _ = own
@@ -45,7 +58,7 @@ def test_radiographs_of_12_bits_in_files_of_16_are_as_bright_as_others(own, caps
     full = [read_grey(path).astype(np.uint16) * 257 for path in files]
     for path, image in zip(files, full, strict=True):
         write_png(path, image // 16)
-    values = measured(data_dir, "mine")
+    values = run(data_dir, "mine")
     assert values["max_grey_value"] == 4095
     assert values["mean"] == pytest.approx(np.mean(images / 255), abs=1e-4)
     description = data_dir / "mine" / OWN
@@ -54,7 +67,7 @@ def test_radiographs_of_12_bits_in_files_of_16_are_as_bright_as_others(own, caps
     scaled = read_scaled(files[1], data.description)
     assert scaled == pytest.approx(full[1] / 65535, abs=1 / 4095)
     arguments = generate_img_embeddings.get_args_parser().parse_args([])
-    assert sam_name(arguments, data) == "vit_b_white4095"
+    assert sam_name(arguments, data) == "vit_b_max4095"
     seen = []
     monkeypatch.setattr(embeddings, "encoder_input", lambda sam, grey, _: (seen.append(grey), (grey.shape,) * 2)[1])
     monkeypatch.setattr(embeddings, "_encode", lambda *_: [None])
@@ -68,10 +81,10 @@ def test_a_label_that_no_training_mask_shows_has_no_weight(own):
     for number, mask in enumerate(masks):
         write_png(data_dir / "mine" / "masks" / f"{number}.png", mask * (mask != 2))
     with pytest.raises(InputError, match="no mask of the 4 training images shows lung"):
-        measured(data_dir, "mine")
+        run(data_dir, "mine")
 
 
 def test_the_sample_data_are_described_as_they_are_measured(phantom_data_dir):
-    values, described = measured(phantom_data_dir, "phantom"), load_description("phantom")
+    values, described = run(phantom_data_dir, "phantom"), load_description("phantom")
     assert values["pos_weight"] == list(described.pos_weight)
     assert (values["mean"], values["std"]) == pytest.approx((described.mean, described.std), abs=1.1e-6)

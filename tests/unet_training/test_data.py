@@ -74,6 +74,48 @@ def test_splits_follow_the_lists_and_leave_other_projections_out(folder, descrip
     assert data.unlabeled_stems(2, split500=False, seed=0) == UNLABELED
 
 
+def test_a_stage_may_take_annotated_images_and_choose_by_the_table(folder, description):
+    data = AnnotatedImages(description, folder)
+    write_png(folder / "img" / f"{LATERAL}.png", np.zeros((HEIGHT, WIDTH), np.uint8))
+    table = folder / "table.csv"
+    header, *rows = table.read_text(encoding="utf-8").splitlines()
+    casts = ["1" if row.startswith(("4_", "2_", "7_")) else "" for row in rows]
+    lines = [f"{header},cast", *(f"{row},{cast}" for row, cast in zip(rows, casts, strict=True))]
+    table.write_text("\n".join(lines), encoding="utf-8")
+    everything = sorted([*TRAIN, *VAL, *TEST, *UNLABELED])
+    assert data.select() == UNLABELED and data.select(include_annotated=True) == everything
+    assert data.select(where={"cast": "1"}) == ["2_WRI-R1"]
+    assert data.select(True, {"cast": "1"}) == ["2_WRI-R1", "4_WRI-L1", "7_WRI-R1"]
+    assert data.select(True, {"cast": "1", "side": "R"}) == ["2_WRI-R1", "7_WRI-R1"]
+    assert data.select(True, {"cast": ""}) == ["1_WRI-L1", "3_WRI-R1", "5_WRI-L1", "6_WRI-L1"]
+    with pytest.raises(InputError, match="none of its images is chosen"):
+        data.select(where={"cast": "2"})
+    with pytest.raises(InputError, match="has no column 'metal'"):
+        data.select(where={"metal": "1"})
+    masks = replace(description.masks, train=(AnnotationFile("by_stem.xml"),))
+    (folder / "by_stem.xml").write_text(cvat(TRAIN))
+    with pytest.raises(InputError, match="hands has no table of its images"):
+        AnnotatedImages(replace(description, masks=masks, metadata=None), folder).select(where={"cast": "1"})
+
+
+def test_files_are_found_in_their_other_places(folder, description):
+    places = {"img": "theirs/pictures", "train.xml": "train.xml", "table.csv": "theirs/rows.csv"}
+    own = AnnotatedImages(description, folder)
+    masks, order, unlabeled = own.mask(TRAIN[1]), own.stems("train"), own.unlabeled_stems(2, False, 0)
+    moved = replace(description, other_places={name: f"{folder.name}_2/{place}" for name, place in places.items()})
+    (folder.parent / f"{folder.name}_2" / "theirs").mkdir(parents=True)
+    for name, place in places.items():
+        (folder / name).rename(folder.parent / f"{folder.name}_2" / place)
+    with pytest.raises(InputError, match=r"table\.csv: no such table"):
+        AnnotatedImages(description, folder)
+    data = AnnotatedImages(moved, folder)
+    np.testing.assert_array_equal(data.mask(TRAIN[1]), masks)
+    assert data.stems("train") == order and data.unlabeled_stems(2, False, 0) == unlabeled
+    (folder / "img").mkdir()  # the data set's own folder comes first
+    with pytest.raises(InputError, match=rf"{folder.name}/img/3_WRI-R1\.png: no such image"):
+        AnnotatedImages(moved, folder).stems("train")
+
+
 def test_missing_lists_are_said_and_replaced(folder, description, capsys):
     (folder / "order.csv").unlink()
     (folder / "sample.csv").unlink()
@@ -127,14 +169,19 @@ def test_truth_of_unlabeled_images_is_known_where_it_is_given(folder, descriptio
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_load_image_normalises_after_a_bilinear_resize(tmp_path, description, dtype):
-    image = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, (HEIGHT, WIDTH)).astype(dtype)
+@pytest.mark.parametrize("resize_dtype", ["stored", "float32"])
+def test_load_image_normalizes_after_a_bilinear_resize(tmp_path, description, dtype, resize_dtype):
+    largest = np.iinfo(dtype).max
+    image = np.random.default_rng(1).integers(0, largest, (HEIGHT, WIDTH)).astype(dtype)
     write_png(tmp_path / "a.png", image)
-    scaled = torch.from_numpy(image / np.iinfo(dtype).max)[None, None]
-    expected = torch.nn.functional.interpolate(scaled, (9, 13), mode="bilinear", align_corners=False)[0]
-    loaded = load_image(tmp_path / "a.png", replace(description, input_size=(9, 13)))
+    scaled = torch.from_numpy(image / largest)[None, None]
+    expected = torch.nn.functional.interpolate(scaled, (9, 13), mode="bilinear", align_corners=False)[0].numpy()
+    loaded = load_image(tmp_path / "a.png", replace(description, input_size=(9, 13), resize_dtype=resize_dtype))
     assert loaded.shape == (1, 9, 13) and loaded.dtype == np.float32
-    np.testing.assert_allclose(loaded, (expected - 0.25) / 0.5, atol=1e-5)
+    values = (loaded.astype(np.float64) * description.std + description.mean) * largest
+    assert np.abs(values - expected * largest).max() < (1 if resize_dtype == "stored" else 1e-5 * largest)
+    whole = np.abs(values - values.round()).max() < 1e-5 * largest if dtype == np.uint8 else True
+    assert whole == (resize_dtype == "stored" or dtype == np.uint16)
 
 
 def test_another_normalization_leaves_the_data_set_as_it_was(folder, description):
@@ -323,6 +370,7 @@ def test_stored_masks_split_by_sorted_stems(folder, description):
     assert [data.stems(split) for split in ("train", "val", "test")] == [stems[:3], stems[3:4], stems[4:]]
     assert data.unlabeled_stems(1, True, 0) == stems[1:3] and data.has_ground_truth(stems[1])
     assert data.mask(stems[0]).shape == (2, 10, 15)
+    assert AnnotatedImages(replace(stored, unlabeled="all_of_train"), folder).unlabeled_stems(1, True, 0) == stems[:3]
     with pytest.raises(InputError, match="no unlabeled images with 3 labeled ones"):
         data.unlabeled_stems(3, True, 0)
     with pytest.raises(InputError, match="holds 5 masks, more than 3 \\+ 2"):

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.seg_grazpedwri_dataset import SegGrazPedWriDataset
 from tests.conftest import SHARED
+from unet_training.data import SegGrazPedWriDataset
 from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.datasets.cvat import parse_cvat
+from utils.datasets.sources import SPLITS
 from utils.files import write_png
 
 pytestmark = pytest.mark.shared
@@ -39,6 +40,15 @@ def test_splits_are_the_papers(data):
     assert data.stems("train", 2) == ["1789_1226690483_01_WRI-R1_F011", "0025_0483842858_01_WRI-L1_F000"]
     assert data.stems("test") == sorted(data.stems("test"))
     assert set(data.description.left_out_of_averages) < set(data.stems("test"))
+
+
+def test_the_data_are_found_where_the_authors_have_them(data_dir, data, tmp_path):
+    for name in ("annotations", "dataset.csv", "img_only_front_all_left", "successively_training_files_order.csv"):
+        place = "cvat_annotation_xml" if name == "annotations" else name
+        (tmp_path / place).symlink_to(data_dir / "graz" / name)
+    moved = open_dataset("graz", tmp_path)
+    assert [moved.stems(split) for split in SPLITS] == [data.stems(split) for split in SPLITS]
+    np.testing.assert_array_equal(moved.mask(moved.stems("train")[0]), data.mask(data.stems("train")[0]))
 
 
 def test_the_500_listed_images_are_the_unlabeled_ones(data_dir):

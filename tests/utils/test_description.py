@@ -59,7 +59,7 @@ def test_an_unknown_name_lists_the_known_ones():
     ("[256, 256]", "[256, 25.6]", "Expected `int`, got `float` - at `$.input_size[1]`"),
     ('"mask_store"', '"nifti"', "'nifti' - at `$.masks.kind` (known: cvat, mask_store, label_maps)"),
     ('kind = "mask_store"', "", "missing required field `kind` - at `$.masks`"),
-    ('"rest_of_train"', '"none"', "'none' - at `$.unlabeled` (known: not_annotated, rest_of_train"),
+    ('"rest_of_train"', '"none"', "'none' - at `$.unlabeled` (known: not_annotated, all_of_train, rest_of_train)"),
     ("std = 0.2", "std = -0.2", "Expected `float` > 0.0 - at `$.std`"),
     ("std = 0.2", "std = nan  # ", "at `$.std`"),
     ("mean = 0.7", "mean = nan  # ", "at `$.mean`"),

@@ -6,7 +6,7 @@
 """
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -17,7 +17,7 @@ from utils.datasets.description import DatasetDescription, StemList, load_descri
 from utils.datasets.sources import SOURCES, SPLITS
 from utils.errors import InputError
 from utils.files import image_size, read_grey
-from utils.tables import read_column
+from utils.tables import matching_stems, read_column
 
 UNLABELED_SAMPLE = 500
 SMALLEST_INPUT = 32  # pixels, which a U-Net halves four times
@@ -29,6 +29,7 @@ class AnnotatedImages:
     def __init__(self, description: DatasetDescription, folder: Path):
         """Reads the annotations in `folder`. Raises InputError if they are missing or wrong."""
         self.description, self.folder = description, folder
+        self._image_folder = description.locate(folder, description.image_folder)
         self._checked: set[str] = set()  # stems whose image is there and of the annotated size
         self._source = SOURCES[type(description.masks)](description, folder)
 
@@ -45,7 +46,7 @@ class AnnotatedImages:
 
     def image_path(self, stem: str) -> Path:
         """Where the image of a stem lies."""
-        return self.folder / self.description.image_folder / (stem + self.description.image_suffix)
+        return self._image_folder / (stem + self.description.image_suffix)
 
     def stems(self, split: str, num: int | None = None) -> list[str]:
         """The stems of "train" (in training order), "val" or "test"; with `num`, the first so many of them.
@@ -71,7 +72,8 @@ class AnnotatedImages:
             return stems
         if sorted(ordered) != stems:
             odd = sorted(set(ordered) ^ set(stems)) or ["a stem listed twice"]
-            raise InputError(f"{self.folder / self.description.training_order.file}: must list each training image "
+            path = self.description.locate(self.folder, self.description.training_order.file)
+            raise InputError(f"{path}: must list each training image "
                              f"once, differs in {odd[0]}; get list and annotations of the same version")
         return ordered
 
@@ -79,43 +81,73 @@ class AnnotatedImages:
         """The stems of a list; None where there is none, which is said if the description names one."""
         if stem_list is None:
             return None
-        path = self.folder / stem_list.file
+        path = self.description.locate(self.folder, stem_list.file)
         if path.is_file():
             return read_column(path, stem_list.column)
         print(f"{path} is not there: {otherwise}", file=sys.stderr)
         return None
 
     def unlabeled_stems(self, num_train_samples: int, split500: bool, seed: int) -> list[str]:
-        """The stems of the unlabeled images when the first `num_train_samples` training images are the labeled ones.
+        """The stems of the images for pseudo labels when the first `num_train_samples` training images are labeled.
 
         With `split500` the data set's fixed sample of them; where there is no such list, 500 drawn by `seed` (all,
-        if there are no more). Sorted, but for the fixed sample, which keeps its order.
+        if there are no more). Sorted, but for the fixed sample, which keeps its order. Where the description says
+        `unlabeled = "all_of_train"` the labeled images are among them.
 
         Raises:
             InputError: there is none, or the list names an image that isn't there or is annotated.
         """
-        if self.description.unlabeled == "rest_of_train":
-            candidates = sorted(set(self.stems("train")) - set(self.stems("train", num_train_samples)))
+        if self.description.unlabeled == "not_annotated":
+            candidates = self._present_stems(include_annotated=False)
+        elif self.description.unlabeled == "all_of_train":
+            candidates = sorted(self.stems("train"))
         else:
-            folder = self.folder / self.description.image_folder
-            candidates = sorted(path.stem for path in folder.glob("[!.]*" + self.description.image_suffix)
-                                if self._source.keeps(path.stem) and not self._source.is_annotated(path.stem))
+            candidates = sorted(set(self.stems("train")) - set(self.stems("train", num_train_samples)))
         if not candidates:
             raise InputError(f"{self.folder}: no unlabeled images with {num_train_samples} labeled ones; take fewer "
                              f"labeled ones, or put more images in place with `{self.description.prepare}`")
         return self._sample(candidates, seed) if split500 else candidates
 
+    def select(self, include_annotated: bool = False, where: Mapping[str, str] | None = None) -> list[str]:
+        """Sorted stems of the images that are there and count, whatever a training takes of them.
+
+        Args:
+            include_annotated: those of the training, validation and test split too
+            where: only images whose row in the data set's table has these values, column -> value ("": an empty cell)
+        Raises:
+            InputError: there is none, or no table with these columns.
+        """
+        stems = self._present_stems(include_annotated)
+        if where:
+            metadata = self.description.metadata
+            if metadata is None:
+                raise InputError(f"{self.description.name} has no table of its images, so none can be chosen by "
+                                 f"{', '.join(where)}; describe one in its [metadata]")
+            table = self.description.locate(self.folder, metadata.file)
+            matching = matching_stems(table, metadata.stem_column, where)
+            stems = [stem for stem in stems if stem in matching]
+        if not stems:
+            raise InputError(f"{self._image_folder}: none of its images is chosen; ask for other values, for annotated "
+                             f"images too, or put more images in place with `{self.description.prepare}`")
+        return stems
+
+    def _present_stems(self, include_annotated: bool) -> list[str]:
+        """Sorted stems of the images in the folder that count."""
+        stems = sorted(path.stem for path in self._image_folder.glob("[!.]*" + self.description.image_suffix)
+                       if self._source.keeps(path.stem))
+        return stems if include_annotated else [stem for stem in stems if not self._source.is_annotated(stem)]
+
     def _sample(self, candidates: list[str], seed: int) -> list[str]:
         stem_list = self.description.unlabeled_sample
         listed = self._listed(stem_list, f"a sample of {UNLABELED_SAMPLE} unlabeled images is drawn by the seed")
         if listed is not None:
+            path = self.description.locate(self.folder, stem_list.file)
             if not listed or len(set(listed)) < len(listed):
-                raise InputError(f"{self.folder / stem_list.file}: must list images, each once")
+                raise InputError(f"{path}: must list images, each once")
             if absent := sorted(set(listed) - set(candidates)):
-                raise InputError(f"{self.folder / stem_list.file}: lists {absent[0]}, which is not among the "
-                                 f"unlabeled images in {self.folder / self.description.image_folder} "
-                                 f"({len(absent)} like it); put them there with `{self.description.prepare}` or use "
-                                 "all that are there")
+                raise InputError(f"{path}: lists {absent[0]}, which is not among the unlabeled images in "
+                                 f"{self._image_folder} ({len(absent)} like it); put them there with "
+                                 f"`{self.description.prepare}` or use all that are there")
             return listed
         if len(candidates) <= UNLABELED_SAMPLE:
             return candidates
@@ -183,11 +215,19 @@ def load_image(path: Path, description: DatasetDescription) -> np.ndarray:
 
 
 def read_scaled(path: Path, description: DatasetDescription) -> np.ndarray:
-    """Reads a radiograph as float32 in [0, 1], resized bilinearly to the input size; errors as of `load_image`."""
+    """Reads a radiograph as the network sees it, before its normalization.
+
+    Returns:
+        float32, (H, W) of the description's input size, in [0, 1]; resized bilinearly, in whole numbers of 8 or 16 bits
+        or in fractions of them as `resize_dtype` says
+    Raises:
+        InputError: the image is missing or unreadable.
+    """
     grey = read_grey(path, description.max_grey_value)
-    height, width = description.input_size
-    return cv2.resize(grey.astype(np.float32) / np.iinfo(grey.dtype).max, (width, height),
-                      interpolation=cv2.INTER_LINEAR)
+    largest, (height, width) = np.iinfo(grey.dtype).max, description.input_size
+    if description.resize_dtype == "float32":
+        return cv2.resize(grey.astype(np.float32) / largest, (width, height), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(grey, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32) / largest
 
 
 def resize_masks(masks: np.ndarray, size: Sequence[int]) -> np.ndarray:

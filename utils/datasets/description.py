@@ -46,8 +46,8 @@ class DatasetDescription(Table, frozen=True):
     labels               in channel order
     input_size           (H, W) of the network's input
     prepare              the command that puts the images in place
-    unlabeled            "not_annotated": the images without annotation; "rest_of_train": the training images after the
-                         labeled ones
+    unlabeled            which images get pseudo labels. "not_annotated": those without annotation; "all_of_train": all
+                         training images, the labeled ones among them; "rest_of_train": those after the labeled ones
     mean, std            of the training images at input size, scaled to [0, 1]
     pos_weight           weight of the foreground in the loss, per label: background over foreground pixels of the
                          training masks (scripts.measure_dataset measures these three)
@@ -55,13 +55,17 @@ class DatasetDescription(Table, frozen=True):
     unlabeled_sample     the fixed sample of unlabeled images; else a seeded one
     max_gradient_norm    gradients of a larger norm are scaled down to it in initial and final trainings
     max_grey_value       the largest grey value, where files of 16 bits hold fewer (4095: 12 bits)
+    resize_dtype         the U-Net's input is resized as whole numbers of the file's 8 or 16 bits ("stored", as the
+                         authors' scripts/save_segmentations.py does) or after it was scaled to [0, 1] ("float32")
+    other_places         where in <data_dir> a file or folder lies (key: the first part of its path), if it isn't in the
+                         data set's own folder
     """
     name: str
     labels: tuple[str, ...]
     input_size: tuple[Count, Count]
     image_folder: str
     prepare: str
-    unlabeled: Literal["not_annotated", "rest_of_train"]
+    unlabeled: Literal["not_annotated", "all_of_train", "rest_of_train"]
     sam_type: str
     masks: Union[tuple(SOURCES)]  # noqa: UP007
     mean: Annotated[float, Meta(ge=0, le=1)] = 0
@@ -74,6 +78,8 @@ class DatasetDescription(Table, frozen=True):
     image_suffix: str = ".png"
     max_grey_value: Annotated[int, Meta(ge=1, le=65535)] | None = None
     max_gradient_norm: Annotated[float, Meta(gt=0)] | None = None
+    resize_dtype: Literal["stored", "float32"] = "stored"
+    other_places: dict[str, str] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Checks what no single field shows; msgspec makes a ValidationError of a ValueError."""
@@ -85,8 +91,10 @@ class DatasetDescription(Table, frozen=True):
             raise ValueError(f"pos_weight needs {len(self.labels)} numbers, one per label, has {len(self.pos_weight)}")
 
     def locate(self, folder: Path, file: str) -> Path:
-        """Where a file of the data set lies, whose folder this is."""
-        return folder / file
+        """Where a file of the data set lies: in its `folder`, or else at its other place if it is there."""
+        first, *rest = Path(file).parts
+        own, other = folder / file, folder.parent.joinpath(self.other_places.get(first, ""), *rest)
+        return other if first in self.other_places and other.exists() and not own.exists() else own
 
 
 def load_description(name: str, data_dir: Path = DATA, measured: bool = True) -> DatasetDescription:
