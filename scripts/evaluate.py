@@ -52,7 +52,8 @@ from utils.mask_store import MaskStore
 from utils.options import positive_float
 from utils.overlay import overlay, side_by_side, to_grey
 from utils.paths import RESULTS, mask_file
-from utils.tracking.experiment import fetch_model, start
+from utils.tracking.experiment import start
+from utils.tracking.models import fetch_model
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ from utils.files import read_grey, write_png
 from utils.mask_store import MaskStore
 from utils.overlay import overlay, side_by_side, stack, to_grey
 from utils.paths import RESULTS, mask_file
-from utils.tracking.experiment import Model, find_models
+from utils.tracking.models import Model, find_models
 
 Row = tuple[str, str, evaluate.Summary]
 PICTURED = 2

@@ -29,7 +29,8 @@ from utils.cli import run_stage, select_device, stage_parser
 from utils.errors import InputError
 from utils.mask_store import MaskWriter
 from utils.paths import mask_file
-from utils.tracking.experiment import Model, fetch_model, start
+from utils.tracking.experiment import start
+from utils.tracking.models import Model, fetch_model
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -37,7 +37,8 @@ from utils.cli import run_stage, select_device, stage_parser
 from utils.datasets.annotated import AnnotatedImages
 from utils.errors import InputError
 from utils.paths import nnunet_folder
-from utils.tracking.experiment import Model, fetch_model, find_models, start
+from utils.tracking.experiment import start
+from utils.tracking.models import Model, fetch_model, find_models
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -25,8 +25,7 @@ from utils.mask_store import MaskStore
 from utils.options import positive_int
 from utils.paths import DATA, mask_file
 from utils.random_walk import SETTINGS
-from utils.tracking.experiment import Model, fetch_model, find_models
-from utils.tracking.offline_runs import describe
+from utils.tracking.models import Model, describe, fetch_model, find_models
 
 NOT_OF_A_RESULT = {"gpu_id", "infer_batch_size"}
 SAM_ARGUMENTS = {"sam_type", "sam_checkpoint", "embeddings"}

@@ -53,7 +53,8 @@ from utils.cli import run_stage, select_device, stage_parser
 from utils.datasets.annotated import AnnotatedImages
 from utils.errors import InputError
 from utils.paths import training_state
-from utils.tracking.experiment import Model, start
+from utils.tracking.experiment import start
+from utils.tracking.models import Model
 from utils.tracking.offline_runs import runs_dir
 
 

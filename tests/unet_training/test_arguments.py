@@ -9,7 +9,7 @@ from unet_training import training, training_on_pseudo_labels, training_with_mea
 from unet_training.arguments import task_parameters
 from utils.datasets.description import OWN
 from utils.files import write_png
-from utils.tracking.experiment import Model
+from utils.tracking.models import Model
 
 
 def parse(stage, *arguments: str) -> argparse.Namespace:

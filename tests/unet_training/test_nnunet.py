@@ -22,7 +22,7 @@ from utils.csv_tables import read_rows
 from utils.datasets.annotated import open_dataset
 from utils.errors import InputError
 from utils.mask_store import MaskStore
-from utils.tracking.experiment import fetch_model, find_models
+from utils.tracking.models import fetch_model, find_models
 
 SIZE = (64, 48)
 SMALL = ["--epochs", "1", "--base_width", "2", "--n_last_channel", "2", "--input_size", "64", "48",
