@@ -41,7 +41,7 @@ from utils.files import read_grey
 from utils.mask_store import MaskStore, MaskWriter
 from utils.memory import keep_freed_memory
 from utils.options import positive_int
-from utils.tracking.offline_runs import Model
+from utils.tracking.models import Model
 
 BATCH = 16
 

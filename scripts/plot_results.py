@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
 from scripts.run_study import COLUMNS
@@ -72,7 +73,8 @@ def main(args: argparse.Namespace) -> list[list[str]]:
             experiment.table(caption, table)
         for name, figure in drawn.items():
             figures.save_figure(folder / name, figure)
-            experiment.image("study", name, np.ascontiguousarray(figures.read_picture(folder / f"{name}.png")), 0)
+            picture = cv2.imread(str(folder / f"{name}.png"))[..., ::-1]
+            experiment.image("study", name, np.ascontiguousarray(picture), 0)
     for name in made:
         print((folder / f"{name}.txt").read_text(encoding="utf-8"))
     print(f"tables and figures: {folder}")

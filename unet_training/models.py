@@ -22,8 +22,7 @@ from utils.datasets.description import DATASET_NAMES, OWN
 from utils.errors import InputError
 from utils.options import add_options, option, options_from, positive_int
 from utils.paths import DATA
-from utils.tracking.experiment import Model, fetch_model, find_models
-from utils.tracking.offline_runs import describe
+from utils.tracking.models import Model, describe, fetch_model, find_models
 
 ALL = -1  # labeled images
 

@@ -29,7 +29,8 @@ from utils.options import add_options, option_values, options_from
 from utils.overlap import map_threaded
 from utils.paths import mask_file
 from utils.random_walk import RandomWalkOptions, random_walk_masks
-from utils.tracking.experiment import Experiment, Model, fetch_model, start
+from utils.tracking.experiment import Experiment, start
+from utils.tracking.models import Model, fetch_model
 
 
 class Mask(NamedTuple):

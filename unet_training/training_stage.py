@@ -14,7 +14,8 @@ from unet_training.trainer import Prepared, fit, publish
 from utils.datasets.annotated import AnnotatedImages
 from utils.options import is_options, option_values
 from utils.paths import training_state
-from utils.tracking.experiment import find_models, start
+from utils.tracking.experiment import start
+from utils.tracking.models import find_models
 from utils.tracking.offline_runs import runs_dir
 
 

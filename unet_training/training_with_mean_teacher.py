@@ -38,7 +38,7 @@ from unet_training.trainer import Prepared
 from unet_training.training_stage import TrainingStage, data_parameters, train
 from utils.cli import run_stage, stage_parser
 from utils.options import add_options, option_values, options_from
-from utils.tracking.experiment import fetch_model
+from utils.tracking.models import fetch_model
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -36,7 +36,7 @@ from utils.cli import select_device
 from utils.datasets.annotated import AnnotatedImages
 from utils.errors import InputError
 from utils.options import add_options, options_from
-from utils.tracking.experiment import fetch_model
+from utils.tracking.models import fetch_model
 
 RELIABLE = 0.85  # agreement from which on the reliable mean teacher takes a mask as a label
 

@@ -21,7 +21,7 @@ from utils.cli import run_stage
 from utils.datasets.annotated import open_dataset
 from utils.mask_store import MaskWriter
 from utils.paths import mask_file
-from utils.tracking.experiment import fetch_model
+from utils.tracking.models import fetch_model
 
 PHANTOM = ("--dataset", "phantom")
 

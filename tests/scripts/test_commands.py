@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 from tests.stage_runs import SMALL
 from unet_training import training, training_on_pseudo_labels
 from utils.cli import run_stage
-from utils.tracking.experiment import fetch_model
+from utils.tracking.models import fetch_model
 
 STAGES = ["scripts.make_phantoms", "scripts.copy_and_process_graz_imgs", "scripts.prepare_jsrt",
           "scripts.measure_dataset", "unet_training.training", "scripts.save_segmentations",

@@ -29,7 +29,7 @@ from utils.datasets.description import load_description
 from utils.dice import surface_dice
 from utils.mask_store import MaskStore
 from utils.paths import mask_file
-from utils.tracking.experiment import fetch_model, find_models
+from utils.tracking.models import fetch_model, find_models
 
 
 def test_last_line_is_the_model_id_and_the_model_knows_its_arguments(workplace, capsys):

@@ -26,7 +26,7 @@ from utils.dice import multilabel_dice
 from utils.errors import InputError
 from utils.files import read_grey
 from utils.mask_store import MaskStore
-from utils.tracking.experiment import fetch_model, find_models
+from utils.tracking.models import fetch_model, find_models
 
 SMALL = ["--epochs", "1", "--base_width", "2", "--n_last_channel", "2", "--input_size", "64", "48",
          "--data_sample_per_epoch", "4", "--batch_size", "4"]

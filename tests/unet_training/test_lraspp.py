@@ -27,7 +27,8 @@ from unet_training.prediction import predict
 from utils.datasets.annotated import open_dataset
 from utils.errors import InputError
 from utils.mask_store import MaskStore
-from utils.tracking.experiment import Experiment, fetch_model
+from utils.tracking.experiment import Experiment
+from utils.tracking.models import fetch_model
 
 CPU = torch.device("cpu")
 SIZE, MEAN, STD = (50, 38), 0.35, 0.2

@@ -20,11 +20,11 @@ from tests.stage_runs import new_workplace
 from unet_training.nnunet import nnunet
 from unet_training.nnunet.label_tables import ENCODINGS
 from unet_training.nnunet.nnunet import NNUNet, NNUNetOptions, unpack
-from utils.csv_tables import read_rows
 from utils.datasets.annotated import open_dataset
 from utils.errors import InputError
 from utils.mask_store import MaskStore
-from utils.tracking.experiment import Model, fetch_model, find_models
+from utils.tables import read_rows
+from utils.tracking.models import Model, fetch_model, find_models
 
 SIZE = (64, 48)
 SMALL = ["--epochs", "1", "--base_width", "2", "--n_last_channel", "2", "--input_size", "64", "48",

@@ -53,7 +53,7 @@ def run(state_file, epochs=6, stop_after=None, compile=False):
         return train_epoch(*arguments)
 
     prepared = Prepared(model, model, DataLoader(data, 2, shuffle=True), DataLoader(data, 4),
-                        bce_loss([1.0, 2.0], CPU), TRAINING, run_epoch)
+                        bce_loss([1.0, 2.0], CPU), TRAINING, run_epoch=run_epoch)
     fit(prepared, Schedule(epochs, 1e-2, compile=compile), CPU, experiment, state_file)
     return model, experiment
 
@@ -68,7 +68,8 @@ def test_every_epoch_is_reported(tmp_path):
     expected = [1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi * epoch / 6)) / 2 for epoch in range(6)]
     assert rates == pytest.approx(expected)
     assert {key[:2] for key in experiment.scalars} == {
-        ("loss", "train"), ("loss", "validation"), ("dice", "train"), ("dice", "validation"), ("learning rate", "lr")}
+        ("loss", "train"), ("loss", "validation"), ("dice", "train"), ("dice", "validation"), ("dice per image", "train"), ("dice per image", "validation"),
+        ("learning rate", "lr")}
     assert experiment.scalars["loss", "train", 5] < experiment.scalars["loss", "train", 0]
     assert set(experiment.histograms[5]) == set(LABELS)
     assert ("prediction", (32, 48, 3), 5) in experiment.images

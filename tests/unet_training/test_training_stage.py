@@ -8,7 +8,7 @@ from unet_training import training, training_on_pseudo_labels, training_stage, t
 from unet_training.training_stage import TrainingStage, fingerprint, train_if_missing
 from utils.datasets.description import OWN
 from utils.files import write_png
-from utils.tracking.experiment import Model
+from utils.tracking.models import Model
 
 CPU = torch.device("cpu")
 

@@ -32,7 +32,7 @@ from utils.errors import InputError
 from utils.files import atomic_path, read_grey, write_png
 from utils.options import option, positive_int
 from utils.overlap import batched
-from utils.tracking.offline_runs import Model
+from utils.tracking.models import Model
 
 RECORD = "export.json"
 CHECKPOINT = "fold_all/checkpoint_final.pth"

@@ -10,7 +10,8 @@ from unet_training.training_stage import data_parameters
 from utils.errors import InputError
 from utils.options import option_values
 from utils.paths import nnunet_folder
-from utils.tracking.experiment import Model, fetch_model, find_models, start
+from utils.tracking.experiment import start
+from utils.tracking.models import Model, fetch_model, find_models
 
 
 def train_nnunet(options: NNUNetOptions, seed: int, initial: TrainedModel) -> str:
