@@ -50,13 +50,26 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which of the images without labels. `seed` draws the sample where the data set has no list of its own."""
+    """Which images get pseudo labels. `seed` draws the sample where the data set has no list of its own.
+
+    Raises:
+        InputError: `where` isn't of the form COLUMN=VALUE.
+    """
 
     split500: bool = option(True, "only the list of 500 unlabeled images, not all of them")
+    include_annotated: bool = option(False, "all images that are there, annotated ones, too")
+    where: tuple[str, ...] = option((), "all images that are there whose row of the data set's table has these values, "
+                                        "such as cast=1", nargs="*", metavar="COLUMN=VALUE")
     seed: int = 42
+
+    def __post_init__(self):
+        if odd := [rule for rule in self.where if not rule.partition("=")[1]]:
+            raise InputError(f"--where {odd[0]}: give a column of the data set's table and its value, as in cast=1")
 
     def stems(self, data: AnnotatedImages, num_labeled: int) -> list[str]:
         """As seen from a network that was trained on so many labeled images."""
+        if self.include_annotated or self.where:
+            return data.select(self.include_annotated, dict(rule.split("=", 1) for rule in self.where))
         return data.unlabeled_stems(num_labeled, self.split500, self.seed)
 
 

@@ -17,7 +17,7 @@ from segment_anything.embeddings import ImageEmbedding
 from segment_anything.options import Sam, SamOptions
 from segment_anything.refinement.agreement import sam_agreement
 from segment_anything.refinement.cleaning import clean_masks
-from segment_anything.refinement.refine import RefinementOptions, add_ccl_argument, add_refinement_arguments, refine_all
+from segment_anything.refinement.refine import RefinementOptions, refine_all
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from unet_training.models import Selection, TrainedModel
 from unet_training.nnunet.nnunet import NNUNetOptions, unpack
@@ -162,7 +162,7 @@ class SamRefined(_OfSam):
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         add_options(parser.add_argument_group("SAM"), SamOptions)
-        add_refinement_arguments(parser)
+        add_options(parser.add_argument_group("refinement"), RefinementOptions)
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, data: AnnotatedImages) -> "SamRefined":
@@ -206,7 +206,7 @@ class RandomWalk(PseudoLabels):
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         group = parser.add_argument_group("random walk")
         add_options(group, RandomWalkOptions)
-        add_ccl_argument(group)
+        add_options(group, RefinementOptions, only=("ccl_selection",))
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, data: AnnotatedImages) -> "RandomWalk":

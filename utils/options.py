@@ -9,7 +9,7 @@
 """
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,13 +27,15 @@ def option(default: Any, help: str, **arguments: Any) -> Any:
     return dataclasses.field(default=default, metadata={"argument": {"help": help, **arguments}})
 
 
-def add_options(parser: argparse._ActionsContainer, options: type, **defaults: Any) -> None:
-    """Adds the argument `--<field>` of each field that was made by `option`; `defaults` replace those of the fields.
+def add_options(parser: argparse._ActionsContainer, options: type, only: Collection[str] = (), **defaults: Any) -> None:
+    """Adds the argument `--<field>` of each field that was made by `option`, or of those that `only` names; `defaults`
+    replace those of the fields.
 
     One that is there already is left out: option dataclasses may share fields.
     """
     for field in dataclasses.fields(options):
-        if "argument" in field.metadata and f"--{field.name}" not in parser._option_string_actions:
+        wanted = "argument" in field.metadata and (not only or field.name in only)
+        if wanted and f"--{field.name}" not in parser._option_string_actions:
             default = defaults.get(field.name, field.default)
             parser.add_argument(f"--{field.name}", default=default, **_inferred(default), **field.metadata["argument"])
 

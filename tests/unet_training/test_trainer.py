@@ -67,9 +67,8 @@ def test_every_epoch_is_reported(tmp_path):
     rates = [experiment.scalars["learning rate", "lr", epoch] for epoch in range(6)]
     expected = [1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi * epoch / 6)) / 2 for epoch in range(6)]
     assert rates == pytest.approx(expected)
-    assert {key[:2] for key in experiment.scalars} == {
-        ("loss", "train"), ("loss", "validation"), ("dice", "train"), ("dice", "validation"), ("dice per image", "train"), ("dice per image", "validation"),
-        ("learning rate", "lr")}
+    curves = {(title, series) for title in ("loss", "dice", "dice per image") for series in ("train", "validation")}
+    assert {key[:2] for key in experiment.scalars} == {*curves, ("learning rate", "lr")}
     assert experiment.scalars["loss", "train", 5] < experiment.scalars["loss", "train", 0]
     assert set(experiment.histograms[5]) == set(LABELS)
     assert ("prediction", (32, 48, 3), 5) in experiment.images
