@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from unet_training import data as segmentation_dataset
 from unet_training.data import (
     EpochLoader,
-    HalfAndHalf,
     ImageDataset,
     LabeledDataset,
     PseudoLabelDataset,
     resident_batches,
 )
+from unet_training.samplers import HalfAndHalf
 from utils.datasets.annotated import AnnotatedImages, load_image, open_dataset, resize_masks
 from utils.datasets.description import DatasetDescription, Metadata, StemList
 from utils.datasets.sources import AnnotationFile, CvatMasks, StoredMasks
@@ -186,7 +186,7 @@ def test_load_image_normalizes_after_a_bilinear_resize(tmp_path, description, dt
 
 def test_another_normalization_leaves_the_data_set_as_it_was(folder, description):
     data = AnnotatedImages(description, folder)
-    other = data.with_normalization(0.5, 0.25)
+    other = data.with_input(data.description.input_size, 0.5, 0.25)
     assert (data.description, other.description) == (description, replace(description, mean=0.5, std=0.25))
     first, second = (LabeledDataset(view, TRAIN)[0] for view in (data, other))
     np.testing.assert_allclose(second[0] * 0.25 + 0.5, first[0] * 0.5 + 0.25, atol=1e-6)

@@ -20,6 +20,7 @@ from utils.files import image_size, read_grey
 from utils.tables import matching_stems, read_column
 
 UNLABELED_SAMPLE = 500
+MOST_KEPT_MASKS = 256
 SMALLEST_INPUT = 32  # pixels, which a U-Net halves four times
 
 
@@ -31,6 +32,7 @@ class AnnotatedImages:
         self.description, self.folder = description, folder
         self._image_folder = description.locate(folder, description.image_folder)
         self._checked: set[str] = set()  # stems whose image is there and of the annotated size
+        self._drawn: dict[tuple, np.ndarray] = {}  # masks as bits: drawing one can take a tenth of a second
         self._source = SOURCES[type(description.masks)](description, folder)
 
     def with_input(self, input_size: Sequence[int], mean: float, std: float) -> "AnnotatedImages":
@@ -166,6 +168,15 @@ class AnnotatedImages:
         Raises:
             InputError: it isn't known, the image is missing, or its size isn't the mask's.
         """
+        key, width = (stem, *self.description.input_size), self.description.input_size[1]
+        if key not in self._drawn:
+            mask = self._draw(stem)
+            if len(self._drawn) == MOST_KEPT_MASKS:
+                return mask
+            self._drawn[key] = np.packbits(mask, axis=-1)
+        return np.unpackbits(self._drawn[key], axis=-1, count=width).view(bool)
+
+    def _draw(self, stem: str) -> np.ndarray:
         if not self.has_ground_truth(stem):
             raise InputError(f"{stem}: its ground truth is not known in {self.description.name}; it is not annotated")
         original = self._source.mask(stem)
