@@ -27,6 +27,7 @@ class ClearMLServer:
         self.models: dict[str, dict] = {}
         self.projects: dict[str, dict] = {}
         self.events: list[dict] = []
+        self.model_uris: list[str] = []  # that models ever had
         self.calls: list[str] = []
 
     @property
@@ -98,12 +99,14 @@ class ClearMLServer:
         return self._change_status(body, "stopped")
 
     def models_create(self, body: dict) -> dict:
+        self.model_uris.append(body["uri"])
         return {"id": _create(self.models, body), "created": True}
 
     def models_get_by_id(self, body: dict) -> dict:
         return {"model": self.models[body["model"]]}
 
     def models_edit(self, body: dict) -> dict:
+        self.model_uris.append(body["uri"])
         self.models[body["model"]].update({key: body[key] for key in body.keys() - {"model"}})
         return {"updated": 1, "fields": {}}
 

@@ -4,26 +4,25 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from scripts import upload_offline_runs
-from tests.clearml_server import SECRET_KEY, ClearMLServer, running_server
+from tests.clearml_server import ClearMLServer, running_server
+from tests.fresh_process import printed, run_code, run_python
 from utils.cli import run_stage
 from utils.errors import InputError
 from utils.tracking.experiment import start
 from utils.tracking.models import fetch_model, find_models
 
-ROOT = Path(__file__).parents[2]
 LABELS = ["Radius", "Ulna", "Os lunatum"]
 PARAMETERS = {"stage": "initial", "dataset": "phantom", "num_train_samples": 5, "lr": 1e-3, "gpu_id": None,
               "input_size": [96, 56], "data_aug": True, "note": "5"}
+DEFINITIONS = f"PARAMETERS, LABELS = {PARAMETERS!r}, {LABELS!r}"  # for the processes below
 
-TRAIN = """
+TRAIN = DEFINITIONS + """
 import numpy as np, sys, torch
 from pathlib import Path
 from utils.tracking.experiment import start
@@ -40,9 +39,8 @@ with start("initial training", PARAMETERS, ["phantom", "n=5"]) as experiment:
     print("model id:", experiment.save_model(folder / "unet.pt", LABELS))
 """
 
-NEXT_STAGE = """
+NEXT_STAGE = DEFINITIONS + """
 import sys
-from clearml.utilities.process.mp import BackgroundMonitor
 import utils.tracking.models as models_module
 from utils.cli import InputError
 from utils.tracking.experiment import start
@@ -59,7 +57,6 @@ print("weights:", model.weights)
 with start("prediction", {"stage": "prediction"}) as experiment:
     for _ in range(2):
         experiment.use_model(model.id)
-    assert not BackgroundMonitor.is_subprocess_enabled()  # it would take 8 s to close
 for name, error in (("crash", ValueError("boom")), ("interruption", KeyboardInterrupt())):
     try:
         with start(name, {"stage": name}):
@@ -72,7 +69,7 @@ except InputError as error:
     print("unknown:", error)
 """
 
-AFTER_UPLOAD = """
+AFTER_UPLOAD = DEFINITIONS + """
 import json, os, sys
 from scripts import upload_offline_runs
 from utils.tracking.experiment import start
@@ -113,44 +110,11 @@ except InputError as error:
     print("refused:", error)
 """
 
-WATCH_NETWORK = """
-import os, socket, sys
-def watch(event, args):
-    if event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.sendto") or (
-            event == "socket.connect" and args[0].family != socket.AF_UNIX):
-        os.write(2, f"network: {event} {args}\\n".encode())
-sys.addaudithook(watch)
-"""
-
-
 @pytest.fixture(autouse=True)
 def offline(tmp_path, monkeypatch):
     """This process stays offline whatever the machine's settings are, with its runs in a temporary folder."""
     monkeypatch.setenv("CLEARML_OFFLINE_MODE", "1")
     monkeypatch.setenv("SAM_BURDEN_RUNS", str(tmp_path / "runs"))
-
-
-def run_python(arguments: list[str], runs: Path, server: ClearMLServer | None = None) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CLEARML", "TRAINS"))}
-    environment |= {"SAM_BURDEN_RUNS": str(runs), "CLEARML_CONFIG_FILE": str(runs / "no.conf"),
-                    "HOME": str(runs.parent / "home"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-                    **(server.environment if server else {})}
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
-                          timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert SECRET_KEY not in done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def run_code(code: str, *arguments: str, folder: Path, **options) -> str:
-    """Runs the code in a process of its own; what it asks of the network is printed."""
-    script = folder / "stage.py"
-    script.write_text(f"{WATCH_NETWORK}\nPARAMETERS = {PARAMETERS!r}\nLABELS = {LABELS!r}\n{code}")
-    return run_python([str(script), *arguments], **options)
-
-
-def printed(name: str, output: str) -> str:
-    return re.search(rf"^{name}: (.*)$", output, re.MULTILINE)[1]
 
 
 def train_offline(tmp_path: Path, content: bytes = b"weights", **parameters) -> str:
