@@ -6,20 +6,24 @@
 A rerun only does what is missing. All other arguments are those of scripts.run_pipeline, for every method alike.
 
     initial                the initial U-Net
+    u_net_sam, u_net_medsam, u_net_random_walk
+                           its masks of the test images, refined, without a second training
     raw, sam, random_walk  the final U-Net on raw pseudo labels, or on those refined by SAM or a random walk
     medsam                 as sam, with MedSAM's weights and the box alone
     mixed                  as sam, labeled images filling half of every batch, fine-tuned from the initial U-Net
     mean_teacher           from the initial U-Net on
-    reliable_mean_teacher  as mean_teacher, masks on which SAM agrees entering as labels
+    reliable_mean_teacher  as mean_teacher; masks of that mean teacher on which SAM agrees enter as labels
     lraspp_on_sam          LR-ASPP on SAM's frozen encoder, trained on the labeled images, without augmentation so that
                            the encoder sees each of them once
+    fully_supervised       the U-Net on all labeled training images, whatever n is
     nnunet                 the final U-Net on nnU-Net's masks (needs requirements_nnunet.txt)
     nnunet_alone           nnU-Net's own masks of the test images
+    nnunet_bce             the same of an nnU-Net of independent sigmoids, as the paper's
 
 Reads   the images and annotations of the data set, SAM's weights
 Writes  what the stages write, and in --results_dir: study.csv (a row per method, n, seed, test image and class that it
-        shows, in percent), pseudo_labels.csv (the same of the pseudo labels of unlabeled images, where their ground truth is
-        known, with SAM's estimate) and manifest.json (the models that each number came from); see scripts.plot_results
+        shows, in percent), pseudo_labels.csv (the same of the pseudo labels of unlabeled images, where their ground
+        truth is known, with SAM's estimate) and manifest.json (the models that each number came from); see scripts.plot_results
 """  # noqa: E501 (a command to copy)
 import argparse
 import json

@@ -102,7 +102,8 @@ def data_parameters(data: AnnotatedImages, labeled: Iterable[str], unlabeled: It
     for stem in labeled:
         digest.update(np.packbits(data.mask(stem)))
     return {"dataset": description.name, "input_size": list(description.input_size), "mean": description.mean,
-            "std": description.std, "pos_weight": list(description.pos_weight), "images": digest.hexdigest()[:16]}
+            "std": description.std, "resize_dtype": description.resize_dtype,
+            "pos_weight": list(description.pos_weight), "images": digest.hexdigest()[:16]}
 
 
 def fingerprint(parameters: Mapping) -> str:

@@ -37,7 +37,8 @@ def add_options(parser: argparse._ActionsContainer, options: type, only: Collect
         wanted = "argument" in field.metadata and (not only or field.name in only)
         if wanted and f"--{field.name}" not in parser._option_string_actions:
             default = defaults.get(field.name, field.default)
-            parser.add_argument(f"--{field.name}", default=default, **_inferred(default), **field.metadata["argument"])
+            arguments = {**_inferred(default), **field.metadata["argument"]}
+            parser.add_argument(f"--{field.name}", default=default, **arguments)
 
 
 def _inferred(default: Any) -> dict[str, Any]:

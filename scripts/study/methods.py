@@ -49,7 +49,7 @@ class Setting:
 
     Attributes:
         data: the data set at the initial network's input size
-        labels: the kinds of pseudo labels by name, with MedSAM's, by the box alone, beside them
+        labels: the kinds of pseudo labels by name; beside them "medsam", by the box alone, and "nnunet_bce"
         others: see their classes
     """
 
@@ -74,6 +74,8 @@ class Setting:
         labels = {kind: made.from_args(args, data) for kind, made in PSEUDO_LABELS.items()}
         medsam = labels["sam"].sam.of_type("medsam", data)
         labels["medsam"] = SamRefined(medsam, replace(labels["sam"].options, prompt1st=("box",), prompt2nd=()))
+        bce = replace(labels["nnunet"].options, nnunet_encoding="regions_bce")
+        labels["nnunet_bce"] = replace(labels["nnunet"], options=bce)
         return cls(data, select_device(args.gpu_id), args.seed, Architecture.from_args(args, data),
                    Architecture.from_args(args, data, "lraspp_on_sam"), options_from(Sampling, args),
                    options_from(Schedule, args), options_from(Selection, args), options_from(FinalOptions, args),
@@ -189,9 +191,12 @@ def _fully_supervised(setting: Setting, _: TrainedModel) -> Measured:
     return Measured(setting.train_initial(sampling=replace(setting.sampling, num_train_samples=ALL)))
 
 
-def _nnunet_alone(setting: Setting, initial: TrainedModel) -> Measured:
-    setting.labels["nnunet"].prepared(initial)
-    return Measured(initial, "nnunet")
+def _nnunet_alone(kind: str) -> Callable[[Setting, TrainedModel], Measured]:
+    """nnU-Net's own masks of the test images."""
+    def run(setting: Setting, initial: TrainedModel) -> Measured:
+        setting.labels[kind].prepared(initial)
+        return Measured(initial, kind)
+    return run
 
 
 METHODS: dict[str, Method] = {
@@ -209,5 +214,6 @@ METHODS: dict[str, Method] = {
     "lraspp_on_sam": Method("SAM ViT + LR-ASPP", _lraspp_on_sam, ("sam",)),
     "fully_supervised": Method("Fully supervised", _fully_supervised),
     "nnunet": Method("nnU-Net's pseudo labels", _final("nnunet"), ("nnunet",), final=True, optional=True),
-    "nnunet_alone": Method("nnU-Net", _nnunet_alone, ("nnunet",), optional=True),
+    "nnunet_alone": Method("nnU-Net", _nnunet_alone("nnunet"), ("nnunet",), optional=True),
+    "nnunet_bce": Method("nnU-Net BCE", _nnunet_alone("nnunet_bce"), ("nnunet_bce",), optional=True),
 }
