@@ -1,4 +1,4 @@
-"""The sample data: reproducible to the last bit, annotated as CVAT does it, and anatomically in order."""
+"""The phantoms: reproducible to the last bit, annotated as CVAT does it, and anatomically in order."""
 import argparse
 import hashlib
 import os
@@ -128,7 +128,7 @@ def test_carpal_rows():
 
 
 def test_class_balance_is_like_that_of_real_wrists(labeled):
-    """Foreground shares of small and large bones are within a factor of two of the paper's positive weights."""
+    """Foreground shares of small and large bones are within a factor of two of the paper's pos_weight."""
     real = {"Epiphyse Radius": 108.1, "Epiphyse Ulna": 349.2, "Os capitatum": 69.6, "Os pisiforme": 364.6,
             "Os scaphoideum": 131.5, "Os trapezoideum": 240.9, "Ossa metacarpalia III": 51.7, "Radius": 11.3,
             "Ulna": 17.9}

@@ -96,7 +96,7 @@ def test_whole_numbers_serve_as_floats(tmp_path):
     assert description.pos_weight[0] == 5.0 and isinstance(description.pos_weight[0], float)
 
 
-def test_constants_of_the_sample_data_come_out_of_their_annotations():
+def test_constants_of_the_phantoms_come_out_of_their_annotations():
     description = load_description("phantom")
     images = [image for image in parse_cvat(ROOT / description.masks.train[0].file) if image.subset == "Train"]
     masks = np.stack([resize_masks(draw_masks(image, description.labels), description.input_size) for image in images])
