@@ -26,6 +26,7 @@ from torch import nn
 from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
 from scripts import evaluate
 from unet_training import training
+from unet_training.networks.registry import Architecture
 from utils.cli import run_stage, select_device, stage_parser
 from utils.options import positive_int
 from utils.paths import DATA
@@ -52,30 +53,30 @@ def main(args: argparse.Namespace) -> list[Step]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(SAM_BURDEN_RUNS=folder, CLEARML_OFFLINE_MODE="1")
         for seed in args.seeds:
-            models = [watch.time(STEP, who, train, args, seed, options)
+            models = [watch.time(STEP, who, train, args.data_dir, args.epochs, seed, options)
                       for who, options in (("baseline", []), ("ours", ["--bf16"]))]
-            with mock.patch.object(training, "build", nudged(training.build)):
-                models.append(train(args, seed, []))
-            points.append([dice(args, model, Path(folder)) for model in models])
+            with mock.patch.object(Architecture, "build", nudge(Architecture.build)):
+                models.append(train(args.data_dir, args.epochs, seed, []))
+            points.append([dice(args.data_dir, model, Path(folder)) for model in models])
     points = np.array(points)
     differences = points[:, 1:].T - points[:, 0]
     step = watch.step(STEP, np.abs(differences[0]).max(), 0)
-    bf16, rounding = (", ".join(f"{each:+.2f}" for each in by_seed) for by_seed in differences)
-    means = " and ".join(f"{each:.2f}" for each in points.mean(axis=0)[:2])
+    bf16, rounding = (", ".join(f"{points:+.2f}" for points in by_seed) for by_seed in differences)
+    means = " and ".join(f"{mean:.2f}" for mean in points.mean(axis=0)[:2])
     report(args, f"bf16_dice --seeds {' '.join(map(str, args.seeds))} --epochs {args.epochs}", device,
            f"baseline: float32, ours: bfloat16; mean test Dice {means}, differences by seed {bf16}; of float32 from "
            f"weights {NUDGE:.0e} larger {rounding}; in float32 the seeds differ by {np.ptp(points[:, 0]):.2f}", [step])
     return [step]
 
 
-def train(args: argparse.Namespace, seed: int, options: list[str]) -> str:
+def train(data_dir: Path, epochs: int, seed: int, options: list[str]) -> str:
     """The id of a model trained from that seed."""
     return training.main(training.get_args_parser().parse_args(
-        ["--dataset", "phantom", "--data_dir", str(args.data_dir), "--epochs", str(args.epochs), "--seed", str(seed),
+        ["--dataset", "phantom", "--data_dir", str(data_dir), "--epochs", str(epochs), "--seed", str(seed),
          *DEMO, *options]))
 
 
-def nudged(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+def nudge(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """The same network, every weight a little larger."""
     @torch.no_grad()
     def build_nudged(*arguments: object) -> nn.Module:
@@ -86,10 +87,10 @@ def nudged(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return build_nudged
 
 
-def dice(args: argparse.Namespace, model_id: str, folder: Path) -> float:
+def dice(data_dir: Path, model_id: str, folder: Path) -> float:
     """Of the test images, in percent."""
     return evaluate.main(evaluate.get_args_parser().parse_args(
-        ["--dataset", "phantom", "--data_dir", str(args.data_dir), "--model_id", model_id,
+        ["--dataset", "phantom", "--data_dir", str(data_dir), "--model_id", model_id,
          "--results_dir", str(folder)])).mean
 
 

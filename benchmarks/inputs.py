@@ -1,5 +1,6 @@
 """What the benchmarks work on: radiographs, predicted masks of them, SAM's weights."""
 import argparse
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from utils.errors import InputError
 from utils.options import positive_int
 from utils.paths import DATA, ROOT
 
-REAL = ROOT.parent / "shared" / "data" / "jsrt" / "images"  # chest radiographs, where they lie beside the project
+SHARED = Path(os.environ.get("SAM_BURDEN_SHARED") or ROOT.parent / "shared")  # as in tests/conftest.py
+REAL = SHARED / "data" / "jsrt" / "images"  # chest radiographs
 DRAWN = DATA / "phantom" / load_description("phantom").image_folder
 
 

@@ -26,23 +26,22 @@ from torch import nn
 from benchmarks import paper_way
 from benchmarks.inputs import add_input_arguments, checkpoint_from, device_from, predictions
 from benchmarks.measure import Step, add_report_arguments, operations, report, speed
-from scripts import save_refined_segmentations
-from scripts.generate_img_embeddings import embed_images
-from scripts.save_refined_segmentations import refine_images
 from segment_anything.embeddings import compute_embedding, embedding_path, load_embedding
+from segment_anything.options import Sam
 from segment_anything.refinement.refine import RefinementOptions
-from segment_anything.registry import get_sam_type, load_prompt_modules, load_sam
-from segment_anything.stored_decoder import StoredEmbeddingDecoder
+from segment_anything.registry import load_prompt_modules
+from unet_training.checkpoint import Training
 from unet_training.data import ImageDataset
+from unet_training.models import TrainedModel
 from unet_training.networks.u_net import UNet
-from unet_training.prediction import predict
+from unet_training.pseudo_labels import PseudoLabels, Raw, SamRefined
 from utils.cli import run_stage, stage_parser
 from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.files import read_grey
 from utils.mask_store import MaskStore, MaskWriter
 from utils.memory import keep_freed_memory
 from utils.options import positive_int
-from utils.paths import embedding_folder
+from utils.tracking.models import Model
 
 BATCH = 16
 
@@ -63,14 +62,15 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> list[Step]:
     """Returns the lines of the table."""
     device = device_from(args)
-    checkpoint_from(args)
+    checkpoint = checkpoint_from(args)
     with tempfile.TemporaryDirectory(dir=args.work_dir) as name:
-        data = copied_images(args, Path(name))
+        data = copy_images(args.image_folder, args.images, Path(name))
         model = StandIn(len(data.description.labels), args.base_width, args.prompted, device)
         stems = data.unlabeled_stems(0, False, 0)
-        ours = Ours(args, data, model, device, Path(name))
+        ours = Ours(Sam(args.sam_type, checkpoint), data, model, device)
         measured = {stage: measure(getattr(ours, stage), stems) for stage in ("embeddings", "prediction", "refinement")}
-        steps = compare(args, ours, stems[:args.baseline_images], {stage: each[0] for stage, each in measured.items()})
+        times = {stage: milliseconds for stage, (milliseconds, _) in measured.items()}
+        steps = compare(ours, stems[:args.baseline_images], times)
     image = torch.zeros(1, 1, *data.description.input_size, device=device)
     network = speed(operations(model.u_net, image), measured["prediction"][0], device)
     memory = ", ".join(f"{stage} {megabytes:.0f} MB" for stage, (_, megabytes) in measured.items())
@@ -81,13 +81,13 @@ def main(args: argparse.Namespace) -> list[Step]:
     return steps
 
 
-def copied_images(args: argparse.Namespace, folder: Path) -> AnnotatedImages:
-    """A phantom data set of as many unlabeled images as asked for, hard links to the folder's."""
-    originals = sorted(args.image_folder.glob("*.png"))
+def copy_images(source: Path, count: int, folder: Path) -> AnnotatedImages:
+    """A phantom data set of so many unlabeled images, links to those of `source`."""
+    originals = sorted(source.glob("*.png"))
     data = open_dataset("phantom", folder)
     images = folder / "phantom" / data.description.image_folder
     images.mkdir(parents=True)
-    for number in range(args.images):
+    for number in range(count):
         (images / f"copy_{number:05}.png").symlink_to(originals[number % len(originals)].resolve())
     return data
 
@@ -127,62 +127,62 @@ class StandIn(nn.Module):
 class Ours:
     """The stages' own functions on all images."""
 
-    def __init__(self, args: argparse.Namespace, data: AnnotatedImages, model: StandIn, device: torch.device,
-                 folder: Path):
-        self.args = save_refined_segmentations.get_args_parser().parse_args(
-            ["--dataset", "phantom", "--data_dir", str(folder), "--sam_type", args.sam_type,
-             *(["--sam_checkpoint", str(args.sam_checkpoint)] if args.sam_checkpoint else [])])
-        self.data, self.model, self.device, self.folder = data, model, device, folder
-        self.labels = data.description.labels
+    def __init__(self, sam: Sam, data: AnnotatedImages, network: StandIn, device: torch.device):
+        description = data.description
+        training = Training(description.name, description.labels, description.input_size, 0, 1)
+        record = Model("stand-in", {"num_train_samples": 0}, description.labels, (), "", 0, lambda: None)
+        self.model = TrainedModel(record, network, training, data, device, BATCH)
+        self.labels = SamRefined(sam, RefinementOptions())
+        self.folder = data.data_dir
 
     def embeddings(self, stems: list[str]) -> None:
-        embed_images(self.args, self.data, stems, self.device)
+        self.labels.sam.embed(self.model.data, stems, self.model.device)
 
     def prediction(self, stems: list[str]) -> None:
-        self.model.count = 0
-        with (writer := MaskWriter(self.folder / "raw.h5", self.labels, {})):
-            writer.write_all((stem, probabilities > 0.5) for stem, probabilities in
-                             predict(self.model, ImageDataset(self.data, stems), self.device, BATCH))
+        self._write("raw", Raw(), stems)
 
     def refinement(self, stems: list[str]) -> None:
-        self.model.count = 0
-        with (writer := MaskWriter(self.folder / "refined.h5", self.labels, {})):
-            writer.write_all((stem, refined.mask, refined.estimated_dice) for stem, refined in
-                             refine_images(self.args, self.model, self.data, stems, self.device))
+        self._write("refined", self.labels, stems)
+
+    def _write(self, name: str, labels: PseudoLabels, stems: list[str]) -> None:
+        self.model.network.count = 0
+        with (writer := MaskWriter(self.folder / f"{name}.h5", self.model.data.description.labels, {})):
+            writer.write_all(labels.compute(self.model, stems))
 
 
-def compare(args: argparse.Namespace, ours: Ours, stems: list[str], ours_ms: dict[str, float]) -> list[Step]:
+def compare(ours: Ours, stems: list[str], ours_ms: dict[str, float]) -> list[Step]:
     """The same by the paper's way, on a few images; times and differences."""
-    checkpoint, device, folder = checkpoint_from(args), ours.device, ours.folder
-    sam, preprocessing = load_sam(args.sam_type, checkpoint).to(device), get_sam_type(args.sam_type).preprocessing
-    modules = [module.to(device) for module in load_prompt_modules(args.sam_type, checkpoint)]
-    identity = StoredEmbeddingDecoder.load(args.sam_type, checkpoint).checkpoint
-    images, theirs = ImageDataset(ours.data, stems), {}
+    model, chosen, folder = ours.model, ours.labels.sam, ours.folder
+    device, network, identity = model.device, model.network, chosen.identity
+    sam, preprocessing = chosen.load().to(device), chosen.preprocessing
+    modules = [module.to(device) for module in load_prompt_modules(chosen.type_name, chosen.checkpoint)]
+    images, theirs = ImageDataset(model.data, stems), {}
 
     def embed(stems: list[str]) -> None:
         for stem in stems:
-            theirs[stem] = compute_embedding(sam, read_grey(ours.data.image_path(stem)), preprocessing, identity)
+            theirs[stem] = compute_embedding(sam, read_grey(model.data.image_path(stem)), preprocessing, identity)
             paper_way.save_embedding(folder / f"{stem}_gzip.h5", theirs[stem])
 
     def predict_one_by_one(_: list[str]) -> None:
-        ours.model.count = 0
-        paper_way.predict(ours.model, images, device, folder / "raw_gzip.h5")
+        network.count = 0
+        paper_way.predict(network, images, device, folder / "raw_gzip.h5")
 
     def refine(_: list[str]) -> None:
-        ours.model.count = 0
+        network.count = 0
         with h5py.File(folder / "refined_gzip.h5", "w") as file, torch.inference_mode():
             for image, stem in (images[index] for index in range(len(images))):
-                masks, _ = paper_way.refine(ours.model(image[None].to(device)).sigmoid()[0], folder / f"{stem}_gzip.h5",
+                masks, _ = paper_way.refine(network(image[None].to(device)).sigmoid()[0], folder / f"{stem}_gzip.h5",
                                             theirs[stem], *modules, RefinementOptions())
                 file.create_dataset(stem, data=masks, compression="gzip", compression_opts=9)
 
     baseline = {"embeddings": embed, "prediction": predict_one_by_one, "refinement": refine}
     keep_freed_memory(False)
     baseline_ms = {stage: measure(baseline[stage], stems)[0] for stage in ours_ms}
-    stored = embedding_folder(folder, "phantom", args.sam_type)
+    stored = chosen.folder(folder, "phantom")
     difference = max((load_embedding(embedding_path(stored, stem), identity).embedding - theirs[stem].embedding)
                      .abs().max().item() for stem in stems)
-    changed = {stage: changed_pixels(folder / f"{name}_gzip.h5", MaskStore(folder / f"{name}.h5", ours.labels), stems)
+    labels = model.data.description.labels
+    changed = {stage: changed_pixels(folder / f"{name}_gzip.h5", MaskStore(folder / f"{name}.h5", labels), stems)
                for stage, name in (("prediction", "raw"), ("refinement", "refined"))}
     return [Step(stage, baseline_ms[stage], ours_ms[stage], difference if stage == "embeddings" else 0,
                  changed.get(stage, 0)) for stage in ours_ms]

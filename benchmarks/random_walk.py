@@ -20,7 +20,7 @@ from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
 from segment_anything.refinement.cleaning import clean_masks
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
-from utils.random_walk import SETTINGS, random_walk, seeded_pixels
+from utils.random_walk import PRESETS, random_walk, seeded_pixels
 
 STEP = "random walk, all classes"
 
@@ -29,14 +29,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("benchmarks.random_walk", __doc__)
     add_image_arguments(parser)
     parser.set_defaults(image_folder=DRAWN)  # the masks are of these
-    parser.add_argument("--radius", type=int, default=SETTINGS["active"].radius, help="of the background's erosion")
+    parser.add_argument("--radius", type=int, default=PRESETS["active"][0], help="of the background's erosion")
     add_report_arguments(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> list[Step]:
     """Returns the line of the table."""
-    sigma = SETTINGS["active"].sigma
+    _, sigma = PRESETS["active"]
     watch, differences, changed, dice = Stopwatch(torch.device("cpu")), [], 0, []
     for path, probabilities in zip(paths := images_from(args), predictions(), strict=False):
         seeds = clean_masks(probabilities)

@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> list[Step]:
     data = open_dataset("phantom", args.data_dir, args.input_size)
     torch.manual_seed(0)
     model = UNet(len(data.description.labels), args.base_width).to(device)
-    steps = training_steps(args, data, model, device)
+    steps = training_steps(data, model, args.images, args.rounds, device)
     size = "x".join(map(str, args.input_size))
     report(args, f"training --base_width {args.base_width} --images {args.images}", device,
            f"{args.rounds} rounds after one to warm up; a batch of {args.images} images of {size} in a step; in "
@@ -55,13 +55,14 @@ def main(args: argparse.Namespace) -> list[Step]:
     return steps
 
 
-def training_steps(args: argparse.Namespace, data: AnnotatedImages, start: UNet, device: torch.device) -> list[Step]:
-    pairs = LabeledDataset(data, data.stems("train", args.images))
-    batch = tuple(torch.stack(each) for each in zip(*pairs, strict=True))
+def training_steps(data: AnnotatedImages, start: UNet, images: int, rounds: int, device: torch.device) -> list[Step]:
+    """Both precisions, `rounds` steps each on a batch of so many images, after one to warm up."""
+    pairs = LabeledDataset(data, data.stems("train", images))
+    batch = tuple(torch.stack(tensors) for tensors in zip(*pairs, strict=True))
     loss = bce_loss(data.description.pos_weight, device)
     watch, steps = Stopwatch(device), []
     for name, bf16 in (("training step, float32", False), ("training step, bf16 option", True)):
-        for _ in range(args.rounds + 1):
+        for _ in range(rounds + 1):
             models = [copy.deepcopy(start) for _ in range(2)]
             optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0) for model in models]
             torch.manual_seed(1)

@@ -21,11 +21,11 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.cli import run_stage, stage_parser
-from utils.csv_tables import matching_stems
 from utils.datasets.description import load_description
 from utils.errors import InputError
 from utils.files import read_grey, write_png
 from utils.paths import DATA
+from utils.tables import matching_stems
 
 CLIP_LIMIT, TILES = 2.0, (8, 8)  # as the data set's own notebook makes its 8-bit images
 

@@ -1,4 +1,4 @@
-"""Computes SAM's embeddings of the images once, for all later refinements (paper, section 5).
+"""Computes SAM's embeddings of the images once, for all later refinements.
 
     python -m scripts.generate_img_embeddings --gpu_id 0
     python -m scripts.generate_img_embeddings --dataset phantom
@@ -10,52 +10,36 @@ Reads   images of the data set at their original resolution, SAM's weights (pyth
 Writes  data/<dataset>/sam_embeddings/<sam type>/<stem>.h5, or <sam type>_<precision>/ (layout: segment_anything/embeddings.py)
 """  # noqa: E501 (a command to copy)
 import argparse
-from collections.abc import Sequence
 
-import torch
-
-from segment_anything.embeddings import save_missing_embeddings
-from unet_training.arguments import (
-    add_common_arguments,
-    add_sam_arguments,
-    add_unlabeled_arguments,
-    resolve_sam,
-    sam_name,
-)
+from segment_anything.options import Sam, SamOptions
+from unet_training.models import ALL, DataOptions, Selection, add_common_arguments
 from utils.cli import run_stage, select_device, stage_parser
-from utils.datasets.annotated import AnnotatedImages, open_dataset
-from utils.paths import embedding_folder
+from utils.options import add_options, options_from
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.generate_img_embeddings", __doc__)
     add_common_arguments(parser)
-    add_unlabeled_arguments(parser)
+    add_options(parser, Selection)
     parser.add_argument("--num_train_samples", type=int, default=43,
-                        help="labeled images, where the unlabeled ones are the rest of the training split")
+                        help="labeled images, where the unlabeled ones are the rest of the training split; -1: all")
     parser.add_argument("--split", choices=("train", "val", "test", "unlabeled"), default="unlabeled",
                         help="which images")
-    add_sam_arguments(parser)
+    add_options(parser, SamOptions)
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     device = select_device(args.gpu_id)
-    data = open_dataset(args.dataset, args.data_dir)
+    data = options_from(DataOptions, args).open()
+    sam = Sam.choose(options_from(SamOptions, args), data)
     if args.split == "unlabeled":
-        stems = data.unlabeled_stems(args.num_train_samples, args.split500, args.seed)
+        labeled = len(data.stems("train")) if args.num_train_samples == ALL else args.num_train_samples
+        stems = options_from(Selection, args).stems(data, labeled)
     else:
         stems = data.stems(args.split)
-    embed_images(args, data, stems, device)
-    print(f"embeddings: {embedding_folder(args.data_dir, args.dataset, sam_name(args, data))}")
-
-
-def embed_images(args: argparse.Namespace, data: AnnotatedImages, stems: Sequence[str], device: torch.device) -> None:
-    """Computes what is missing of these images' embeddings; loads SAM's encoder only if something is."""
-    sam_type, checkpoint = resolve_sam(args, data)
-    folder = embedding_folder(args.data_dir, args.dataset, sam_name(args, data))
-    save_missing_embeddings([(stem, data.image_path(stem)) for stem in stems], folder, sam_type, checkpoint, device,
-                            args.embeddings, data.description.max_grey_value)
+    sam.embed_missing(data, stems, device)
+    print(f"embeddings: {sam.folder(data)}")
 
 
 if __name__ == "__main__":

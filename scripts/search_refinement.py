@@ -1,10 +1,10 @@
-"""Searches for the options of a refinement that gain most on the validation images (paper, the search).
+"""Searches for the options of a refinement that gain most on the validation images.
 
     python -m scripts.search_refinement --model_id ID
     python -m scripts.search_refinement --dataset phantom --num_train_samples 5 --trials 50
     python -m scripts.search_refinement --refiner random_walk
 
-The grid is tried in random order. A rerun goes on where the last one stopped, until --trials are done or the grid is.
+The grid is tried in random order. A rerun resumes where the last one stopped, until --trials are done or the grid is.
 
 Reads   a model by its id, the labeled validation images, with `--refiner sam` SAM's weights
 Writes  results/<dataset>/<model id>/search_<refiner>/: study.log (Optuna's journal), trials.csv (every trial, the best
@@ -15,84 +15,63 @@ import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import optuna
 import torch
 
-from scripts.save_refined_segmentations import predictions_and_embeddings
 from segment_anything.refinement.cleaning import ELEMENTS, OPERATIONS, SELECTIONS, clean_masks
 from segment_anything.refinement.refine import RefinementOptions, refine_all
-from unet_training.arguments import (
-    add_common_arguments,
-    add_model_arguments,
-    add_prediction_arguments,
-    add_sam_arguments,
-    load_model_and_data,
-    sam_name,
-)
-from unet_training.checkpoint import Network
-from unet_training.data import ImageDataset
-from unet_training.prediction import predict
-from utils.cli import run_stage, select_device, stage_parser
-from utils.csv_tables import write_rows
-from utils.datasets.annotated import AnnotatedImages, read_scaled
+from unet_training.models import TrainedModel, add_saving_arguments
+from unet_training.pseudo_labels import SamRefined
+from unet_training.training_stage import fingerprint
+from utils.cli import run_stage, stage_parser
+from utils.datasets.annotated import read_scaled
 from utils.dice import image_dice, multilabel_dice
 from utils.options import positive_int
 from utils.paths import RESULTS
-from utils.random_walk import Settings, random_walk_masks
+from utils.random_walk import RandomWalkOptions, random_walk_masks
+from utils.tables import write_rows
 
-Refiner = Callable[[Mapping[str, object]], list[np.ndarray]]  # from options to the refined masks of all images
+Refiner = Callable[[Mapping[str, Any]], list[np.ndarray]]  # from options to the refined masks of all images
 SAM_GRID = {
     "prompt1st": ["box", "pos_points neg_points", "pos_points"],
     "prompt2nd": ["", "box", "pos_points neg_points", "pos_points"],
     "morphology_operation": list(OPERATIONS), "morphology_element": list(ELEMENTS), "morphology_radius": list(range(9)),
 }
-WALK_GRID = {"ccl_selection": list(SELECTIONS), "radius": [1, 2, 4, 8, 16], "sigma": [5.0, 10.0, 19.87, 40.0, 80.0]}
+WALK_GRID = {
+    "ccl_selection": list(SELECTIONS), "walk_radius": [1, 2, 4, 8, 16], "sigma": [5.0, 10.0, 19.87, 40.0, 80.0],
+}
 NO_DIFFERENCE = 0.01  # points of Dice
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.search_refinement", __doc__)
-    add_common_arguments(parser)
-    add_model_arguments(parser)
-    add_prediction_arguments(parser)
-    add_sam_arguments(parser)
+    add_saving_arguments(parser)
+    SamRefined.add_arguments(parser)
     parser.add_argument("--refiner", choices=("sam", "random_walk"), default="sam", help="what refines")
     parser.add_argument("--trials", type=positive_int, default=100, help="points of the grid, earlier ones too")
     parser.add_argument("--results_dir", type=Path, default=RESULTS, help="folder of the results")
     return parser
 
 
-def main(args: argparse.Namespace) -> list[dict[str, object]]:
+def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Returns the trials, the best one first: their options and gain."""
-    device = select_device(args.gpu_id)
-    model, u_net, _, data = load_model_and_data(args, device)
-    stems = data.stems("val")
-    ground_truth = torch.from_numpy(np.stack([data.mask(stem) for stem in stems]))
-    prepare, grid = {"sam": (sam_refiner, SAM_GRID), "random_walk": (walk_refiner, WALK_GRID)}[args.refiner]
-    probabilities, refiner = prepare(args, u_net, data, stems, device)
-    raw = mean_dice([each > 0.5 for each in probabilities], ground_truth)
-
-    def gain(trial: optuna.Trial) -> float:
-        options = {name: trial.suggest_categorical(name, values) for name, values in grid.items()}
-        return mean_dice(refiner(options), ground_truth) - raw
-
-    name = args.refiner if args.refiner == "random_walk" else f"sam_{sam_name(args, data)}"
-    folder = args.results_dir / args.dataset / model.id / f"search_{name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.log")))
-    study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True,
-                                sampler=optuna.samplers.GridSampler(grid, seed=args.seed))
-    wanted = min(args.trials, math.prod(map(len, grid.values())))
-    missing = wanted - len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
-    if missing > 0:
-        study.optimize(gain, n_trials=missing, show_progress_bar=True)
-    trials = sorted(({**trial.params, "gain": trial.value} for trial in study.trials if trial.value is not None),
-                    key=lambda trial: -trial["gain"])
+    model = TrainedModel.from_args(args)
+    labels, stems = SamRefined.from_args(args, model.data), model.data.stems("val")
+    if args.refiner == "sam":
+        name, grid = f"sam_{labels.sam.name}", SAM_GRID
+        probabilities, refiner = prepare_sam(labels, model, stems)
+    else:
+        name, grid = args.refiner, WALK_GRID
+        probabilities, refiner = prepare_walk(model, stems)
+    ground_truth = torch.from_numpy(np.stack([model.data.mask(stem) for stem in stems]))
+    raw = mean_dice([image > 0.5 for image in probabilities], ground_truth)
+    folder = args.results_dir / model.data.description.name / model.id / f"search_{name}"
+    trials = search(lambda options: mean_dice(refiner(options), ground_truth) - raw, grid, folder, args.trials,
+                    args.seed)
     write_table(folder / "trials.csv", trials)
-    write_table(folder / "options.csv", effects(trials, grid))
+    write_table(folder / "options.csv", option_effects(trials, grid))
     print(f"raw masks: Dice {raw:.2f} % ({len(stems)} validation images)")
     print(f"best of {len(trials)} trials: {trials[0]['gain']:+.2f} with "
           + ", ".join(f"{option} = {value}" for option, value in trials[0].items() if option != "gain"))
@@ -100,32 +79,51 @@ def main(args: argparse.Namespace) -> list[dict[str, object]]:
     return trials
 
 
-def sam_refiner(args: argparse.Namespace, u_net: Network, data: AnnotatedImages, stems: Sequence[str],
-                device: torch.device) -> tuple[list[np.ndarray], Refiner]:
-    """The U-Net's probabilities of each image, and the refinement by SAM."""
-    decoder, images = predictions_and_embeddings(args, u_net, data, stems, device)
+def search(gain: Callable[[Mapping[str, Any]], float], grid: Mapping[str, Sequence], folder: Path, trials: int,
+           seed: int) -> list[dict[str, Any]]:
+    """Tries points of the grid in random order, resuming what the folder's journal holds; the best one first."""
+    import optuna  # takes a second to import
+    folder.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.log")))
+    study = optuna.create_study(storage=storage, study_name=fingerprint(grid), direction="maximize",
+                                load_if_exists=True, sampler=optuna.samplers.GridSampler(grid, seed=seed))
+
+    def objective(trial: optuna.Trial) -> float:
+        return gain({name: trial.suggest_categorical(name, values) for name, values in grid.items()})
+
+    wanted = min(trials, math.prod(map(len, grid.values())))
+    missing = wanted - len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
+    if missing > 0:
+        study.optimize(objective, n_trials=missing, show_progress_bar=True)
+    done = [{**trial.params, "gain": trial.value} for trial in study.trials if trial.value is not None]
+    return sorted(done, key=lambda trial: -trial["gain"])
+
+
+def prepare_sam(labels: SamRefined, model: TrainedModel, stems: Sequence[str]) -> tuple[list[np.ndarray], Refiner]:
+    """The network's probabilities of each image, and the refinement by SAM."""
+    decoder, images = labels.inputs(model, stems)
     inputs = [image for _, *image in images]
 
-    def masks(options: Mapping[str, object]) -> list[np.ndarray]:
+    def refine(options: Mapping[str, Any]) -> list[np.ndarray]:
         prompts = {name: tuple(options[name].split()) for name in ("prompt1st", "prompt2nd")}
         chosen = RefinementOptions(**{**options, **prompts}, morphology="paper")
         return [refined.mask for refined in refine_all(inputs, decoder, chosen)]
 
-    return [probabilities for probabilities, _ in inputs], masks
+    return [probabilities for probabilities, _ in inputs], refine
 
 
-def walk_refiner(args: argparse.Namespace, u_net: Network, data: AnnotatedImages, stems: Sequence[str],
-                 device: torch.device) -> tuple[list[np.ndarray], Refiner]:
-    """As `sam_refiner`, by a random walk."""
-    probabilities = [each for _, each in predict(u_net, ImageDataset(data, stems), device, args.infer_batch_size)]
-    grey = [255 * read_scaled(data.image_path(stem), data.description) for stem in stems]
+def prepare_walk(model: TrainedModel, stems: Sequence[str]) -> tuple[list[np.ndarray], Refiner]:
+    """As `prepare_sam`, by a random walk."""
+    probabilities = [image for _, image in model.probabilities(stems)]
+    grey = [255 * read_scaled(model.data.image_path(stem), model.data.description) for stem in stems]
 
-    def refined(options: Mapping[str, object]) -> list[np.ndarray]:
-        settings = Settings(options["radius"], options["sigma"])
-        return [random_walk_masks(image, clean_masks(each, options["ccl_selection"]), settings)
-                for image, each in zip(grey, probabilities, strict=True)]
+    def refine(options: Mapping[str, Any]) -> list[np.ndarray]:
+        settings = RandomWalkOptions(walk_radius=options["walk_radius"], sigma=options["sigma"])
+        return [random_walk_masks(pixels, clean_masks(image, options["ccl_selection"]), settings, image)
+                for pixels, image in zip(grey, probabilities, strict=True)]
 
-    return probabilities, refined
+    return probabilities, refine
 
 
 def mean_dice(masks: Sequence[np.ndarray], ground_truth: torch.Tensor) -> float:
@@ -133,7 +131,7 @@ def mean_dice(masks: Sequence[np.ndarray], ground_truth: torch.Tensor) -> float:
     return 100 * image_dice(multilabel_dice(torch.from_numpy(np.stack(masks)), ground_truth)).nanmean().item()
 
 
-def effects(trials: Sequence[Mapping[str, object]], grid: Mapping[str, Sequence]) -> list[dict[str, object]]:
+def option_effects(trials: Sequence[Mapping[str, object]], grid: Mapping[str, Sequence]) -> list[dict[str, object]]:
     """For each value of each option its mean gain; an option makes no difference where trials that agree in all other
     options gain the same with each of its values, as far as they were tried."""
     rows = []

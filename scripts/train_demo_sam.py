@@ -1,4 +1,4 @@
-"""Trains the embedded small SAM on random procedural shapes and writes its weights.
+"""Trains the demo SAM on random procedural shapes and writes its weights.
 
     python -m scripts.train_demo_sam --image_size 256 --scene_size 128 --steps 2600 --output data/first.safetensors
     python -m scripts.train_demo_sam --initial data/first.safetensors
@@ -15,6 +15,7 @@ Writes  segment_anything/demo_sam.safetensors (float16, with how it was trained 
 import argparse
 import json
 import tempfile
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -28,12 +29,55 @@ from segment_anything.modeling import Sam
 from utils.cli import run_stage, select_device, stage_parser
 from utils.errors import InputError
 from utils.files import atomic_path
+from utils.options import add_options, option, options_from
 
 SAVE_EVERY = 100  # steps
 FULL_SIZE_EVERY = 8  # steps; the others see parts of the input
-RECIPE = ("image_size", "batch_size", "objects_per_image", "lr", "weight_decay", "seed", "processes", "bfloat16")
 POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
-PLAN = ("steps", "scene_size", "warmup_steps", "decay_steps")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many steps, and what they see; it may change between an interrupted run and the one that resumes it, where
+    the steps already done stay the same."""
+
+    steps: int = option(2400, "optimizer steps", type=int)
+    scene_size: int = option(256, "longest side of most scenes, which lie anywhere in the encoder's input, in pixels; "
+                                  f"every {FULL_SIZE_EVERY}th step fills it", type=int)
+    warmup_steps: int = option(60, "steps in which the learning rate rises", type=int)
+    decay_steps: int = option(1000, "last steps, in which it falls to 0", type=int)
+
+    def step(self, number: int) -> tuple[float, bool, bool]:
+        """A step's share of the highest learning rate, whether its scenes fill the input, and whether they are hard."""
+        rise = (number + 1) / self.warmup_steps
+        fall = (self.steps - number) / self.decay_steps
+        return min(1.0, rise, fall), (number + 1) % FULL_SIZE_EVERY == 0, number % 2 == 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What each step does."""
+
+    image_size: int = option(IMAGE_SIZE, "side of the encoder's input in pixels", type=int)
+    batch_size: int = option(1, "scenes per step and process", type=int)
+    objects_per_image: int = option(10, "objects asked for in each image, at most", type=int)
+    lr: float = option(8e-4, "highest learning rate", type=float)
+    weight_decay: float = option(0.02, "AdamW's weight decay", type=float)
+    seed: int = option(0, "seed of weights, shapes and prompts", type=int)
+    processes: int = option(2, "processes of one thread each that share the work (on the CPU)", type=int)
+    bfloat16: bool = option(True, "mixed precision; much slower on processors without bfloat16 instructions")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training: from which weights (None: random ones) to which file; `average` writes the mean of both."""
+
+    plan: Plan
+    recipe: Recipe
+    initial: Path | None
+    average: bool
+    output: Path
+    device: torch.device
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -41,22 +85,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--initial", type=Path, help="weights to go on from, also of another --image_size")
     parser.add_argument("--average", action="store_true",
                         help="write the mean of the trained weights and the --initial ones, which generalize better")
-    parser.add_argument("--image_size", type=int, default=IMAGE_SIZE, help="side of the encoder's input in pixels")
-    parser.add_argument("--scene_size", type=int, default=256,
-                        help="longest side of most scenes, which lie anywhere in the encoder's input, in pixels; "
-                             f"every {FULL_SIZE_EVERY}th step fills it")
-    parser.add_argument("--steps", type=int, default=2400, help="optimizer steps")
-    parser.add_argument("--warmup_steps", type=int, default=60, help="steps in which the learning rate rises")
-    parser.add_argument("--decay_steps", type=int, default=1000, help="last steps, in which it falls to 0")
-    parser.add_argument("--batch_size", type=int, default=1, help="scenes per step and process")
-    parser.add_argument("--objects_per_image", type=int, default=10, help="objects asked for in each image, at most")
-    parser.add_argument("--lr", type=float, default=8e-4, help="highest learning rate")
-    parser.add_argument("--weight_decay", type=float, default=0.02, help="AdamW's weight decay")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, shapes and prompts")
-    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True,
-                        help="mixed precision; much slower on processors without bfloat16 instructions")
-    parser.add_argument("--processes", type=int, default=2,
-                        help="processes of one thread each that share the work (on the CPU)")
+    add_options(parser, Plan)
+    add_options(parser, Recipe)
     parser.add_argument("--gpu_id", type=int, help="GPU to use; left out: the first one, else the CPU")
     parser.add_argument("--output", type=Path, default=DEMO_SAM_WEIGHTS, help="file to write")
     return parser
@@ -65,60 +95,60 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     if args.average and not args.initial:
         raise InputError("--average: there is nothing to average with; name weights with --initial")
-    _begun_run(args)  # a wrong one is told here, not by a process further down
-    if args.processes == 1 or select_device(args.gpu_id).type == "cuda":
-        _train(args, rank=0)
+    run = Run(options_from(Plan, args), options_from(Recipe, args), args.initial, args.average, args.output,
+              select_device(args.gpu_id))
+    read_begun(run)  # a wrong one is reported here, not by a process further down
+    if run.recipe.processes == 1 or run.device.type == "cuda":
+        train(run, rank=0)
         return
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_worker, (args, f"file://{folder}/rendezvous"), nprocs=args.processes)
+        torch.multiprocessing.spawn(train_in_process, (run, f"file://{folder}/rendezvous"),
+                                    nprocs=run.recipe.processes)
 
 
-def _worker(rank: int, args: argparse.Namespace, rendezvous: str) -> None:
+def train_in_process(rank: int, run: Run, rendezvous: str) -> None:
+    """One of several processes of one thread each."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=args.processes)
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=run.recipe.processes)
     try:
-        _train(args, rank)
+        train(run, rank)
     finally:
         torch.distributed.destroy_process_group()
 
 
-def _train(args: argparse.Namespace, rank: int) -> None:
-    torch.manual_seed(args.seed)
-    sam = build_demo_sam(args.image_size).to(select_device(args.gpu_id)).train()
-    if args.initial:
-        sam.load_state_dict(initial_weights(args.initial, args.image_size)[0])
-    optimizer = torch.optim.AdamW(sam.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+def train(run: Run, rank: int) -> None:
+    """All steps, or those that an interrupted run left; the process of rank 0 writes the weights."""
+    plan, recipe = run.plan, run.recipe
+    torch.manual_seed(recipe.seed)
+    sam = build_demo_sam(recipe.image_size).to(run.device).train()
+    if run.initial:
+        sam.load_state_dict(initial_weights(run.initial, recipe.image_size)[0])
+    optimizer = torch.optim.AdamW(sam.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     first, running = 0, {}
-    if state := _begun_run(args):
+    if state := read_begun(run):
         first = state["steps_done"]
         sam.load_state_dict(state["sam"])
         optimizer.load_state_dict(state["optimizer"])
-    with tqdm(range(first, args.steps), initial=first, total=args.steps, desc="small SAM", mininterval=2,
+    with tqdm(range(first, plan.steps), initial=first, total=plan.steps, desc="demo SAM", mininterval=2,
               disable=rank > 0) as bar:
         for step in bar:
-            share, full_size, hard = _plan(vars(args), step)
-            optimizer.param_groups[0]["lr"] = args.lr * share
-            result = training_step(sam, optimizer, args.image_size if full_size else args.scene_size, hard,
-                                   args.batch_size, args.objects_per_image, (args.seed, step, rank), args.bfloat16)
+            share, full_size, hard = plan.step(step)
+            optimizer.param_groups[0]["lr"] = recipe.lr * share
+            result = training_step(sam, optimizer, recipe.image_size if full_size else plan.scene_size, hard,
+                                   recipe.batch_size, recipe.objects_per_image, (recipe.seed, step, rank),
+                                   recipe.bfloat16)
             running = {name: 0.98 * running.get(name, value) + 0.02 * value for name, value in result.items()}
             bar.set_postfix({name: f"{value:.3f}" for name, value in running.items()}, refresh=False)
-            if rank == 0 and ((step + 1) % SAVE_EVERY == 0 or step + 1 == args.steps):
-                _save(args, sam, optimizer, step + 1)
-    if rank == 0 and args.average:
-        initial, _ = initial_weights(args.initial, args.image_size)
+            if rank == 0 and ((step + 1) % SAVE_EVERY == 0 or step + 1 == plan.steps):
+                save(run, sam, optimizer, step + 1)
+    if rank == 0 and run.average:
+        initial, _ = initial_weights(run.initial, recipe.image_size)
         sam.load_state_dict({name: (value + initial[name]) / 2 for name, value in sam.state_dict().items()})
-        _save(args, sam, optimizer, args.steps)
+        save(run, sam, optimizer, plan.steps)
     if rank == 0:
-        _resume_file(args.output).unlink(missing_ok=True)
-        print(f"{args.output}: trained for {args.steps} steps, "
+        resume_file(run.output).unlink(missing_ok=True)
+        print(f"{run.output}: trained for {plan.steps} steps, "
               + ", ".join(f"{name} {value:.3f}" for name, value in running.items()))
-
-
-def _plan(settings: dict, step: int) -> tuple[float, bool, bool]:
-    """A step's share of the highest learning rate, whether its scenes fill the input, and whether they are hard."""
-    rise = (step + 1) / settings["warmup_steps"]
-    fall = (settings["steps"] - step) / settings["decay_steps"]
-    return min(1.0, rise, fall), (step + 1) % FULL_SIZE_EVERY == 0, step % 2 == 1
 
 
 def initial_weights(path: Path, image_size: int) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -139,39 +169,39 @@ def initial_weights(path: Path, image_size: int) -> tuple[dict[str, torch.Tensor
     return weights, metadata
 
 
-def _resume_file(output: Path) -> Path:
+def resume_file(output: Path) -> Path:
     return output.with_name(output.name + ".resume.pt")
 
 
-def _save(args: argparse.Namespace, sam: Sam, optimizer: torch.optim.Optimizer, steps_done: int) -> None:
+def save(run: Run, sam: Sam, optimizer: torch.optim.Optimizer, steps_done: int) -> None:
+    """Writes the weights, and what an interrupted run resumes from."""
     weights = {name: tensor.detach().half().cpu().contiguous() for name, tensor in sam.state_dict().items()}
-    settings = {name: getattr(args, name) for name in (*PLAN, *RECIPE)}
+    settings = {**asdict(run.plan), **asdict(run.recipe)}
     metadata = {"trained_by": "python -m scripts.train_demo_sam", "trained_on": "random procedural shapes only",
                 "notice": DEMO_SAM_NOTICE, "torch": torch.__version__, "steps_done": steps_done, **settings}
-    if args.initial:
-        metadata["average"] = str(args.average)
-        metadata["initial"] = json.dumps(initial_weights(args.initial, args.image_size)[1])
-    with atomic_path(args.output) as temporary:
+    if run.initial:
+        metadata["average"] = str(run.average)
+        metadata["initial"] = json.dumps(initial_weights(run.initial, run.recipe.image_size)[1])
+    with atomic_path(run.output) as temporary:
         save_file(weights, temporary, {name: str(value) for name, value in metadata.items()})
     state = {"sam": sam.state_dict(), "optimizer": optimizer.state_dict(), "steps_done": steps_done, **settings}
-    with atomic_path(_resume_file(args.output)) as temporary:
+    with atomic_path(resume_file(run.output)) as temporary:
         torch.save(state, temporary)
 
 
-def _begun_run(args: argparse.Namespace) -> dict | None:
+def read_begun(run: Run) -> dict | None:
     """The state of an interrupted run, if there is one.
 
-    `--steps` and the like may have changed, as long as the steps already done would have been the same.
-
     Raises:
-        InputError: they would not.
+        InputError: its steps would have been others with this plan and recipe.
     """
-    path = _resume_file(args.output)
+    path = resume_file(run.output)
     if not path.exists():
         return None
     state = torch.load(path, map_location="cpu", weights_only=True)
-    same_steps = all(_plan(state, step) == _plan(vars(args), step) for step in range(state["steps_done"]))
-    if not same_steps or any(state[name] != getattr(args, name) for name in RECIPE):
+    begun = Plan(**{field.name: state[field.name] for field in fields(Plan)})
+    same_steps = all(begun.step(step) == run.plan.step(step) for step in range(state["steps_done"]))
+    if not same_steps or any(state[name] != value for name, value in asdict(run.recipe).items()):
         raise InputError(f"{path}: is of a run with other settings; give those again, or remove the file to start anew")
     return state
 

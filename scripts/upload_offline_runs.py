@@ -12,7 +12,7 @@ Writes  tasks, models and weights on the server; runs/uploaded.json, which remem
 import argparse
 
 from utils.cli import run_stage, stage_parser
-from utils.tracking.experiment import upload_offline_runs
+from utils.tracking.upload import upload_offline_runs
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@ import hashlib
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import safetensors.torch
@@ -23,9 +24,15 @@ class CheckpointId:
 
 
 def identify(path: Path) -> CheckpointId:
-    """Reads the whole file; a checkpoint of 2.5 GB takes seconds."""
+    """Reads the whole file (2.5 GB take seconds), but once in a process while its size and time stay the same."""
+    file = path.stat()
+    return CheckpointId(path.name, _sha256(path.resolve(), file.st_size, file.st_mtime_ns))
+
+
+@lru_cache
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     with path.open("rb") as file:
-        return CheckpointId(path.name, hashlib.file_digest(file, "sha256").hexdigest())
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:

@@ -80,10 +80,15 @@ def get_sam_type(name: str) -> SamType:
 
 
 def default_checkpoint(sam_type: str, data_dir: Path) -> Path:
-    """Where the checkpoint of a type lies when no other file is named; it may not be there yet."""
+    """Where the checkpoint of a type lies when no other file is named; it may not be there yet.
+
+    In `data_dir/sam_checkpoints`, or else directly in `data_dir`, if it is there (README of the authors' code).
+    """
     if sam_type == "demo":
         return DEMO_SAM_WEIGHTS
-    return data_dir / "sam_checkpoints" / get_sam_type(sam_type).file_name
+    file_name = get_sam_type(sam_type).file_name
+    usual, directly = data_dir / "sam_checkpoints" / file_name, data_dir / file_name
+    return directly if directly.is_file() and not usual.is_file() else usual
 
 
 def check_present(sam_type: str, checkpoint: Path) -> None:

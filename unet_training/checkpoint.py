@@ -1,17 +1,24 @@
 """The file of a trained network, and what it was trained on."""
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from unet_training.networks.lraspp import LrasppOnSam
+from unet_training.networks.network import Network
+from unet_training.networks.registry import ARCHITECTURES, rebuild
 from unet_training.networks.u_net import UNet
 from utils.errors import InputError
 from utils.files import atomic_path
 
-Network = UNet | LrasppOnSam
-ARCHITECTURES = {each.architecture: each for each in (UNet, LrasppOnSam)}
+AUTHORS_NAMES = (  # of the parts of their U-Net, as patterns, and ours
+    (r"inc\.double_conv\.", "down.0."),
+    (r"down(\d)\.maxpool_conv\.1\.double_conv\.", r"down.\1."),
+    (r"up1\.", "up.0."), (r"up2\.", "up.1."), (r"up3\.", "up.2."), (r"up4\.", "up.3."),
+    (r"(up\.\d\.conv)\.double_conv\.", r"\1."),
+    (r"outc\.conv\.", "out."),
+)
 
 
 @dataclass(frozen=True)
@@ -39,24 +46,60 @@ def save_checkpoint(path: Path, model: Network, training: Training) -> None:
         torch.save(checkpoint, temporary)
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Network, Training]:
-    """Rebuilds a model, in evaluation mode, from its file alone.
+def load_checkpoint(path: Path, device: torch.device | str = "cpu",
+                    unstated: Training | None = None) -> tuple[Network, Training]:
+    """Rebuilds a model, in evaluation mode, from its file: one of ours, or of a U-Net by the authors' code
+    (custom_arcitecture/modelio.py).
+
+    Args:
+        unstated: what an authors' file was trained on, which it doesn't say; our own files do
 
     Raises:
-        InputError: the file is missing, isn't a checkpoint, or holds no known architecture; or the SAM checkpoint that
-            the model stands on isn't there.
+        InputError: the file is missing, isn't a checkpoint, or holds no known architecture; the SAM checkpoint that the
+            model stands on isn't there; or it is an authors' file, and `unstated` is left out or has other labels.
     """
     checkpoint = _read(path)
+    if isinstance(checkpoint, dict) and checkpoint.keys() == {"config", "model_state"}:
+        if unstated is None:
+            raise InputError(f"{path}: is of the authors' code and doesn't say what it was trained on; name its data "
+                             "set")
+        checkpoint = {**_from_authors(path, checkpoint), "training": asdict(unstated)}
     if not isinstance(checkpoint, dict) or checkpoint.get("architecture") not in ARCHITECTURES:
         raise InputError(f"{path}: holds no network of this project; give the id that a training stage printed")
     try:
-        model = ARCHITECTURES[checkpoint["architecture"]](**checkpoint["config"])
+        model = rebuild(checkpoint["architecture"], checkpoint["config"])
         model.load_state_dict(checkpoint["state_dict"])
         training = Training(**{name: tuple(value) if isinstance(value, list) else value
                                for name, value in checkpoint["training"].items()})
     except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path}: its weights don't fit the network it describes ({error}); train it again") from None
+        reason = str(error).splitlines()[0].removesuffix(":")  # PyTorch goes on to list all weights
+        raise InputError(f"{path}: its weights don't fit the network it describes ({reason}); train it again") from None
+    if len(training.labels) != model.config["n_classes"]:
+        raise InputError(f"{path}: a model of {model.config['n_classes']} classes, but data set {training.dataset} has "
+                         f"{len(training.labels)} labels; name the data set that it was trained on")
     return model.to(device).eval(), training
+
+
+def _from_authors(path: Path, checkpoint: Mapping) -> dict:
+    """Architecture, config and weights of an authors' U-Net as our files name them.
+
+    Raises:
+        InputError: it is another network of theirs, or a U-Net that upsamples bilinearly or takes colors.
+    """
+    config, weights = checkpoint["config"], checkpoint["model_state"]
+    first, last = (weights.get(name) for name in ("inc.double_conv.0.weight", "outc.conv.weight"))
+    if first is None or last is None or first.shape[1] != 1 or config.get("bilinear"):
+        raise InputError(f"{path}: a network of the authors' code, but not their U-Net for grey images with transposed "
+                         "convolutions, the only one that can be loaded")
+    return {"architecture": UNet.architecture,
+            "config": {"n_classes": last.shape[0], "base_width": first.shape[0], "n_last_channel": last.shape[1]},
+            "state_dict": {_our_name(name): value for name, value in weights.items()}}
+
+
+def _our_name(name: str) -> str:
+    for pattern, ours in AUTHORS_NAMES:
+        name = re.sub(f"^{pattern}", ours, name)
+    return name
 
 
 def _read(path: Path) -> object:

@@ -163,23 +163,7 @@ class PartlyLabeledDataset(Dataset):
         return image
 
 
-class HalfAndHalf(Sampler[list[int]]):
-    """Batches for a `ConcatDataset` of labeled and pseudo-labeled images.
-
-    Half of each batch is drawn from the labeled ones with replacement, the other half passes once over the others in
-    random order; whole batches only.
-    """
-
-    def __init__(self, labeled: int, pseudo_labeled: int, batch_size: int):
-        """Numbers of images. A batch of an odd size has one pseudo-labeled image more."""
-        self.labeled, self.pseudo_labeled = labeled, pseudo_labeled
-        self.share = batch_size // 2
-        self.rest = batch_size - self.share
-
-    def __len__(self) -> int:
-        return self.pseudo_labeled // self.rest
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = self.labeled + torch.randperm(self.pseudo_labeled)
-        for batch in order[:len(self) * self.rest].view(-1, self.rest):
-            yield [*torch.randint(self.labeled, (self.share,)).tolist(), *batch.tolist()]
+def check_fills_batch(images: int, batch_size: int, source: str) -> None:
+    """Raises an InputError where there are fewer images than in one batch."""
+    if images < batch_size:
+        raise InputError(f"{source}: {images} images don't fill one batch of {batch_size}; give a smaller --batch_size")

@@ -1,5 +1,6 @@
 """One epoch of training or validation; knows neither the tracker nor the command line."""
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +19,14 @@ class EpochStatistics:
 
     @property
     def mean_dice(self) -> float:
-        """Mean over images of each image's mean Dice, in [0, 1]."""
+        """Mean over images of each image's mean Dice, in [0, 1]: what an evaluation reports."""
         return image_dice(self.dice).nanmean().item()
+
+    @property
+    def pooled_dice(self) -> float:
+        """Mean over all classes of all images alike, in [0, 1]: what the authors' curves show
+        (unet_training/forward_func.py) and their search maximizes."""
+        return self.dice.nanmean().item()
 
     @property
     def class_dice(self) -> list[float]:
@@ -28,7 +35,7 @@ class EpochStatistics:
 
 
 def bce_loss(pos_weight: Iterable[float], device: torch.device) -> nn.BCEWithLogitsLoss:
-    """Binary cross entropy on logits with one positive weight per class (paper, section 2)."""
+    """Binary cross entropy on logits; `pos_weight` holds one weight per class."""
     return nn.BCEWithLogitsLoss(pos_weight=torch.tensor(list(pos_weight), device=device).view(-1, 1, 1))
 
 
@@ -36,6 +43,35 @@ def random_affine(count: int, strength: float, device: torch.device) -> torch.Te
     """Identity + N(0, strength) on all six entries, (count, 2, 3), in the normalized coordinates of `affine_grid`."""
     identity = torch.eye(2, 3, device=device)
     return identity + strength * torch.randn(count, 2, 3, device=device)
+
+
+def random_similarity(images: torch.Tensor, probability: float = 0.2) -> torch.Tensor:
+    """Matrices (B, 2, 3) for `warp` that turn, scale and shift images (B, K, H, W), each with this probability, or else
+    leave them as they are.
+
+    By up to 25 degrees, 0.7 to 1.4 times as large, by up to a fifth of each side, evenly distributed: the augmentation
+    of the authors' unet_training/training_with_mixed_labels.py (branch master).
+    """
+    count, device = len(images), images.device
+    angle, scale, along_x, along_y, chance = torch.rand(5, count, device=device)
+    moved = similarity(math.radians(25) * (2 * angle - 1), 0.7 + 0.7 * scale,
+                       0.4 * torch.stack([along_x, along_y], dim=1) - 0.2, images.shape[-2:])
+    return torch.where((chance < probability)[:, None, None], moved, torch.eye(2, 3, device=device))
+
+
+def similarity(angle: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Matrices (B, 2, 3) for `warp` under which an image turns counterclockwise about its center, grows, then shifts.
+
+    Args:
+        angle: (B,) in radians
+        scale: (B,) factors
+        shift: (B, 2), to the right and down, in widths and heights
+        size: (H, W) of the image
+    """
+    height, width = size
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    back = torch.stack([cos, -sin * height / width, sin * width / height, cos], dim=1).view(-1, 2, 2)
+    return torch.cat([back, back @ (-2 * shift[..., None])], dim=2)
 
 
 def warp(images: torch.Tensor, matrices: torch.Tensor, mode: str) -> torch.Tensor:
@@ -50,23 +86,40 @@ def logits_of(model: nn.Module, images: torch.Tensor, bf16: bool) -> torch.Tenso
         return model(images).float()
 
 
+def take_step(loss: torch.Tensor, model: nn.Module, optimizer: torch.optim.Optimizer,
+              max_gradient_norm: float | None) -> None:
+    """One step of the optimizer down the loss; gradients of a larger norm are scaled down to `max_gradient_norm`."""
+    optimizer.zero_grad()
+    loss.backward()
+    if max_gradient_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), max_gradient_norm)
+    optimizer.step()
+
+
 def train_epoch(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], loss_function: nn.Module,
-                optimizer: torch.optim.Optimizer, device: torch.device, data_aug: float,
-                bf16: bool = False) -> EpochStatistics:
-    """One pass over `batches` of (B, 1, H, W) images and (B, C, H, W) bool masks, with affine augmentation
-    of strength `data_aug` (0: none). `bf16`: see `logits_of`; augmentation, loss and optimizer stay float32."""
+                optimizer: torch.optim.Optimizer, device: torch.device, data_aug: float, bf16: bool = False,
+                max_gradient_norm: float | None = None,
+                draw_matrices: Callable[[torch.Tensor], torch.Tensor] | None = None) -> EpochStatistics:
+    """One pass over `batches` of (B, 1, H, W) images and (B, C, H, W) bool masks.
+
+    Args:
+        data_aug: strength of the affine augmentation, see `random_affine`; 0 for none
+        bf16: see `logits_of`; augmentation, loss and optimizer stay float32
+        max_gradient_norm: see `take_step`; None for no bound. 1.0 in the authors' dental trainings, their mean teacher
+            excepted (unet_training/forward_func.py of branch additional_ds)
+        draw_matrices: with augmentation draws the matrices (B, 2, 3) of images, such as `random_similarity`; left out:
+            `random_affine`
+    """
     model.train()
     losses, dice = [], []
     for images, masks in batches:
         images, masks = images.to(device), masks.to(device).float()
         if data_aug:
-            matrices = random_affine(len(images), data_aug, device)
+            matrices = draw_matrices(images) if draw_matrices else random_affine(len(images), data_aug, device)
             images, masks = warp(images, matrices, "bilinear"), warp(masks, matrices, "nearest")
         logits = logits_of(model, images, bf16)
         loss = loss_function(logits, masks)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        take_step(loss, model, optimizer, max_gradient_norm)
         losses.append(loss.detach())
         dice.append(multilabel_dice(logits.detach() > 0, masks > 0.5))
     return EpochStatistics(torch.stack(losses).mean().item(), torch.cat(dice).cpu())

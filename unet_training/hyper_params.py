@@ -1,4 +1,4 @@
-"""The hyperparameters of training (paper, section 2), as arguments with the paper's values."""
+"""The options of the trainings, as arguments with the paper's values (the paper's section on implementation)."""
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,23 +6,37 @@ from dataclasses import dataclass
 import torch
 
 from unet_training.epoch import bce_loss
-from utils.options import non_negative, positive_float, positive_int
+from utils.datasets.description import DatasetDescription
+from utils.errors import InputError
+from utils.options import add_options, non_negative, option, positive_float, positive_int
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """epochs: number of passes; lr: initial learning rate; data_aug, bf16: see `epoch.train_epoch`; compile: U-Nets by
-    `torch.compile`."""
+    """How a network is trained; the optimizer is AdamW."""
 
-    epochs: int
-    lr: float
-    lr_scheduler: str
-    data_aug: float
-    bf16: bool = False
-    compile: bool = False
+    epochs: int = option(350, "passes over the training data", type=positive_int)
+    lr: float = option(1e-3, "initial learning rate of AdamW", type=positive_float)
+    lr_scheduler: str = option("cosine", "learning rate over the epochs; cosine ends at lr / 100",
+                               choices=("cosine", "constant"))
+    weight_decay: float = option(0.0, "weight decay of AdamW", type=non_negative(float))
+    batch_size: int = option(16, "images in a training batch", type=positive_int)
+    data_aug: float = option(0.03, "standard deviation of the random affine matrix's entries, 0 for no augmentation",
+                             type=non_negative(float))
+    max_gradient_norm: float | None = option(
+        None, "scale gradients of a larger norm down to this one (left out: the data set's bound, which is not for the "
+              "mean teacher, or none)", type=positive_float, metavar="NORM")
+    bf16: bool = option(False, "train in bfloat16 where the network allows, faster on a GPU and on some processors; "
+                               "validation and prediction stay float32")
+    compile: bool = option(False, "compile the U-Net first (torch.compile), which takes minutes and needs a C++ "
+                                  "compiler; results change a little")
+
+    def gradient_bound(self, description: DatasetDescription) -> float | None:
+        """The largest norm of gradients that is left as it is; None for any."""
+        return self.max_gradient_norm or description.max_gradient_norm
 
     def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=0)
+        return torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
 
     def scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         """Cosine annealing down to lr / 100 over all epochs, or a constant rate."""
@@ -31,56 +45,71 @@ class Schedule:
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What makes a training faster or slower, and leaves its result as it is."""
+
+    infer_batch_size: int = option(16, "images in a batch of validation or prediction", type=positive_int)
+    num_workers: int = option(0, "processes that read images beside the training; worth it for thousands of images",
+                              type=non_negative(int))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which images the initial training sees. `num_train_samples` is -1 for all labeled ones."""
+
+    num_train_samples: int = option(43, "labeled images to train on, the first n of the list; -1 for all", type=int)
+    data_sample_per_epoch: int = option(48, "images drawn with replacement in an epoch", type=positive_int)
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """How much pseudo labels weigh."""
+
+    max_positive_weight: float | None = option(
+        None, "after the initial training, cap on pos_weight, the loss's weights per class (left out: the data set's "
+              "weights, as in the paper)", type=positive_float, metavar="W")
+
+    def loss(self, pos_weight: Sequence[float], device: torch.device) -> torch.nn.Module:
+        """Binary cross entropy with a data set's pos_weight under the cap."""
+        return bce_loss([min(weight, self.max_positive_weight or weight) for weight in pos_weight], device)
+
+
+@dataclass(frozen=True)
+class FinalOptions:
+    """Where the final training starts from, and what it sees."""
+
+    train_from_scratch: bool = option(True, "start the final U-Net from random weights, or else fine-tune the initial "
+                                            "one")
+    mixed: str | None = option(
+        None, "fill half of every batch with labeled images: half (if nothing is named) passes over all pseudo labels "
+              "in an epoch; released, as the authors' training_with_mixed_labels.py, over all labeled images, and "
+              "turns, scales and shifts a fifth of them (give it --epochs 3000 --lr 1e-4 --no-lr_scheduler). The paper "
+              "combines it with --no-train_from_scratch", nargs="?", const="half", choices=("half", "released"))
+
+
+@dataclass(frozen=True)
+class MeanTeacherOptions:
+    """`reliable` is a Dice; None: no pseudo label enters as a label."""
+
+    alpha: float = option(0.996, "share of the teacher that each step keeps", type=float)
+    reliable: float | None = option(
+        None, "take masks as labels on which SAM agrees by this Dice or more; 0.85 if it isn't given", type=float,
+        nargs="?", const=0.85, metavar="DICE")
+    reliable_model_id: str | None = option(
+        None, "the model whose masks and agreement --reliable takes, such as a mean teacher trained before (left out: "
+              "the initial model)", metavar="ID")
+
+    def __post_init__(self):
+        if not 0 <= self.alpha <= 1:
+            raise InputError(f"--alpha {self.alpha}: give a share from 0 to 1")
+        if self.reliable is not None and not 0 <= self.reliable <= 1:
+            raise InputError(f"--reliable {self.reliable}: give a Dice from 0 to 1")
+
+
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--epochs", type=positive_int, default=350, help="passes over the training data")
-    parser.add_argument("--lr", type=positive_float, default=1e-3, help="initial learning rate of AdamW")
-    parser.add_argument("--lr_scheduler", choices=("cosine", "constant"), default="cosine",
-                        help="learning rate over the epochs; cosine ends at lr / 100")
-    parser.add_argument("--batch_size", type=positive_int, default=16, help="images in a training batch")
-    parser.add_argument("--infer_batch_size", type=positive_int, default=16, help="images in a validation batch")
-    parser.add_argument("--data_aug", type=non_negative(float), default=0.03,
-                        help="standard deviation of the random affine matrix's entries, 0 for no augmentation")
-    parser.add_argument("--bf16", action="store_true", help="train in bfloat16 where the network allows, faster on a "
-                        "GPU and on some processors; validation and prediction stay float32")
-    parser.add_argument("--compile", action="store_true", help="compile the U-Net first (torch.compile), which takes "
-                        "minutes and needs a C++ compiler; results change a little")
-
-
-def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num_workers", type=non_negative(int), default=0,
-                        help="processes that read images beside the training; worth it for thousands of images")
-
-
-def add_final_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--train_from_scratch", action=argparse.BooleanOptionalAction, default=True,
-                        help="start the final U-Net from random weights, or else fine-tune the initial one")
-    parser.add_argument("--mixed", action="store_true", help="fill half of every batch with labeled images; the paper "
-                        "combines it with --no-train_from_scratch")
-    add_pos_weight_cap_argument(parser)
-
-
-def add_pos_weight_cap_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds the argument that `loss_from` reads."""
-    parser.add_argument("--max_positive_weight", type=positive_float, metavar="W",
-                        help="after the initial training, bound the loss's positive weights by W (left out: the data "
-                             "set's, as in the paper)")
-
-
-def add_initial_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num_train_samples", type=int, default=43,
-                        help="labeled images to train on, the first n of the list")
-    parser.add_argument("--data_sample_per_epoch", type=positive_int, default=48,
-                        help="images drawn with replacement in an epoch")
-    parser.add_argument("--base_width", type=positive_int, default=64, help="channels of the U-Net's first level")
-    parser.add_argument("--n_last_channel", type=positive_int, default=64, help="channels of the U-Net's last level")
-    parser.add_argument("--input_size", type=positive_int, nargs=2, metavar=("H", "W"),
-                        help="size of the network's input (left out: the data set's)")
-
-
-def schedule_from(args: argparse.Namespace) -> Schedule:
-    return Schedule(args.epochs, args.lr, args.lr_scheduler, args.data_aug, args.bf16, args.compile)
-
-
-def loss_from(args: argparse.Namespace, weights: Sequence[float], device: torch.device) -> torch.nn.Module:
-    """The loss with a data set's positive weights, bounded where the arguments say so."""
-    return bce_loss([min(weight, args.max_positive_weight or weight) for weight in weights], device)
+    group = parser.add_argument_group("training")
+    add_options(group, Schedule)
+    group.add_argument("--no-lr_scheduler", dest="lr_scheduler", action="store_const", const="constant",
+                       help="the same as --lr_scheduler constant")
+    add_options(group, Machine)

@@ -1,9 +1,8 @@
-"""Training over all epochs: reports each one, and goes on where an interrupted run stopped."""
-import hashlib
-import json
+"""Training over all epochs: reports every one, resumes what was interrupted, publishes the result."""
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,19 +23,43 @@ SECONDS_BETWEEN_STATES = 30
 DEBUG_IMAGES = 5
 
 
-def fit(model: nn.Module, train_batches: Iterable, val_batches: Iterable, loss_function: nn.Module, schedule: Schedule,
-        device: torch.device, experiment: Experiment, labels: tuple[str, ...], state_file: Path,
-        run_epoch: Callable[..., EpochStatistics] | None = None, shown: torch.Tensor | None = None) -> None:
-    """Trains `model` in place; the model after the last epoch is the result (paper, section 2).
+@dataclass(frozen=True)
+class Prepared:
+    """What `fit` takes, and what comes of it.
 
-    Batches are pairs of images (B, 1, H, W) and bool masks (B, C, H, W). Loss, Dice, learning rate, the Dice of each
-    class and a few predictions go to `experiment`. `state_file` holds the training while it is unfinished. `run_epoch`
-    stands for `train_epoch`, with batches as it takes them. `shown`, (1, H, W), is the first validation image, where
-    batches hold something else in the place of images.
+    Attributes:
+        network: what is published
+        model: what is trained: the network, or what holds it or is part of it
+        train_batches, val_batches, loss, run_epoch, shown: see `fit`
+        training: what the checkpoint says of its data
+        max_gradient_norm: see `epoch.take_step`
     """
+
+    network: Network
+    model: nn.Module
+    train_batches: Iterable
+    val_batches: Iterable
+    loss: nn.Module
+    training: Training
+    max_gradient_norm: float | None = None
+    run_epoch: Callable[..., EpochStatistics] = train_epoch
+    shown: torch.Tensor | None = None
+
+
+def fit(prepared: Prepared, schedule: Schedule, device: torch.device, experiment: Experiment,
+        state_file: Path) -> None:
+    """Trains the model in place; as it is after the last epoch it is the result (the paper's section on training).
+
+    Batches are pairs of images (B, 1, H, W) and bool masks (B, C, H, W), or what `run_epoch` takes. Loss, Dice,
+    learning rate, the Dice of each class and a few predictions go to `experiment`. `state_file` holds the training
+    while it is unfinished. `shown`, (1, H, W), is the first validation image, where batches hold something else in the
+    place of images.
+    """
+    model, labels = prepared.model, prepared.training.labels
     if schedule.compile:
-        for network in (each for each in model.modules() if isinstance(each, UNet | FeatureHead)):
-            network.compile()
+        for network in model.modules():
+            if isinstance(network, UNet | FeatureHead):
+                network.compile()
     optimizer = schedule.optimizer(model)
     scheduler = schedule.scheduler(optimizer)
     history = _resume(state_file, model, optimizer, scheduler, device)
@@ -47,15 +70,15 @@ def fit(model: nn.Module, train_batches: Iterable, val_batches: Iterable, loss_f
                     initial=len(history), total=schedule.epochs)
     for epoch in progress:
         lr = optimizer.param_groups[0]["lr"]
-        train = (run_epoch or train_epoch)(model, train_batches, loss_function, optimizer, device, schedule.data_aug,
-                                           schedule.bf16)
-        validation = validate(model, val_batches, loss_function, device)
+        statistics = prepared.run_epoch(model, prepared.train_batches, prepared.loss, optimizer, device,
+                                        schedule.data_aug, schedule.bf16, prepared.max_gradient_norm)
+        validation = validate(model, prepared.val_batches, prepared.loss, device)
         scheduler.step()
-        history.append(_record(train, validation, lr))
+        history.append(_record(statistics, validation, lr))
         _report(experiment, history[-1], labels, epoch)
-        progress.set_postfix(loss=f"{train.loss:.3f}", val_dice=f"{validation.mean_dice:.3f}")
+        progress.set_postfix(loss=f"{statistics.loss:.3f}", val_dice=f"{validation.mean_dice:.3f}")
         if epoch % max(1, schedule.epochs // DEBUG_IMAGES) == 0 or epoch == schedule.epochs - 1:
-            _report_prediction(experiment, model, val_batches, device, epoch, shown)
+            _report_prediction(experiment, prepared, device, epoch)
         if time.monotonic() - saved > SECONDS_BETWEEN_STATES:
             _save_state(state_file, model, optimizer, scheduler, history, device)
             saved = time.monotonic()
@@ -71,20 +94,15 @@ def publish(experiment: Experiment, model: Network, training: Training, state_fi
     return model_id
 
 
-def fingerprint(parameters: Mapping) -> str:
-    """A short name for a run's parameters: the same ones go on with the same unfinished training."""
-    text = json.dumps(dict(parameters), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _record(train: EpochStatistics, validation: EpochStatistics, lr: float) -> dict:
     return {"lr": lr, "loss": {"train": train.loss, "validation": validation.loss},
-            "dice": {"train": train.mean_dice, "validation": validation.mean_dice},
+            "dice": {"train": train.pooled_dice, "validation": validation.pooled_dice},
+            "dice per image": {"train": train.mean_dice, "validation": validation.mean_dice},
             "class_dice": validation.class_dice}
 
 
 def _report(experiment: Experiment, record: dict, labels: tuple[str, ...], epoch: int) -> None:
-    for title in ("loss", "dice"):
+    for title in ("loss", "dice", "dice per image"):
         for series, value in record[title].items():
             experiment.scalar(title, series, value, epoch)
     experiment.scalar("learning rate", "lr", record["lr"], epoch)
@@ -92,11 +110,10 @@ def _report(experiment: Experiment, record: dict, labels: tuple[str, ...], epoch
 
 
 @torch.inference_mode()
-def _report_prediction(experiment: Experiment, model: nn.Module, val_batches: Iterable, device: torch.device,
-                       epoch: int, shown: torch.Tensor | None) -> None:
-    images, mask = (each[:1] for each in next(iter(val_batches)))
-    prediction = model(images.to(device))[0].cpu() > 0
-    grey = to_grey((images[0] if shown is None else shown)[0].cpu().numpy())
+def _report_prediction(experiment: Experiment, prepared: Prepared, device: torch.device, epoch: int) -> None:
+    images, mask = (tensor[:1] for tensor in next(iter(prepared.val_batches)))
+    prediction = prepared.model(images.to(device))[0].cpu() > 0
+    grey = to_grey((images[0] if prepared.shown is None else prepared.shown)[0].cpu().numpy())
     experiment.image("validation image", "prediction", overlay(grey, prediction.numpy()), epoch)
     experiment.image("validation image", "ground truth", overlay(grey, mask[0].cpu().numpy()), epoch)
 
@@ -127,5 +144,5 @@ def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
     torch.set_rng_state(state["random"])
     if "cuda_random" in state and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda_random"], device)
-    print(f"going on after epoch {len(state['history'])} of an interrupted training ({path})")
+    print(f"resuming after epoch {len(state['history'])} of an interrupted training ({path})")
     return state["history"]

@@ -1,4 +1,4 @@
-"""Trains the initial U-Net on the first n labeled images (paper, section 2), or what it is compared with.
+"""Trains the initial U-Net on the first n labeled images, or what it is compared with.
 
     python -m unet_training.training --gpu_id 0
     python -m unet_training.training --dataset phantom --num_train_samples 5 --epochs 40 --batch_size 4 --lr 4e-3 --base_width 8 --input_size 192 112
@@ -15,95 +15,100 @@ Writes  a model, known by its id: on the ClearML server, or in runs/ without one
         augmentation data/<dataset>/sam_embeddings/<sam type>_no_pos_<H>x<W>/<stem>.h5, 4 MB a labeled image
 """  # noqa: E501 (a command to copy)
 import argparse
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import RandomSampler
 
-from unet_training.arguments import (
-    add_common_arguments,
-    add_encoder_arguments,
-    data_parameters,
-    print_model_notice,
-    resolve_sam,
-    task_parameters,
-)
-from unet_training.checkpoint import ARCHITECTURES, Network, Training
+from segment_anything.options import EncoderOptions
+from unet_training.checkpoint import Training
 from unet_training.data import LabeledDataset, resident_batches
 from unet_training.epoch import bce_loss
-from unet_training.hyper_params import add_initial_arguments, add_training_arguments, schedule_from
-from unet_training.networks.lraspp import LrasppOnSam, StoredFeatures
-from unet_training.networks.u_net import UNet
-from unet_training.trainer import fingerprint, fit, publish
+from unet_training.hyper_params import Sampling, Schedule, add_training_arguments
+from unet_training.models import ALL, DataOptions, add_common_arguments, add_seed_argument
+from unet_training.networks.registry import Architecture, add_architecture_arguments
+from unet_training.networks.stored_features import StoredFeatures
+from unet_training.trainer import Prepared
+from unet_training.training_stage import TrainingStage, data_parameters, train
 from utils.cli import run_stage, select_device, stage_parser
-from utils.datasets.annotated import AnnotatedImages, open_dataset
-from utils.paths import embedding_folder, training_state
-from utils.tracking.experiment import start
-from utils.tracking.offline_runs import runs_dir
+from utils.datasets.annotated import AnnotatedImages
+from utils.options import add_options, option_values, options_from, positive_int
+from utils.paths import embedding_folder
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("unet_training.training", __doc__)
     add_common_arguments(parser)
-    parser.add_argument("--architecture", choices=tuple(ARCHITECTURES), default=UNet.architecture,
-                        help="the network; lraspp_on_sam has no use for --base_width and --n_last_channel")
-    add_encoder_arguments(parser)
+    add_seed_argument(parser)
     add_initial_arguments(parser)
+    add_options(parser.add_argument_group("SAM"), EncoderOptions)
     add_training_arguments(parser)
     return parser
+
+
+def add_initial_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("initial network")
+    add_options(group, Sampling)
+    group.add_argument("--input_size", type=positive_int, nargs=2, metavar=("H", "W"),
+                       help="size of the network's input (left out: the data set's)")
+    add_architecture_arguments(group)
 
 
 def main(args: argparse.Namespace) -> str:
     """Returns the id of the trained model."""
     device = select_device(args.gpu_id)
-    data = open_dataset(args.dataset, args.data_dir, args.input_size)
-    train = LabeledDataset(data, data.stems("train", args.num_train_samples))
-    validation = LabeledDataset(data, data.stems("val"))
-    torch.manual_seed(args.seed)
-    labels, shown = data.description.labels, validation[0][0]
-    model = build(args, data).to(device)
-    trained = model
-    if isinstance(model, LrasppOnSam) and not args.data_aug:
-        folder = features_folder(args, model)
-        train, validation = (StoredFeatures(model, images, folder, device) for images in (train, validation))
-        trained = model.head
-    sampler = RandomSampler(train, replacement=True, num_samples=args.data_sample_per_epoch)
-    train_batches = resident_batches(train, args.batch_size, device, sampler)
-    val_batches = resident_batches(validation, args.infer_batch_size, device)
-    loss_function = bce_loss(data.description.pos_weight, device)
-    parameters = run_parameters(args, data)
-    state_file = training_state(runs_dir(), fingerprint(parameters))
-    with start("training", parameters, tags=(parameters["stage"], args.dataset)) as experiment:
-        fit(trained, train_batches, val_batches, loss_function, schedule_from(args), device, experiment, labels,
-            state_file, shown=shown)
-        description = data.description
-        training = Training(args.dataset, labels, description.input_size, description.mean, description.std)
-        model_id = publish(experiment, model, training, state_file)
-    print_model_notice(model)
-    print(f"model id: {model_id}")
-    return model_id
+    data = options_from(DataOptions, args).open(args.input_size)
+    training = InitialTraining(options_from(Schedule, args), args.seed, data, Architecture.from_args(args, data),
+                               options_from(Sampling, args), args.infer_batch_size)
+    return train(training, device)
 
 
-def run_parameters(args: argparse.Namespace, data: AnnotatedImages) -> dict:
-    """What the result depends on: a training with the same ones is the same training."""
-    return task_parameters(args, "initial" if args.architecture == UNet.architecture else args.architecture,
-                           **data_parameters(data, data.stems("train", args.num_train_samples)))
+@dataclass(frozen=True)
+class InitialTraining(TrainingStage):
+    """Trains a network of `architecture` on the first labeled images of `data`."""
 
+    data: AnnotatedImages
+    architecture: Architecture
+    sampling: Sampling
+    infer_batch_size: int
 
-def build(args: argparse.Namespace, data: AnnotatedImages) -> Network:
-    """The untrained network that the arguments describe."""
-    description = data.description
-    if args.architecture == UNet.architecture:
-        return UNet(len(description.labels), args.base_width, args.n_last_channel)
-    sam_type, checkpoint = resolve_sam(args, data)
-    return LrasppOnSam(len(description.labels), description.input_size, description.mean, description.std, sam_type,
-                       str(checkpoint))
+    task = "training"
 
+    @property
+    def stems(self) -> list[str]:
+        """The labeled images."""
+        number = self.sampling.num_train_samples
+        return self.data.stems("train", None if number == ALL else number)
 
-def features_folder(args: argparse.Namespace, model: LrasppOnSam) -> Path:
-    """Of what SAM makes of images of this size without its positional embedding: nothing that other stages read."""
-    height, width = model.config["input_size"]
-    return embedding_folder(args.data_dir, args.dataset, f"{model.config['sam_type']}_no_pos_{height}x{width}")
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"stage": "initial", **option_values(self.schedule, self.sampling), "seed": self.seed,
+                "num_train_samples": len(self.stems), **self.architecture.parameters,
+                **data_parameters(self.data, self.stems)}
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return "initial", self.architecture.name, self.data.description.name
+
+    def prepare(self, device: torch.device) -> Prepared:
+        labeled = LabeledDataset(self.data, self.stems)
+        validation = LabeledDataset(self.data, self.data.stems("val"))
+        torch.manual_seed(self.seed)
+        description, shown = self.data.description, validation[0][0]
+        network = self.architecture.build(description).to(device)
+        model: torch.nn.Module = network
+        if network.features_name and not self.schedule.data_aug:  # then its frozen part sees each image once
+            model = network.head
+            folder = embedding_folder(self.data.data_dir, description.name, network.features_name)
+            labeled, validation = (StoredFeatures(network, images, folder, device) for images in (labeled, validation))
+        sampler = RandomSampler(labeled, replacement=True, num_samples=self.sampling.data_sample_per_epoch)
+        training = Training(description.name, description.labels, description.input_size, description.mean,
+                            description.std)
+        return Prepared(network, model, resident_batches(labeled, self.schedule.batch_size, device, sampler),
+                        resident_batches(validation, self.infer_batch_size, device),
+                        bce_loss(description.pos_weight, device), training,
+                        self.schedule.gradient_bound(description), shown=shown)
 
 
 if __name__ == "__main__":

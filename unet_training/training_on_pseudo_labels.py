@@ -1,4 +1,4 @@
-"""Trains the final U-Net on saved pseudo labels, raw or refined (paper, section 2).
+"""Trains the final U-Net on saved pseudo labels, raw or refined.
 
     python -m unet_training.training_on_pseudo_labels --gpu_id 0 --pseudo_label sam --prompt1st box --prompt2nd pos_points neg_points --num_train_samples 43
     python -m unet_training.training_on_pseudo_labels --dataset phantom --num_train_samples 5 --epochs 40 --batch_size 4 --lr 4e-3
@@ -12,96 +12,122 @@ Reads   the masks that scripts.save_segmentations, scripts.save_refined_segmenta
 Writes  a model, known by its id: on the ClearML server, or in runs/ without one
 """  # noqa: E501 (a command to copy)
 import argparse
+import copy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, Dataset
 
-from segment_anything.refinement.refine import add_refinement_arguments
-from unet_training.arguments import (
-    add_common_arguments,
-    add_model_arguments,
+from unet_training.data import (
+    EpochLoader,
+    LabeledDataset,
+    PseudoLabelDataset,
+    check_fills_batch,
+    resident_batches,
+)
+from unet_training.epoch import random_similarity, train_epoch
+from unet_training.hyper_params import FinalOptions, LossOptions, Machine, Schedule, add_training_arguments
+from unet_training.models import Selection, TrainedModel, add_model_arguments
+from unet_training.networks.registry import rebuild
+from unet_training.pseudo_labels import (
+    PSEUDO_LABELS,
+    PseudoLabels,
     add_pseudo_label_argument,
-    add_sam_arguments,
-    add_unlabeled_arguments,
-    data_parameters,
-    labeled_stems,
-    load_model_and_data,
-    num_train_samples,
-    pseudo_label_kind,
+    add_pseudo_label_options,
     saved_masks,
-    task_parameters,
-    unlabeled_stems,
 )
-from unet_training.data import EpochLoader, HalfAndHalf, LabeledDataset, PseudoLabelDataset, resident_batches
-from unet_training.hyper_params import (
-    add_final_arguments,
-    add_loading_arguments,
-    add_training_arguments,
-    loss_from,
-    schedule_from,
-)
-from unet_training.trainer import fingerprint, fit, publish
-from utils.cli import run_stage, select_device, stage_parser
-from utils.datasets.annotated import AnnotatedImages
-from utils.errors import InputError
-from utils.paths import training_state
-from utils.tracking.experiment import Model, start
-from utils.tracking.offline_runs import runs_dir
+from unet_training.samplers import HalfAndHalf, LabeledOnce
+from unet_training.trainer import Prepared
+from unet_training.training_stage import TrainingStage, data_parameters, train
+from utils.cli import run_stage, stage_parser
+from utils.options import add_options, option_values, options_from
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("unet_training.training_on_pseudo_labels", __doc__)
-    add_common_arguments(parser)
     add_model_arguments(parser)
-    add_unlabeled_arguments(parser)
-    add_pseudo_label_argument(parser, default="sam")
     add_final_arguments(parser)
-    add_sam_arguments(parser)
-    add_refinement_arguments(parser)
+    add_pseudo_label_argument(parser, default="sam")
+    add_pseudo_label_options(parser)
     add_training_arguments(parser)
-    add_loading_arguments(parser)
     return parser
+
+
+def add_final_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("final network")
+    add_options(group, FinalOptions)
+    add_options(group, LossOptions)
 
 
 def main(args: argparse.Namespace) -> str:
     """Returns the id of the trained model."""
-    device = select_device(args.gpu_id)
-    initial, u_net, training, data = load_model_and_data(args, device)
-    kind = pseudo_label_kind(args, data)
-    masks = saved_masks(args, initial.id, kind, data)
-    train = PseudoLabelDataset(data, unlabeled_stems(args, initial, data), masks)
-    if len(train) < args.batch_size:
-        raise InputError(f"{masks.path}: {len(train)} pseudo labels don't fill one batch of {args.batch_size}; "
-                         "give a smaller --batch_size")
-    validation = LabeledDataset(data, data.stems("val"))
-    torch.manual_seed(args.seed)
-    model = type(u_net)(**u_net.config).to(device) if args.train_from_scratch else u_net
-    batches = {"batch_size": args.batch_size, "shuffle": True, "drop_last": True}
-    if args.mixed:
-        labeled = LabeledDataset(data, labeled_stems(args, initial, data))
-        batches = {"batch_sampler": HalfAndHalf(len(labeled), len(train), args.batch_size)}
-        train = ConcatDataset([labeled, train])
-    train_batches = EpochLoader(train, **batches, num_workers=args.num_workers,
-                                persistent_workers=args.num_workers > 0)
-    val_batches = resident_batches(validation, args.infer_batch_size, device)
-    loss_function = loss_from(args, data.description.pos_weight, device)
-    parameters = run_parameters(args, initial, data)
-    state_file = training_state(runs_dir(), fingerprint(parameters))
-    with start("training_on_pseudo_labels", parameters, tags=("final", args.dataset, kind)) as experiment:
-        experiment.use_model(initial.id)
-        fit(model, train_batches, val_batches, loss_function, schedule_from(args), device, experiment, training.labels,
-            state_file)
-        model_id = publish(experiment, model, training, state_file)
-    print(f"model id: {model_id}")
-    return model_id
+    initial = TrainedModel.from_args(args)
+    labels = PSEUDO_LABELS[args.pseudo_label].from_args(args, initial.data)
+    training = FinalTraining(options_from(Schedule, args), args.seed, initial, labels, options_from(Selection, args),
+                             options_from(FinalOptions, args), options_from(LossOptions, args),
+                             options_from(Machine, args))
+    return train(training, initial.device)
 
 
-def run_parameters(args: argparse.Namespace, initial: Model, data: AnnotatedImages) -> dict:
-    """What the result depends on: a training with the same ones is the same training."""
-    labeled = labeled_stems(args, initial, data) if args.mixed else []
-    return task_parameters(args, "final", initial_model_id=initial.id, masks=pseudo_label_kind(args, data),
-                           num_train_samples=num_train_samples(args, initial),
-                           **data_parameters(data, labeled, unlabeled_stems(args, initial, data)))
+@dataclass(frozen=True)
+class FinalTraining(TrainingStage):
+    """Trains a network of the initial one's architecture on the saved pseudo labels of its unlabeled images."""
+
+    initial: TrainedModel
+    labels: PseudoLabels
+    selection: Selection
+    options: FinalOptions
+    loss: LossOptions
+    machine: Machine
+
+    task = "training_on_pseudo_labels"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        labeled = self.initial.labeled_stems() if self.options.mixed else []
+        return {"stage": "final", **option_values(self.schedule, self.options, self.loss, self.selection),
+                **self.labels.parameters, "masks": self.labels.variant, "pseudo_label": self.labels.kind,
+                "seed": self.seed, "initial_model_id": self.initial.id, "num_train_samples": self.initial.num_labeled,
+                **data_parameters(self.initial.data, labeled, self.initial.unlabeled_stems(self.selection))}
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return "final", self.initial.data.description.name, self.labels.variant
+
+    @property
+    def input_models(self) -> tuple[str, ...]:
+        return (self.initial.id,)
+
+    def prepare(self, device: torch.device) -> Prepared:
+        data, masks = self.initial.data, saved_masks(self.labels, self.initial)
+        pseudo_labeled = PseudoLabelDataset(data, self.initial.unlabeled_stems(self.selection), masks)
+        check_fills_batch(len(pseudo_labeled), self.schedule.batch_size, f"{masks.path}: pseudo labels")
+        validation = LabeledDataset(data, data.stems("val"))
+        torch.manual_seed(self.seed)
+        network = self.initial.network
+        if self.options.train_from_scratch:
+            network = rebuild(network.architecture, network.config).to(device)
+        else:
+            network = copy.deepcopy(network)
+        run_epoch = train_epoch
+        if self.options.mixed == "released":
+            run_epoch = partial(train_epoch, draw_matrices=random_similarity)
+        return Prepared(network, network, self._batches(pseudo_labeled),
+                        resident_batches(validation, self.machine.infer_batch_size, device),
+                        self.loss.loss(data.description.pos_weight, device), self.initial.training,
+                        self.schedule.gradient_bound(data.description), run_epoch)
+
+    def _batches(self, pseudo_labeled: Dataset) -> EpochLoader:
+        size, workers = self.schedule.batch_size, self.machine.num_workers
+        loading = {"num_workers": workers, "persistent_workers": workers > 0}
+        if not self.options.mixed:
+            return EpochLoader(pseudo_labeled, size, shuffle=True, drop_last=True, **loading)
+        labeled = LabeledDataset(self.initial.data, self.initial.labeled_stems())
+        sampler = {"half": HalfAndHalf, "released": LabeledOnce}[self.options.mixed](
+            len(labeled), len(pseudo_labeled), size)
+        return EpochLoader(ConcatDataset([labeled, pseudo_labeled]), batch_sampler=sampler, **loading)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Goes on training the initial U-Net on labeled and unlabeled images with a mean teacher (paper's comparison).
+"""Trains the initial U-Net further on labeled and unlabeled images with a mean teacher.
 
     python -m unet_training.training_with_mean_teacher --gpu_id 0
     python -m unet_training.training_with_mean_teacher --dataset phantom --num_train_samples 5 --epochs 9 --batch_size 4
@@ -13,102 +13,126 @@ Reads   a model by its id, the labeled images that it was trained on, the unlabe
 Writes  a model, known by its id: on the ClearML server, or in runs/ without one
 """
 import argparse
+import copy
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import ConcatDataset
 
-from unet_training.arguments import (
-    add_common_arguments,
-    add_model_arguments,
-    add_sam_arguments,
-    add_unlabeled_arguments,
-    agreement_kind,
-    data_parameters,
-    labeled_stems,
-    load_model_and_data,
-    num_train_samples,
-    saved_masks,
-    task_parameters,
-    unlabeled_stems,
-)
 from unet_training.data import (
     EpochLoader,
     ImageDataset,
     LabeledDataset,
     PartlyLabeledDataset,
     PseudoLabelDataset,
+    check_fills_batch,
     resident_batches,
 )
-from unet_training.hyper_params import (
-    add_loading_arguments,
-    add_pos_weight_cap_argument,
-    add_training_arguments,
-    loss_from,
-    schedule_from,
-)
+from unet_training.hyper_params import LossOptions, Machine, MeanTeacherOptions, Schedule, add_training_arguments
 from unet_training.mean_teacher import MeanTeacher, mean_teacher_epoch
-from unet_training.trainer import fingerprint, fit, publish
-from utils.cli import run_stage, select_device, stage_parser
-from utils.datasets.annotated import AnnotatedImages
-from utils.errors import InputError
-from utils.paths import training_state
-from utils.tracking.experiment import Model, start
-from utils.tracking.offline_runs import runs_dir
+from unet_training.models import DataOptions, Selection, TrainedModel, add_model_arguments
+from unet_training.pseudo_labels import Agreement, saved_masks
+from unet_training.trainer import Prepared
+from unet_training.training_stage import TrainingStage, data_parameters, train
+from utils.cli import run_stage, stage_parser
+from utils.options import add_options, option_values, options_from
+from utils.tracking.models import fetch_model
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("unet_training.training_with_mean_teacher", __doc__)
-    add_common_arguments(parser)
     add_model_arguments(parser)
-    add_unlabeled_arguments(parser)
-    parser.add_argument("--reliable", type=float, nargs="?", const=0.85, metavar="DICE",
-                        help="take masks as labels on which SAM agrees by this Dice or more; 0.85 if it isn't given")
-    add_sam_arguments(parser)
+    group = parser.add_argument_group("mean teacher")
+    add_options(group, MeanTeacherOptions)
+    group.add_argument("--dsc_sam_threshold", dest="reliable", type=float, metavar="DICE",
+                       help="the same as --reliable DICE")
+    add_options(group, LossOptions)
+    Agreement.add_arguments(parser)
     add_training_arguments(parser)
-    add_pos_weight_cap_argument(parser)
-    add_loading_arguments(parser)
     return parser
 
 
 def main(args: argparse.Namespace) -> str:
     """Returns the id of the trained model."""
-    device = select_device(args.gpu_id)
-    initial, u_net, training, data = load_model_and_data(args, device)
-    labeled = LabeledDataset(data, labeled_stems(args, initial, data))
-    unlabeled = unlabeled_stems(args, initial, data)
-    if args.reliable is not None:
-        masks = saved_masks(args, initial.id, agreement_kind(args, data), data)
-        reliable = [stem for stem in unlabeled if np.nanmean(masks.estimated_dice(stem)) >= args.reliable]
-        print(f"{len(reliable)} of {len(unlabeled)} unlabeled images enter as labeled")
-        labeled = ConcatDataset([labeled, PseudoLabelDataset(data, reliable, masks)])
-        unlabeled = sorted(set(unlabeled) - set(reliable))
-    train = PartlyLabeledDataset(labeled, ImageDataset(data, unlabeled))
-    if len(train) < args.batch_size:
-        raise InputError(f"data set {args.dataset}: {len(train)} images don't fill one batch of {args.batch_size}; "
-                         "give a smaller --batch_size")
-    torch.manual_seed(args.seed)
-    train_batches = EpochLoader(train, args.batch_size, shuffle=True, drop_last=True, num_workers=args.num_workers,
-                                persistent_workers=args.num_workers > 0)
-    val_batches = resident_batches(LabeledDataset(data, data.stems("val")), args.infer_batch_size, device)
-    loss_function = loss_from(args, data.description.pos_weight, device)
-    parameters = run_parameters(args, initial, data)
-    state_file = training_state(runs_dir(), fingerprint(parameters))
-    with start("training_with_mean_teacher", parameters, tags=("mean_teacher", args.dataset)) as experiment:
-        experiment.use_model(initial.id)
-        model = MeanTeacher(u_net)
-        fit(model, train_batches, val_batches, loss_function, schedule_from(args), device, experiment, training.labels,
-            state_file, mean_teacher_epoch)
-        model_id = publish(experiment, model.teacher, training, state_file)
-    print(f"model id: {model_id}")
-    return model_id
+    initial, options = TrainedModel.from_args(args), options_from(MeanTeacherOptions, args)
+    judged = initial
+    if options.reliable_model_id:
+        judged = TrainedModel.load(fetch_model(options.reliable_model_id), options_from(DataOptions, args).open(),
+                                   initial.device, args.infer_batch_size)
+    reliable = None if options.reliable is None else Reliable(judged, Agreement.from_args(args, initial.data))
+    training = MeanTeacherTraining(options_from(Schedule, args), args.seed, initial, options, reliable,
+                                   options_from(Selection, args), options_from(LossOptions, args),
+                                   options_from(Machine, args))
+    return train(training, initial.device)
 
 
-def run_parameters(args: argparse.Namespace, initial: Model, data: AnnotatedImages) -> dict:
-    """What the result depends on: a training with the same ones is the same training."""
-    stems = labeled_stems(args, initial, data), unlabeled_stems(args, initial, data)
-    return task_parameters(args, "mean_teacher", initial_model_id=initial.id,
-                           num_train_samples=num_train_samples(args, initial), **data_parameters(data, *stems))
+@dataclass(frozen=True)
+class Reliable:
+    """Whose masks enter as labels where SAM agrees with them: those of the mean teacher trained before, or of the
+    initial network."""
+
+    model: TrainedModel
+    agreement: Agreement
+
+
+@dataclass(frozen=True)
+class MeanTeacherTraining(TrainingStage):
+    """Trains a student, which starts from the initial network, and the teacher that follows it."""
+
+    initial: TrainedModel
+    options: MeanTeacherOptions
+    reliable: Reliable | None
+    selection: Selection
+    loss: LossOptions
+    machine: Machine
+
+    task = "training_with_mean_teacher"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        stems = self.initial.labeled_stems(), self.unlabeled_stems()
+        judged = self.reliable.agreement.parameters if self.reliable else {}
+        return {"stage": "mean_teacher", **option_values(self.schedule, self.options, self.loss, self.selection),
+                **judged, "seed": self.seed, "initial_model_id": self.initial.id,
+                "num_train_samples": self.initial.num_labeled, **data_parameters(self.initial.data, *stems)}
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return "mean_teacher", self.initial.data.description.name
+
+    @property
+    def input_models(self) -> tuple[str, ...]:
+        judged = [self.reliable.model.id] if self.reliable else []
+        return tuple(dict.fromkeys([self.initial.id, *judged]))
+
+    def unlabeled_stems(self) -> list[str]:
+        """Without the labeled images, which some data sets count among those that get pseudo labels."""
+        labeled = set(self.initial.labeled_stems())
+        return [stem for stem in self.initial.unlabeled_stems(self.selection) if stem not in labeled]
+
+    def prepare(self, device: torch.device) -> Prepared:
+        data, unlabeled = self.initial.data, self.unlabeled_stems()
+        labeled = LabeledDataset(data, self.initial.labeled_stems())
+        if self.reliable:
+            masks = saved_masks(self.reliable.agreement, self.reliable.model)
+            agreed = [stem for stem in unlabeled if np.nanmean(masks.estimated_dice(stem)) >= self.options.reliable]
+            print(f"{len(agreed)} of {len(unlabeled)} unlabeled images enter as labeled")
+            labeled = ConcatDataset([labeled, PseudoLabelDataset(data, agreed, masks)])
+            unlabeled = sorted(set(unlabeled) - set(agreed))
+        images = PartlyLabeledDataset(labeled, ImageDataset(data, unlabeled))
+        check_fills_batch(len(images), self.schedule.batch_size, f"data set {data.description.name}")
+        torch.manual_seed(self.seed)
+        workers = self.machine.num_workers
+        train_batches = EpochLoader(images, self.schedule.batch_size, shuffle=True, drop_last=True,
+                                    num_workers=workers, persistent_workers=workers > 0)
+        validation = LabeledDataset(data, data.stems("val"))
+        model = MeanTeacher(copy.deepcopy(self.initial.network), self.options.alpha)
+        return Prepared(model.teacher, model, train_batches,
+                        resident_batches(validation, self.machine.infer_batch_size, device),
+                        self.loss.loss(data.description.pos_weight, device), self.initial.training,
+                        self.schedule.max_gradient_norm, mean_teacher_epoch)
 
 
 if __name__ == "__main__":

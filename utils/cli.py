@@ -22,7 +22,7 @@ def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.Argum
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print(f"{parser.prog}: interrupted; the same command resumes where it stopped", file=sys.stderr)
         sys.exit(130)
 
 
@@ -43,16 +43,18 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def select_device(gpu_id: int | None) -> "torch.device":
-    """The GPU of that number; without a number the first GPU, or the CPU where there is none.
+    """The GPU of that number; without a number the first GPU. The CPU where there is none, with a note if one was asked
+    for: so the paper's commands run there, too.
 
     Raises:
-        InputError: there is no such GPU.
+        InputError: there are GPUs, but not that one.
     """
     import torch  # takes seconds, and not every stage needs it
     count = torch.cuda.device_count()
-    if gpu_id is None:
-        return torch.device("cuda", 0) if count else torch.device("cpu")
-    if 0 <= gpu_id < count:
-        return torch.device("cuda", gpu_id)
-    found = f"GPUs 0 to {count - 1} are here" if count else "no CUDA GPU was found; leave --gpu_id out to use the CPU"
-    raise InputError(f"--gpu_id {gpu_id}: there is no such GPU ({found})")
+    if count == 0:
+        if gpu_id is not None:
+            print(f"--gpu_id {gpu_id}: no CUDA GPU was found; computing on the CPU", file=sys.stderr)
+        return torch.device("cpu")
+    if gpu_id is None or 0 <= gpu_id < count:
+        return torch.device("cuda", gpu_id or 0)
+    raise InputError(f"--gpu_id {gpu_id}: there is no such GPU; GPUs 0 to {count - 1} are here")

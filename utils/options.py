@@ -9,7 +9,7 @@
 """
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,10 +27,15 @@ def option(default: Any, help: str, **arguments: Any) -> Any:
     return dataclasses.field(default=default, metadata={"argument": {"help": help, **arguments}})
 
 
-def add_options(parser: argparse._ActionsContainer, options: type, **defaults: Any) -> None:
-    """Adds the argument `--<field>` of each field that was made by `option`; `defaults` replace those of the fields."""
+def add_options(parser: argparse._ActionsContainer, options: type, only: Collection[str] = (), **defaults: Any) -> None:
+    """Adds the argument `--<field>` of each field that was made by `option`, or of those that `only` names; `defaults`
+    replace those of the fields.
+
+    One that is there already is left out: option dataclasses may share fields.
+    """
     for field in dataclasses.fields(options):
-        if "argument" in field.metadata:
+        wanted = "argument" in field.metadata and (not only or field.name in only)
+        if wanted and f"--{field.name}" not in parser._option_string_actions:
             default = defaults.get(field.name, field.default)
             parser.add_argument(f"--{field.name}", default=default, **_inferred(default), **field.metadata["argument"])
 
@@ -54,6 +59,21 @@ def options_from(options: type[Options], args: argparse.Namespace, **more: Any) 
     values = {name: getattr(args, name) for name in names if name not in more}
     return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()},
                    **more)
+
+
+def is_options(value: object) -> bool:
+    """Whether it is an options dataclass, each field of which was made by `option`."""
+    return dataclasses.is_dataclass(value) and all("argument" in field.metadata for field in dataclasses.fields(value))
+
+
+def option_values(*options: object) -> dict[str, Any]:
+    """The options by name, as the tracker and JSON take them."""
+    values = {}
+    for instance in options:
+        for field in dataclasses.fields(instance):
+            if "argument" in field.metadata:
+                values[field.name] = plain_value(getattr(instance, field.name))
+    return values
 
 
 def positive_int(text: str) -> int:

@@ -1,5 +1,5 @@
 """Masks drawn over radiographs, for people to look at."""
-import colorsys
+import itertools
 from collections.abc import Sequence
 
 import cv2
@@ -9,9 +9,18 @@ FILL = 0.4  # share of the class color inside a mask
 
 
 def class_colors(count: int) -> np.ndarray:
-    """`count` well-separated colors, uint8 RGB, (count, 3); the same channel always has the same one."""
-    hues = [(channel * 0.618034) % 1 for channel in range(count)]  # golden ratio: neighbors differ most
-    return np.array([[round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.75, 1)] for hue in hues], np.uint8)
+    """`count` well-separated colors, uint8 RGB, (count, 3); the same channel always has the same one.
+
+    The next color is the one farthest in CIE L*a*b* from all before it, of those that stand out from grey.
+    """
+    colors = np.array(list(itertools.product(range(0, 256, 51), repeat=3)), np.uint8)
+    colors = colors[(np.ptp(colors, axis=1) >= 102) & (colors.max(axis=1) >= 153)]
+    lab = cv2.cvtColor(np.float32(colors[None]) / 255, cv2.COLOR_RGB2LAB)[0]
+    chosen, distances = [int(np.flatnonzero((colors == (255, 51, 51)).all(axis=1))[0])], np.full(len(colors), np.inf)
+    while len(chosen) < count:
+        distances = np.minimum(distances, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
+        chosen.append(int(distances.argmax()))
+    return colors[chosen[:count]]
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:
@@ -19,20 +28,30 @@ def to_grey(image: np.ndarray) -> np.ndarray:
     return cv2.normalize(image.astype(np.float32), None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
 
 
-def overlay(grey: np.ndarray, masks: np.ndarray) -> np.ndarray:
+def shrink(grey: np.ndarray, longest: int) -> np.ndarray:
+    """An (H, W) image whose longer side has at most `longest` pixels."""
+    factor = longest / max(grey.shape)
+    size = [max(1, round(factor * side)) for side in grey.shape[::-1]]
+    return grey if factor >= 1 else cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+
+
+def overlay(grey: np.ndarray, masks: np.ndarray, colors: np.ndarray | None = None) -> np.ndarray:
     """Fills and outlines each class in its color.
 
     Args:
         grey: uint8, (H, W)
         masks: bool, (C, h, w), brought to the image's size
+        colors: uint8 RGB, (C, 3); left out: `class_colors`
     Returns:
         uint8 RGB, (H, W, 3)
     """
     canvas = np.repeat(grey[..., None], 3, axis=-1)
-    for mask, color in zip(masks, class_colors(len(masks)), strict=True):
-        pixels = cv2.resize(mask.astype(np.uint8), grey.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    colors = class_colors(len(masks)) if colors is None else colors
+    sized = [cv2.resize(mask.astype(np.uint8), grey.shape[::-1], interpolation=cv2.INTER_NEAREST) for mask in masks]
+    for pixels, color in zip(sized, colors, strict=True):
         inside = pixels > 0
         canvas[inside] = ((1 - FILL) * canvas[inside] + FILL * color).astype(np.uint8)
+    for pixels, color in zip(sized, colors, strict=True):  # last, so that no fill hides an outline
         outlines, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, outlines, -1, color.tolist(), 1)
     return canvas

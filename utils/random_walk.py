@@ -1,38 +1,68 @@
-"""Refinement by a random walk on the image instead of SAM (Grady 2006; the paper's comparison)."""
+"""Refinement by a random walk on the image instead of SAM (Grady 2006)."""
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import skimage.morphology
-from scipy import sparse
-from scipy.sparse.linalg import splu
+
+from utils.options import non_negative, option, positive_float
 
 DIAGONAL = 1e-5  # added to the Laplacian, so that pixels far from every seed have a solution
+PRESETS = {"released": (1, 19.87), "active": (8, 19.87)}  # radius, sigma; the released code's radius never erodes
 
 
 @dataclass(frozen=True)
-class Settings:
-    """radius: of the background's erosion, see `seeded_pixels`; sigma: of the weights, see `random_walk`."""
+class RandomWalkOptions:
+    """How the walk refines. `radius` and `sigma` are those of the preset where they are None."""
 
-    radius: int
-    sigma: float
+    random_walk: str = option("released", "preset of radius and sigma: the released code's, at which the walk never "
+                                          "acts, or others", choices=tuple(PRESETS))
+    walk_radius: int | None = option(None, "radius of the disk that erodes the background, in pixels (left out: the "
+                                           "preset's)", type=non_negative(int), metavar="PIXELS")
+    sigma: float | None = option(None, "how far grey values of neighbors may differ, of 255 (left out: the preset's)",
+                                 type=positive_float)
+    laplace_lambda: float = option(1.0, "weight of the graph's Laplacian beside the constant on its diagonal",
+                                   type=positive_float)
+    walk_seeds: str = option("probabilities", "what a seed of a class is worth: the U-Net's probability, as in the "
+                                              "released code, or 1 in its cleaned mask", choices=("probabilities",
+                                                                                                  "masks"))
+
+    @property
+    def radius(self) -> int:
+        return PRESETS[self.random_walk][0] if self.walk_radius is None else self.walk_radius
+
+    @property
+    def edge_sigma(self) -> float:
+        return PRESETS[self.random_walk][1] if self.sigma is None else self.sigma
+
+    def name(self) -> str:
+        """Distinct for distinct effects."""
+        preset_radius, preset_sigma = PRESETS[self.random_walk]
+        parts = ["random_walk", self.random_walk]
+        if self.radius != preset_radius:
+            parts.append(f"radius{self.radius}")
+        if self.edge_sigma != preset_sigma:
+            parts.append(f"sigma{self.edge_sigma:g}")
+        if self.laplace_lambda != 1:
+            parts.append(f"lambda{self.laplace_lambda:g}")
+        return "_".join([*parts, "mask_seeds"] if self.walk_seeds == "masks" else parts)
 
 
-SETTINGS = {"released": Settings(1, 19.87), "active": Settings(8, 19.87)}  # the released code's never erode
-
-
-def random_walk_masks(grey: np.ndarray, cleaned: np.ndarray, settings: Settings) -> np.ndarray:
+def random_walk_masks(grey: np.ndarray, cleaned: np.ndarray, options: RandomWalkOptions,
+                      probabilities: np.ndarray) -> np.ndarray:
     """Lets cleaned masks grow into the ring between them and the background, along the image's edges.
 
     Args:
         grey: 0..255, (H, W), at the masks' size
         cleaned: bool, (C, H, W)
+        probabilities: of the U-Net, float, (C, H, W), in [0, 1]
     Returns:
         bool, (C, H, W)
     """
-    seeded, masks = seeded_pixels(cleaned, settings.radius), cleaned.copy()
+    seeded, masks = seeded_pixels(cleaned, options.radius), cleaned.copy()
     if not seeded.all():
-        masks[:, ~seeded] = random_walk(grey, seeded, cleaned, settings.sigma) > 0.5
+        seeds = cleaned if options.walk_seeds == "masks" else np.where(cleaned, probabilities, 0)
+        reached = random_walk(grey, seeded, seeds, options.edge_sigma, options.laplace_lambda)
+        masks[:, ~seeded] = reached > 0.5
     return masks
 
 
@@ -44,11 +74,13 @@ def seeded_pixels(cleaned: np.ndarray, radius: int) -> np.ndarray:
     foreground = cleaned.any(axis=0)
     if radius <= 1:
         return np.ones_like(foreground)
+    import skimage.morphology  # takes a second, and few stages walk
     disk = skimage.morphology.disk(radius).astype(np.uint8)
     return foreground | (cv2.dilate(foreground.astype(np.uint8), disk) == 0)
 
 
-def random_walk(grey: np.ndarray, seeded: np.ndarray, seeds: np.ndarray, sigma: float) -> np.ndarray:
+def random_walk(grey: np.ndarray, seeded: np.ndarray, seeds: np.ndarray, sigma: float,
+                laplace_lambda: float = 1) -> np.ndarray:
     """Probability that a random walk from each unseeded pixel reaches a seed of each class first; the exact solution.
 
     Steps go to the four neighbors, with weights exp(-(difference of grey values)^2 / sigma^2).
@@ -56,12 +88,16 @@ def random_walk(grey: np.ndarray, seeded: np.ndarray, seeds: np.ndarray, sigma: 
     Args:
         grey: (H, W)
         seeded: bool, (H, W); pixels whose classes are given
-        seeds: bool, (C, H, W); the classes of seeded pixels, several or none (background) of them
+        seeds: bool, or float in [0, 1], (C, H, W); the classes of seeded pixels, several or none (background) of them
+        laplace_lambda: weight of the Laplacian beside `DIAGONAL`
     Returns:
         float64, (C, N) for the N unseeded pixels in row-major order
     """
+    from scipy import sparse  # as skimage.morphology
+    from scipy.sparse.linalg import splu
     free = ~seeded.ravel()
     start, end, weights = _steps_from(free, grey.astype(np.float64), sigma)
+    weights = laplace_lambda * weights
     number = np.cumsum(free) - 1  # of each free pixel among them
     count, inner = int(free.sum()), free[end]
     degrees = np.bincount(number[start], weights, count) + DIAGONAL

@@ -1,4 +1,6 @@
 """The blocks of SAM's ViT image encoders, arranged for speed: same weights, same result up to rounding."""
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,32 +11,38 @@ from segment_anything.modeling.image_encoder import Block, get_rel_pos
 QUERIES = 512  # that attend at once, for the sake of memory
 
 
-def accelerate(encoder: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+def accelerate(encoder: nn.Module, dtype: torch.dtype = torch.float32,
+               input_size: tuple[int, int] | None = None) -> None:
     """Replaces the blocks of an `ImageEncoderViT` in place; other encoders (TinyViT) stay as they are.
 
     Args:
         encoder: with its weights loaded; for inference only afterwards
         dtype: of the blocks' matrix products and attention; everything else stays float32
+        input_size: (H, W) of the images that it will see, where that isn't its own square
     """
     if isinstance(encoder, ImageEncoderViT):
-        encoder.blocks = nn.ModuleList(FastBlock(block, dtype) for block in encoder.blocks)
+        patch = encoder.patch_embed.proj.kernel_size[0]
+        patches = [side // patch for side in input_size] if input_size else None
+        encoder.blocks = nn.ModuleList(FastBlock(block, dtype, patches) for block in encoder.blocks)
 
 
 class FastBlock(nn.Module):
     """Stands for one block of `ImageEncoderViT`: (B, H, W, C) float32 -> the same.
 
     Relative positions enter attention as the bias of its scores. Windows are padded after the projection to queries,
-    keys and values, which makes of upstream's zeros just its bias.
+    keys and values, which makes of upstream's zeros just its bias. `patches` are the H and W of tokens where there are
+    no windows (left out: the square that the block was trained on).
     """
 
-    def __init__(self, block: Block, dtype: torch.dtype):
+    def __init__(self, block: Block, dtype: torch.dtype, patches: Sequence[int] | None = None):
         super().__init__()
         self.norm1, self.norm2 = block.norm1, block.norm2
         self.attn, self.mlp = block.attn.to(dtype), block.mlp.to(dtype)
         self.window_size, self.dtype = block.window_size, dtype
         if self.attn.use_rel_pos:
-            for name, positions in (("along_y", self.attn.rel_pos_h), ("along_x", self.attn.rel_pos_w)):
-                side = (len(positions) + 1) // 2
+            for axis, (name, positions) in enumerate((("along_y", self.attn.rel_pos_h),
+                                                      ("along_x", self.attn.rel_pos_w))):
+                side = patches[axis] if patches and not self.window_size else (len(positions) + 1) // 2
                 self.register_buffer(name, get_rel_pos(side, side, positions), persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:

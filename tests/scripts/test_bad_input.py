@@ -21,7 +21,7 @@ from utils.cli import run_stage
 from utils.datasets.annotated import open_dataset
 from utils.mask_store import MaskWriter
 from utils.paths import mask_file
-from utils.tracking.experiment import fetch_model
+from utils.tracking.models import fetch_model
 
 PHANTOM = ("--dataset", "phantom")
 
@@ -67,7 +67,8 @@ def test_too_many_labeled_images(capsys, workplace):
     assert "43" in line
 
 
-def test_gpu_that_is_not_there(capsys, workplace):
+def test_gpu_that_is_not_there(capsys, workplace, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert "--gpu_id 99" in error_line(capsys, training, *PHANTOM, "--data_dir", str(workplace[0]), "--gpu_id", "99")
 
 

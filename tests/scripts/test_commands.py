@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 from tests.stage_runs import SMALL
 from unet_training import training, training_on_pseudo_labels
 from utils.cli import run_stage
-from utils.tracking.experiment import fetch_model
+from utils.tracking.models import fetch_model
 
 STAGES = ["scripts.make_phantoms", "scripts.copy_and_process_graz_imgs", "scripts.prepare_jsrt",
           "scripts.measure_dataset", "unet_training.training", "scripts.save_segmentations",
@@ -18,7 +18,8 @@ STAGES = ["scripts.make_phantoms", "scripts.copy_and_process_graz_imgs", "script
           "unet_training.training_with_mean_teacher", "scripts.add_sam_agreement", "scripts.evaluate",
           "scripts.run_pipeline", "scripts.download_checkpoint", "scripts.train_demo_sam",
           "scripts.upload_offline_runs", "scripts.run_study", "scripts.plot_results", "scripts.search_refinement",
-          "scripts.train_nnunet", "scripts.save_nnunet_segmentations"]
+          "scripts.train_nnunet", "scripts.save_nnunet_segmentations", "scripts.plot_prediction",
+          "scripts.plot_pseudo_labels", "scripts.import_checkpoint"]
 
 
 @pytest.mark.parametrize("module", STAGES)

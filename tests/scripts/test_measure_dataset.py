@@ -84,6 +84,7 @@ def test_a_label_that_no_training_mask_shows_has_no_weight(own):
         run(data_dir, "mine")
 
 
+@pytest.mark.slow
 def test_the_phantoms_are_described_as_they_are_measured(phantom_data_dir):
     values, described = run(phantom_data_dir, "phantom"), load_description("phantom")
     assert values["pos_weight"] == list(described.pos_weight)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scripts import search_refinement
-from scripts.search_refinement import effects
+from scripts.search_refinement import option_effects
 from unet_training import training
 
 
@@ -41,11 +41,11 @@ def test_the_walk_is_searched_to_the_end_of_its_grid(workplace, tmp_path):
     assert len(trials) == 3 * 5 * 5
     again = search(*workplace, "--refiner", "random_walk", "--trials", "1000", "--results_dir", str(tmp_path))
     assert again == trials
-    never = [trial["gain"] for trial in trials if trial["radius"] == 1 and trial["ccl_selection"] == "none"]
+    never = [trial["gain"] for trial in trials if trial["walk_radius"] == 1 and trial["ccl_selection"] == "none"]
     np.testing.assert_allclose(never, 0, atol=1e-9)  # neither cleaning nor walk acts: the raw masks
     with next(tmp_path.rglob("options.csv")).open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["makes_a_difference"] for row in rows if row["option"] == "radius"} == {"yes"}
+    assert {row["makes_a_difference"] for row in rows if row["option"] == "walk_radius"} == {"yes"}
 
 
 def test_options_without_effect_are_told():
@@ -53,7 +53,7 @@ def test_options_without_effect_are_told():
     trials = [{"radius": radius, "element": element, "sigma": 1, "gain": float(radius)}
               for radius in (0, 1) for element in ("disk", "star")]
     found = {(row["option"], row["value"]): (row["mean_gain"], row["makes_a_difference"])
-             for row in effects(trials, grid)}
+             for row in option_effects(trials, grid)}
     assert found["radius", 1] == (1.0, "yes")
     assert found["element", "disk"] == (0.5, "no")
     assert found["sigma", 2] == ("", "not compared")

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from msgspec.structs import force_setattr
+from msgspec.structs import replace
 from PIL import Image
 
 from scripts import (
@@ -22,11 +22,14 @@ from segment_anything.registry import default_checkpoint
 from tests.stage_runs import SMALL, N, run
 from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
 from unet_training.checkpoint import load_checkpoint
+from unet_training.pseudo_labels import Raw, SamRefined
+from utils.datasets import annotated
 from utils.datasets.annotated import load_image, open_dataset
+from utils.datasets.description import load_description
 from utils.dice import surface_dice
 from utils.mask_store import MaskStore
 from utils.paths import mask_file
-from utils.tracking.experiment import fetch_model, find_models
+from utils.tracking.models import fetch_model, find_models
 
 
 def test_last_line_is_the_model_id_and_the_model_knows_its_arguments(workplace, capsys):
@@ -62,7 +65,7 @@ def test_raw_masks_are_the_thresholded_predictions(workplace, monkeypatch):
     with torch.no_grad():
         expected = u_net((resized - data.description.mean) / data.description.std)[0].sigmoid() > 0.5
     assert (store.mask(store.stems[4]) == expected.numpy()).mean() > 0.999  # rounding at the threshold
-    monkeypatch.setattr(save_segmentations, "predict", None)  # a rerun predicts nothing
+    monkeypatch.setattr(Raw, "compute", None)  # a rerun predicts nothing
     assert run(save_segmentations, data_dir, *N) == path
 
 
@@ -79,7 +82,7 @@ def test_refined_masks_carry_their_origin_and_estimates(workplace, refined, monk
     embedding = data_dir / "phantom" / "sam_embeddings" / "demo" / f"{store.stems[0]}.h5"
     with h5py.File(embedding) as file:
         assert file.attrs["checkpoint"] == default_checkpoint("demo", data_dir).name
-    monkeypatch.setattr(save_refined_segmentations, "refine_images", None)  # a rerun refines nothing
+    monkeypatch.setattr(SamRefined, "compute", None)  # a rerun refines nothing
     assert run(save_refined_segmentations, data_dir, *N) == refined
 
 
@@ -144,14 +147,15 @@ def test_the_mean_teacher_goes_on_from_the_initial_model(workplace):
 
 @pytest.mark.parametrize(("stage", "arguments"), [(training_on_pseudo_labels, ["--pseudo_label", "raw"]),
                                                   (training_with_mean_teacher, [])])
-def test_positive_weights_are_bounded_where_asked(workplace, monkeypatch, stage, arguments):
+def test_pos_weight_is_capped_where_asked(workplace, monkeypatch, stage, arguments):
     data_dir, _ = workplace
     run(save_segmentations, data_dir, *N)
-    bounds = []
-    monkeypatch.setattr(stage, "fit", lambda *given: bounds.append(given[3].pos_weight.max().item()))
-    for bound in ([], ["--max_positive_weight", "3"]):
-        run(stage, data_dir, *N, *arguments, *bound, "--batch_size", "4")
-    assert bounds == [pytest.approx(max(open_dataset("phantom", data_dir).description.pos_weight)), 3]
+    caps = []
+    monkeypatch.setattr(stage, "train", lambda training, device: caps.append(
+        training.prepare(device).loss.pos_weight.max().item()))
+    for cap in ([], ["--max_positive_weight", "3"]):
+        run(stage, data_dir, *N, *arguments, *cap, "--batch_size", "4")
+    assert caps == [pytest.approx(max(open_dataset("phantom", data_dir).description.pos_weight)), 3]
 
 
 def test_masks_with_which_sam_agrees_enter_the_mean_teacher_as_labels(workplace, capsys):
@@ -211,14 +215,8 @@ def test_evaluation_refines_a_labeled_split_on_the_spot(workplace, tmp_path):
 def test_images_left_out_of_averages_stay_in_the_table(workplace, tmp_path, monkeypatch, capsys):
     data_dir, model_id = workplace
     stem = open_dataset("phantom", data_dir).stems("test")[2]
-    original = evaluate.load_model_and_data
-
-    def with_one_left_out(*args, **kwargs):
-        model, u_net, trained_on, data = original(*args, **kwargs)
-        force_setattr(data.description, "left_out_of_averages", (stem,))
-        return model, u_net, trained_on, data
-
-    monkeypatch.setattr(evaluate, "load_model_and_data", with_one_left_out)
+    description = replace(load_description("phantom"), left_out_of_averages=(stem,))
+    monkeypatch.setattr(annotated, "load_description", lambda *_: description)
     assert run(evaluate, data_dir, "--model_id", model_id, "--results_dir", str(tmp_path)).count == 9
     assert f"without {stem}" in capsys.readouterr().out
     assert stem in (tmp_path / "phantom" / model_id / "test_raw" / "dice.csv").read_text()

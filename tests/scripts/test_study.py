@@ -8,14 +8,25 @@ import pytest
 import torch
 from scipy.stats import wilcoxon
 
+from benchmarks import paper_way
 from scripts import plot_results, run_study
-from scripts.run_study import COLUMNS, METHODS
+from scripts.evaluate import Evaluation
+from scripts.run_study import COLUMNS
+from scripts.study import methods
+from scripts.study.methods import METHODS
+from segment_anything.checkpoints import identify
+from segment_anything.embeddings import compute_embedding
+from segment_anything.refinement.refine import RefinementOptions
+from segment_anything.registry import default_checkpoint, load_prompt_modules, load_sam
+from tests.segment_anything.test_cleaning import scipy_clean
 from tests.small_sam import register_small_sam
-from utils.datasets.annotated import open_dataset
+from unet_training.checkpoint import load_checkpoint
+from utils.datasets.annotated import load_image, open_dataset
 from utils.dice import multilabel_dice
 from utils.errors import InputError
+from utils.files import read_grey
 from utils.mask_store import MaskStore
-from utils.tracking.experiment import fetch_model, find_models
+from utils.tracking.models import fetch_model, find_models
 
 SMALL = ["--epochs", "1", "--base_width", "2", "--n_last_channel", "2", "--input_size", "64", "48",
          "--data_sample_per_epoch", "4", "--batch_size", "4"]
@@ -31,24 +42,29 @@ def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path
     monkeypatch.setenv("SAM_BURDEN_RUNS", str(tmp_path / "runs"))
     (data_dir / "sam_checkpoints").mkdir()
     register_small_sam(monkeypatch, data_dir / "sam_checkpoints", "medsam", preprocessing="squash")
-    methods = [method for method in METHODS if not method.startswith("nnunet")]  # see test_nnunet.py
+    names = [method for method in METHODS if not method.startswith("nnunet")]  # see test_nnunet.py
     arguments = run_study.get_args_parser().parse_args(
         ["--dataset", "phantom", "--data_dir", str(data_dir), "--results_dir", str(tmp_path / "results"),
-         "--num_train_samples", "3", *SMALL, "--methods", *methods])
+         "--num_train_samples", "3", *SMALL, "--methods", *names])
     rows = read(run_study.main(arguments))
     assert tuple(rows[0]) == COLUMNS
-    assert list(dict.fromkeys(row["method"] for row in rows)) == methods
-    for method in methods:
+    assert list(dict.fromkeys(row["method"] for row in rows)) == names
+    for method in names:
         own = [row for row in rows if row["method"] == method]
         assert len({row["image"] for row in own}) == 10 and len({row["model_id"] for row in own}) == 1
         assert all(0 <= float(row[measure]) <= 100 for row in own for measure in ("dice", "surface_dice"))
     check_pseudo_labels(data_dir, tmp_path / "results")
+    check_rows_without_a_second_training(data_dir, rows, tmp_path)
     manifest = json.loads((tmp_path / "results" / "manifest.json").read_text())
     ids = {entry["method"]: entry["model_id"] for entry in manifest["results"]}
-    assert len(set(ids.values())) == len(methods)
+    refined = [name for name in names if name.startswith("u_net_")]  # of the initial network's own masks
+    assert all(ids[name] == ids["initial"] for name in refined)
+    assert len(set(ids.values())) == len(names) - len(refined)
     assert fetch_model(ids["mixed"]).parameters["mixed"] and not fetch_model(ids["sam"]).parameters["mixed"]
     assert fetch_model(ids["reliable_mean_teacher"]).parameters["reliable"] == 0.85
+    assert fetch_model(ids["reliable_mean_teacher"]).parameters["reliable_model_id"] == ids["mean_teacher"]
     assert fetch_model(ids["mean_teacher"]).parameters["reliable"] is None
+    assert fetch_model(ids["fully_supervised"]).parameters["num_train_samples"] == 43
     assert fetch_model(ids["raw"]).parameters["masks"] == "raw"
     parameters = fetch_model(ids["lraspp_on_sam"]).parameters
     assert (parameters["architecture"], parameters["data_aug"]) == ("lraspp_on_sam", 0)
@@ -59,7 +75,7 @@ def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path
     trained = len(find_models())
     assert read(run_study.main(arguments)) == rows
     assert len(find_models()) == trained
-    monkeypatch.setattr(run_study.evaluate, "main", lambda _: pytest.exit("measured anew"))
+    monkeypatch.setattr(Evaluation, "run", lambda _: pytest.exit("measured anew"))
     assert read(run_study.main(arguments)) == rows
     with next((data_dir / "phantom").rglob(f"{rows[0]['image']}.png")).open("ab") as file:
         file.write(b" ")  # another file of a test image
@@ -75,11 +91,35 @@ def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path
     (["--methods", "raw", "--batch_size", "64"], "12 unlabeled images don't fill one batch of 64"),
 ])
 def test_mistakes_are_told_before_anything_is_trained(phantom_data_dir, monkeypatch, arguments, message):
-    monkeypatch.setattr(run_study, "train_if_missing", None)
+    monkeypatch.setattr(methods, "train_if_missing", None)
     with pytest.raises(InputError, match=message):
         run_study.main(run_study.get_args_parser().parse_args(
             ["--dataset", "phantom", "--data_dir", str(phantom_data_dir), "--num_train_samples", "3",
              "--batch_size", "4", *arguments]))
+
+
+def check_rows_without_a_second_training(data_dir, rows, folder) -> None:
+    """U-Net + SAM and U-Net + Random Walk by the paper's plain way: upstream's modules, SciPy's components."""
+    initial = fetch_model(next(row["model_id"] for row in rows if row["method"] == "initial"))
+    network, _ = load_checkpoint(initial.weights)
+    data, checkpoint = open_dataset("phantom", data_dir, (64, 48)), default_checkpoint("demo", data_dir)
+    sam, modules = load_sam("demo", checkpoint), load_prompt_modules("demo", checkpoint)
+    for stem in data.stems("test")[:2]:
+        image = torch.from_numpy(load_image(data.image_path(stem), data.description))
+        with torch.inference_mode():
+            probabilities = network(image[None])[0].sigmoid()
+        embedding = compute_embedding(sam, read_grey(data.image_path(stem)), "longest_side", identify(checkpoint))
+        paper_way.save_embedding(folder / "gzip.h5", embedding)
+        masks, _ = paper_way.refine(probabilities, folder / "gzip.h5", embedding, *modules, RefinementOptions())
+        expected = {"u_net_sam": masks,
+                    "u_net_random_walk": scipy_clean(probabilities.numpy(), "highest_probability")}
+        for method, mask in expected.items():
+            measured = {row["class"]: float(row["dice"]) for row in rows
+                        if (row["method"], row["image"]) == (method, stem)}
+            for label, ground_truth, own in zip(data.description.labels, data.mask(stem), mask, strict=True):
+                if ground_truth.any():
+                    dice = 200 * (ground_truth & own).sum() / (ground_truth.sum() + own.sum())
+                    assert measured[label] == pytest.approx(dice, abs=0.5)  # a pixel that rounding decides
 
 
 def check_pseudo_labels(data_dir, results) -> None:
@@ -126,8 +166,10 @@ def test_table_equals_a_computation_by_hand(study, capsys):
         return [np.mean([float(row["dice"]) for row in rows if (row["seed"], row["image"]) == key
                          and row["method"] == method]) for key in keys]
 
-    assert [row[0] for row in table] == ["method", "initial", "sam", "raw"]
-    for method, mean, std, count, p, *surface in table[1:]:
+    assert [row[0] for row in table] == ["method", "U-Net", "SAM's pseudo labels", "Raw pseudo labels"]
+    methods = {"U-Net": "initial", "SAM's pseudo labels": "sam", "Raw pseudo labels": "raw"}
+    for title, mean, std, count, p, *surface in table[1:]:
+        method = methods[title]
         assert float(mean.removesuffix("*")) == pytest.approx(np.mean(images(method)), abs=0.005)
         assert float(std) == pytest.approx(np.std(images(method), ddof=1), abs=0.005)
         assert count == "24" and surface == ["30.50", "0.00"]

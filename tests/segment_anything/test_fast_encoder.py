@@ -10,6 +10,7 @@ from segment_anything.fast import image_encoder as fast_encoder
 from segment_anything.fast.image_encoder import FastBlock, accelerate
 from segment_anything.modeling.image_encoder import Block
 from segment_anything.registry import load_sam
+from tests.small_sam import SIDE, build_small_sam
 
 
 def block(window_size: int, size: tuple[int, int], **options: bool) -> Block:
@@ -46,6 +47,18 @@ def test_the_embedded_sams_encoder_gives_the_same_and_nearly_so_in_bfloat16():
         assert embedding.dtype == torch.float32
         difference = (embedding - expected).abs()
         assert difference.max() < tolerance if dtype == torch.float32 else 0 < difference.mean() < tolerance
+
+
+def test_an_encoder_of_images_that_are_no_square_equals_the_packages():
+    encoder = build_small_sam().image_encoder
+    encoder.pos_embed = None
+    for name, parameter in encoder.named_parameters():
+        if "rel_pos" in name:
+            parameter.data.normal_()
+    fast, image = copy.deepcopy(encoder), torch.randn(2, 3, SIDE, 99)
+    accelerate(fast, input_size=image.shape[2:])
+    with torch.no_grad():
+        torch.testing.assert_close(fast(image), encoder(image), rtol=1e-4, atol=1e-5)
 
 
 def test_other_encoders_stay_as_they_are():

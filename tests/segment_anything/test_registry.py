@@ -37,6 +37,15 @@ def test_default_checkpoints():
     assert default_checkpoint("demo", Path("d")).parent == ROOT / "segment_anything"
 
 
+def test_a_checkpoint_directly_in_the_data_folder_is_taken_where_the_usual_one_is_not(tmp_path):
+    directly, usual = tmp_path / "sam_vit_h_4b8939.pth", tmp_path / "sam_checkpoints" / "sam_vit_h_4b8939.pth"
+    directly.touch()
+    assert default_checkpoint("vit_h", tmp_path) == directly
+    usual.parent.mkdir()
+    usual.touch()
+    assert default_checkpoint("vit_h", tmp_path) == usual
+
+
 def test_weights_are_loaded_and_frozen(monkeypatch, tmp_path):
     checkpoint = register_small_sam(monkeypatch, tmp_path)
     published = torch.load(checkpoint, weights_only=True)

@@ -2,6 +2,7 @@ import argparse
 import copy
 import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,9 +11,19 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import paper_way
-from unet_training.epoch import bce_loss, random_affine, train_epoch, validate, warp
+from unet_training.epoch import (
+    bce_loss,
+    random_affine,
+    random_similarity,
+    similarity,
+    train_epoch,
+    validate,
+    warp,
+)
 from unet_training.hyper_params import add_final_arguments, loss_from
 from unet_training.networks.u_net import UNet
+from unet_training.samplers import LabeledOnce
+from utils.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -60,6 +71,43 @@ def test_random_affine_scatters_about_identity():
     torch.testing.assert_close(matrices.std(dim=0), torch.full((2, 3), 0.03), atol=1e-3, rtol=0)
 
 
+def test_similarities_turn_scale_and_shift_as_opencv_does():
+    height, width, angle, scale, shift = 40, 65, 20.0, 1.3, (0.1, -0.15)
+    image = cv2.GaussianBlur(np.random.default_rng(0).random((height, width), np.float32), (0, 0), 2)
+    matrices = similarity(torch.tensor([math.radians(angle)]), torch.tensor([scale]), torch.tensor([shift]),
+                          (height, width))
+    warped = warp(torch.from_numpy(image)[None, None], matrices, "bilinear")[0, 0].numpy()
+    to_target = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, scale)
+    to_target[:, 2] += shift[0] * width, shift[1] * height
+    expected = cv2.warpAffine(image, to_target, (width, height))
+    assert np.abs(expected - image).max() > 0.1
+    np.testing.assert_allclose(warped, expected, atol=0.02)
+
+
+def test_random_similarities_leave_four_of_five_images_and_spread_evenly():
+    torch.manual_seed(0)
+    matrices = random_similarity(torch.empty(20_000, 1, 30, 20)).double()
+    same = (matrices == torch.eye(2, 3)).all(dim=(1, 2))
+    assert same.double().mean() == pytest.approx(0.8, abs=0.01)
+    cos, sin = matrices[~same, 0, 0], matrices[~same, 1, 0] * 30 / 20  # of pixels, over the scale
+    scale, angle = 1 / torch.hypot(cos, sin), torch.rad2deg(torch.atan2(sin, cos))
+    shift = -torch.linalg.solve(matrices[~same, :, :2], matrices[~same, :, 2]) / 2
+    for values, low, high in ((scale, 0.7, 1.4), (angle, -25, 25), (shift[:, 0], -0.2, 0.2), (shift[:, 1], -0.2, 0.2)):
+        quarters = torch.quantile(values, torch.tensor([0, 0.25, 0.5, 0.75, 1]).double())
+        np.testing.assert_allclose(quarters, np.linspace(low, high, 5), atol=0.03 * (high - low))
+
+
+def test_an_epoch_draws_the_matrices_that_it_is_told_to():
+    """Moved by its whole width, every image is empty."""
+    def away(images):
+        return torch.tensor([[1.0, 0, 2], [0, 1, 0]]).expand(len(images), -1, -1)
+
+    model = Threshold()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    statistics = train_epoch(model, batches(), bce_loss([1.0, 1.0], CPU), optimizer, CPU, 0.03, draw_matrices=away)
+    assert statistics.dice.isnan().all()
+
+
 class Threshold(nn.Module):
     """Logits that are the image itself plus one trainable number."""
 
@@ -86,6 +134,8 @@ def test_statistics_cover_all_images_of_all_batches():
     assert statistics.dice[2, 1].isnan()
     expected = np.mean([np.mean([1, statistics.dice[0, 1]]), np.mean([1, statistics.dice[1, 1]]), 1])
     assert statistics.mean_dice == pytest.approx(expected)
+    pooled = [*statistics.dice[:2].ravel().tolist(), 1]  # the third image shows one class
+    assert statistics.pooled_dice == pytest.approx(np.mean(pooled)) != statistics.mean_dice
 
 
 def test_training_lowers_the_loss_and_validation_changes_nothing():
@@ -135,3 +185,36 @@ def test_an_epoch_waits_for_no_step():
             train_epoch(model, some, loss, optimizer, CPU, 0.03)
         counts.append(reads.count)
     assert counts[0] == counts[1] == 1
+
+
+@pytest.mark.parametrize("bound", [None, 0.1, 1e3])
+def test_gradients_of_a_large_norm_are_scaled_down(bound):
+    """With SGD at rate 1 a step is the gradient."""
+    torch.manual_seed(0)
+    batch = torch.randn(2, 1, 48, 33), torch.rand(2, 3, 48, 33) < 0.2
+    model, loss = UNet(3, base_width=4, n_last_channel=4), bce_loss([2.0, 30.0, 1.0], CPU)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    loss(model(batch[0]), batch[1].float()).backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    norm = math.sqrt(sum((gradient.double() ** 2).sum().item() for gradient in gradients))
+    assert norm > 0.2
+    train_epoch(model, [batch], loss, torch.optim.SGD(model.parameters(), lr=1), CPU, 0, max_gradient_norm=bound)
+    factor = min(1, (bound or norm) / norm)
+    for parameter, start, gradient in zip(model.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(start - parameter, factor * gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_half_a_batch_passes_once_over_the_labeled_images():
+    torch.manual_seed(0)
+    sampler, drawn = LabeledOnce(labeled=7, pseudo_labeled=5, batch_size=6), set()
+    assert len(sampler) == 2
+    for _ in range(30):
+        batches = list(sampler)
+        assert [len(batch) for batch in batches] == [6, 6]
+        labeled = [index for batch in batches for index in batch[:3]]
+        assert len(set(labeled)) == 6 and set(labeled) < set(range(7))
+        drawn.update(index for batch in batches for index in batch[3:])
+    assert drawn == set(range(7, 12))
+    for batch_size in (5, 16):
+        with pytest.raises(InputError, match=f"--batch_size {batch_size}: .* even number of at most 14"):
+            LabeledOnce(7, 5, batch_size)

@@ -1,10 +1,17 @@
-"""Overlapping labels as classes: both encodings against brute force."""
+"""Overlapping labels as classes and regions, against brute force."""
 from itertools import combinations
 
 import numpy as np
 import pytest
 
-from unet_training.nnunet.label_tables import combination_table, decode, encode, group_tables
+from unet_training.nnunet.label_tables import (
+    combination_table,
+    decode,
+    decode_regions,
+    encode,
+    group_tables,
+    list_regions,
+)
 from utils.errors import InputError
 
 HEIGHT, WIDTH = 9, 14
@@ -43,7 +50,7 @@ def test_a_class_for_every_combination_that_occurs(seed, labels):
 @pytest.mark.parametrize(("seed", "labels"), [(0, 7), (1, 17), (2, 32)])
 def test_no_two_labels_of_a_group_share_a_pixel(seed, labels):
     masks = boxes(seed, labels)
-    collisions = {pair for found in label_sets(masks) for pair in combinations(found, 2)}
+    collisions = {pair for labels_there in label_sets(masks) for pair in combinations(labels_there, 2)}
     tables = group_tables(masks)
     groups = [[np.flatnonzero(row).tolist() for row in table] for table in tables]
     assert all(group[0] == [] and all(len(row) == 1 for row in group[1:]) for group in groups)
@@ -58,6 +65,32 @@ def test_no_two_labels_of_a_group_share_a_pixel(seed, labels):
         np.testing.assert_array_equal(np.any(parts, axis=0), mask)
     for table, again in zip(tables, group_tables(masks), strict=True):
         np.testing.assert_array_equal(table, again)
+
+
+@pytest.mark.parametrize(("seed", "labels"), [(0, 5), (1, 17), (3, 64)])
+def test_a_region_for_every_label_that_occurs(seed, labels):
+    masks = boxes(seed, labels)
+    [table] = combination_table(masks)
+    regions = list_regions(table)
+    assert list(regions) == [label for label in range(labels) if any(mask[label].any() for mask in masks)]
+    assert all(len(classes) > 1 for classes in regions.values())
+    for mask in masks:
+        index = encode(mask, table)
+        for label, classes in regions.items():
+            np.testing.assert_array_equal(np.isin(index, classes), mask[label])
+        probabilities = np.random.default_rng(seed).uniform(size=(len(regions), HEIGHT, WIDTH)).astype(np.float32)
+        decoded = decode_regions(probabilities, table)
+        assert decoded.dtype == bool and decoded.shape == mask.shape
+        for label in range(labels):
+            expected = probabilities[list(regions).index(label)] > 0.5 if label in regions else False
+            np.testing.assert_array_equal(decoded[label], np.broadcast_to(expected, (HEIGHT, WIDTH)))
+
+
+def test_labels_that_never_overlap_are_regions_of_more_than_one_class():
+    mask = np.zeros((3, 4, 6), bool)
+    mask[0, 1], mask[2, 3, :2] = True, True
+    [table] = combination_table([mask])
+    assert list_regions(table) == {0: [1, 1], 2: [2, 2]}
 
 
 def test_many_classes_need_sixteen_bits():

@@ -14,19 +14,21 @@ from torch.nn import functional as F
 from scripts import evaluate, save_segmentations
 from scripts.run_pipeline import train_if_missing
 from segment_anything.registry import SAM_TYPES, default_checkpoint
-from tests.small_sam import SIDE, build_small_sam, register_small_sam
+from tests.small_sam import build_small_sam, register_small_sam
 from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
 from unet_training.arguments import choose_model
 from unet_training.checkpoint import Training, load_checkpoint, save_checkpoint
 from unet_training.data import ImageDataset, LabeledDataset
 from unet_training.epoch import bce_loss, train_epoch
-from unet_training.networks import lraspp
-from unet_training.networks.lraspp import LrasppOnSam, StoredFeatures
+from unet_training.networks import lraspp, stored_features
+from unet_training.networks.lraspp import LrasppOnSam, LrasppOptions
+from unet_training.networks.stored_features import StoredFeatures
 from unet_training.prediction import predict
 from utils.datasets.annotated import open_dataset
 from utils.errors import InputError
 from utils.mask_store import MaskStore
-from utils.tracking.experiment import Experiment, fetch_model
+from utils.tracking.experiment import Experiment
+from utils.tracking.models import fetch_model
 
 CPU = torch.device("cpu")
 SIZE, MEAN, STD = (50, 38), 0.35, 0.2
@@ -45,9 +47,10 @@ def checkpoint(monkeypatch, tmp_path):
     return path
 
 
-def build(checkpoint, seed=0) -> LrasppOnSam:
+def build(checkpoint, seed=0, **options) -> LrasppOnSam:
     torch.manual_seed(seed)
-    model = LrasppOnSam(3, SIZE, MEAN, STD, "small", str(checkpoint)).eval()
+    options = LrasppOptions(sam_type="small", sam_checkpoint=checkpoint, **options)
+    model = LrasppOnSam.build(3, SIZE, MEAN, STD, options).eval()
     for value in model.state_dict().values():  # norms start as identity, which would hide a mix-up
         if value.is_floating_point():
             value.copy_(value + 0.1 * torch.rand_like(value))
@@ -72,39 +75,39 @@ def residual_block(x, weights, name, stride):
 def reference_head(low, weights):
     """Residual blocks and LR-ASPP from their descriptions alone, low-resolution logits."""
     high = residual_block(residual_block(low, weights, "blocks.0", 2), weights, "blocks.1", 1)
-    branch = F.conv2d(high, weights["lraspp.cbr.0.weight"])
-    norm = {key: weights[f"lraspp.cbr.1.{key}"].view(1, -1, 1, 1)
-            for key in ("running_mean", "running_var", "weight", "bias")}
-    branch = (branch - norm["running_mean"]) / (norm["running_var"] + 1e-5).sqrt() * norm["weight"] + norm["bias"]
-    scale = F.conv2d(high.mean(dim=(2, 3), keepdim=True), weights["lraspp.scale.1.weight"]).sigmoid()
-    assert branch.shape[1] == 64
-    up = F.interpolate(branch.relu() * scale, low.shape[2:], mode="bilinear", align_corners=False)
-    return (F.conv2d(low, weights["lraspp.low_classifier.weight"], weights["lraspp.low_classifier.bias"])
-            + F.conv2d(up, weights["lraspp.high_classifier.weight"], weights["lraspp.high_classifier.bias"]))
+    branch = F.leaky_relu(instance_norm(F.conv2d(high, weights["branch.0.weight"]), weights, "branch.1"), 0.01)
+    gate = F.conv2d(high.mean(dim=(2, 3), keepdim=True), weights["gate.1.weight"]).sigmoid()
+    up = F.interpolate(branch * gate, low.shape[2:], mode="bilinear", align_corners=False)
+    return (F.conv2d(low, weights["out_low.weight"], weights["out_low.bias"])
+            + F.conv2d(up, weights["out_high.weight"], weights["out_high.bias"]))
 
 
-def reference(image, checkpoint, weights, positions=False):
+def reference(image, checkpoint, weights, normalize=False, positions=False):
     """One normalized image (50, 38) -> logits (3, 50, 38), with the package's SAM; `positions`: with its embedding."""
     sam = build_small_sam()
     sam.load_state_dict(torch.load(checkpoint, weights_only=True))
-    if not positions:
-        sam.image_encoder.pos_embed = None
-    grey = 255 * (image * STD + MEAN)
-    resized = torch.from_numpy(cv2.resize(grey.numpy(), (97, 128), interpolation=cv2.INTER_LINEAR))
-    low = sam.image_encoder(sam.preprocess(resized.expand(1, 3, -1, -1)))
-    logits = reference_head(low, weights)[0]
-    rows, columns = (np.arange(50) + 0.5) * 128 / 50, (np.arange(38) + 0.5) * 97 / 38  # in the encoder's input
-    cells = np.meshgrid(rows * 8 / SIDE - 0.5, columns * 8 / SIDE - 0.5, indexing="ij")
-    return torch.from_numpy(np.stack([map_coordinates(each, cells, order=1, mode="nearest") for each in logits]))
+    grey = image * STD + MEAN
+    pixels = torch.from_numpy(cv2.resize(grey.numpy(), (97, 128), interpolation=cv2.INTER_LINEAR)).expand(1, 3, -1, -1)
+    if normalize:
+        pixels = (255 * pixels - torch.tensor([120, 110, 100]).view(3, 1, 1)) / torch.tensor([50, 60, 70]).view(3, 1, 1)
+    embedding = sam.image_encoder.pos_embed[:, :, :6]
+    sam.image_encoder.pos_embed = torch.nn.Parameter(embedding) if positions else None
+    logits = reference_head(sam.image_encoder(pixels), weights)[0]
+    assert logits.shape == (3, 8, 6)
+    cells = np.meshgrid((np.arange(50) + 0.5) * 8 / 50 - 0.5, (np.arange(38) + 0.5) * 6 / 38 - 0.5, indexing="ij")
+    return torch.from_numpy(np.stack([map_coordinates(channel, cells, order=1, mode="nearest") for channel in logits]))
 
 
 @torch.inference_mode()
-def test_it_equals_a_computation_by_hand(checkpoint):
-    model, images = build(checkpoint), torch.randn(2, 1, *SIZE)
-    logits, weights = model(images), model.head.state_dict()
+@pytest.mark.parametrize("pixels", ["released", "normalized"])
+def test_it_equals_a_computation_by_hand(checkpoint, pixels):
+    model, images = build(checkpoint, n_last_channel=5, sam_pixels=pixels), torch.randn(2, 1, *SIZE)
+    logits, weights, normalize = model(images), model.head.state_dict(), pixels == "normalized"
+    assert model.head.out_high.in_channels == 5
     for image, ours in zip(images, logits, strict=True):
-        torch.testing.assert_close(ours, reference(image[0], checkpoint, weights), rtol=1e-4, atol=1e-4)
-        assert (ours - reference(image[0], checkpoint, weights, positions=True)).abs().max() > 0.1
+        torch.testing.assert_close(ours, reference(image[0], checkpoint, weights, normalize), rtol=1e-4, atol=1e-4)
+        for other in ({"normalize": not normalize}, {"normalize": normalize, "positions": True}):
+            assert (ours - reference(image[0], checkpoint, weights, **other)).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -130,6 +133,16 @@ def test_its_file_holds_the_head_alone_and_rebuilds_it(checkpoint, tmp_path):
         assert torch.equal(loaded(images), model(images))
     assert trained_on == TRAINING and not loaded.training
     assert copy.deepcopy(loaded).encoder is loaded.encoder  # a teacher needs no second SAM
+
+
+def test_a_file_of_an_earlier_head_is_refused(checkpoint, tmp_path):
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, build(checkpoint), TRAINING)
+    file = torch.load(path, weights_only=True)
+    file["state_dict"]["head.lraspp.cbr.1.running_mean"] = torch.zeros(64)
+    torch.save(file, path)
+    with pytest.raises(InputError, match=r"model\.pt: its weights don't fit"):
+        load_checkpoint(path)
 
 
 def test_the_sam_that_it_stands_on_must_be_there(checkpoint, tmp_path, monkeypatch):
@@ -159,13 +172,14 @@ def test_stored_features_are_those_of_the_images(checkpoint, phantom_data_dir, t
     labeled = LabeledDataset(data, data.stems("train", 3))
     model = build(checkpoint)
     StoredFeatures(model, labeled, tmp_path, CPU)
-    monkeypatch.setattr(lraspp, "save_embedding", None)  # the next ones compute nothing
+    monkeypatch.setattr(stored_features, "save_embedding", None)  # the next ones compute nothing
     stored = StoredFeatures(model, labeled, tmp_path, CPU)
     features, masks = zip(*(stored[index] for index in range(len(stored))), strict=True)
     images = torch.stack([image for image, _ in labeled])
     with torch.inference_mode():
         assert torch.equal(torch.stack(features), model.encode(images))
         assert torch.equal(model.head(torch.stack(features)), model(images))
+    assert features[0].shape == (32, 8, 6)
     assert all(torch.equal(mask, ground_truth) for mask, (_, ground_truth) in zip(masks, labeled, strict=True))
     other = build(register_small_sam(monkeypatch, tmp_path, "small", seed=5))
     with pytest.raises(InputError, match="was computed with the checkpoint"):
@@ -190,6 +204,7 @@ SMALL = (*N, "--epochs", "1", "--data_sample_per_epoch", "4", "--batch_size", "4
          "--base_width", "2", "--n_last_channel", "2")
 
 
+@pytest.mark.slow
 def test_the_stages_take_it_with_and_without_stored_features(stage, checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SAM_TYPES, "small", dataclasses.replace(SAM_TYPES["small"], notice="made by a test"))
     shown = []
@@ -197,7 +212,7 @@ def test_the_stages_take_it_with_and_without_stored_features(stage, checkpoint, 
     arguments = (*SMALL, "--architecture", "lraspp_on_sam", "--sam_type", "small", "--sam_checkpoint", str(checkpoint))
     augmented = stage(training, *arguments)
     data = open_dataset("phantom", tmp_path / "data", SIZE)
-    stored = tmp_path / "data" / "phantom" / "sam_embeddings" / "small_no_pos_50x38"
+    stored = tmp_path / "data" / "phantom" / "sam_embeddings" / "small_lraspp_released_50x38"
     assert not stored.exists()
     model_id = stage(training, *arguments, "--data_aug", "0")
     assert capsys.readouterr().out.splitlines()[-2:] == ["lraspp_on_sam: made by a test", f"model id: {model_id}"]
@@ -217,6 +232,7 @@ def test_the_stages_take_it_with_and_without_stored_features(stage, checkpoint, 
         assert isinstance(load_checkpoint(fetch_model(final).weights)[0], LrasppOnSam)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_named_is_a_u_net_whatever_sam_there_is(stage, checkpoint, tmp_path):
     arguments = (*SMALL, "--data_aug", "0")
     u_net = stage(training, *arguments)

@@ -48,10 +48,12 @@ def test_bfloat16_moves_no_pixel(monkeypatch):
     assert set(seen) == {torch.bfloat16} and set(grids) == {torch.float32}
 
 
-@pytest.mark.parametrize("labeled", [[True, False, True], [False, False, False]])
-def test_a_step_equals_one_by_hand(labeled):
+@pytest.mark.parametrize(("labeled", "alpha", "bound"), [
+    ([True, False, True], 0.996, None), ([False, False, False], 0.996, None), ([True, False, True], 0.9, 0.05)])
+def test_a_step_equals_one_by_hand(labeled, alpha, bound):
     torch.manual_seed(0)
-    model, loss_function = MeanTeacher(UNet(2, 2, 2)), bce_loss([2.0, 3.0], CPU)
+    model = MeanTeacher(UNet(2, 2, 2), alpha) if alpha != 0.996 else MeanTeacher(UNet(2, 2, 2))
+    loss_function = bce_loss([2.0, 3.0], CPU)
     for parameter in model.teacher.parameters():
         parameter.add_(0.01 * torch.randn_like(parameter))
     images, masks = torch.randn(3, 1, 32, 48), torch.rand(3, 2, 32, 48) < 0.3
@@ -59,7 +61,8 @@ def test_a_step_equals_one_by_hand(labeled):
     start = copy.deepcopy(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     first = (images[:1], masks[:1], torch.tensor([True]))  # so that some image of the epoch is labeled
-    statistics = mean_teacher_epoch(model, [(images, masks, labeled), first], loss_function, optimizer, CPU, 0.0)
+    statistics = mean_teacher_epoch(model, [(images, masks, labeled), first], loss_function, optimizer, CPU, 0.0,
+                                    max_gradient_norm=bound)
     expected, optimizer = start, torch.optim.SGD(start.student.parameters(), lr=0.1)
     losses = []
     for some, ground_truth, counts in ((images, masks, labeled), first):
@@ -69,11 +72,17 @@ def test_a_step_equals_one_by_hand(labeled):
             loss = loss + loss_function(student[counts], ground_truth[counts].float())
         optimizer.zero_grad()
         loss.backward()
+        gradients = [parameter.grad for parameter in expected.student.parameters()]
+        norm = sum((gradient ** 2).sum() for gradient in gradients).sqrt()
+        if bound:
+            assert norm > bound
+            for gradient in gradients:
+                gradient *= bound / norm
         optimizer.step()
         losses.append(loss.item())
         with torch.no_grad():
             for t, s in zip(expected.teacher.parameters(), expected.student.parameters(), strict=True):
-                t.copy_(0.996 * t + 0.004 * s)
+                t.copy_(alpha * t + (1 - alpha) * s)
     assert statistics.loss == pytest.approx(sum(losses) / 2, rel=1e-5)
     for a, b in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import SHARED
 from unet_training.data import SegGrazPedWriDataset
 from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.datasets.cvat import parse_cvat
@@ -17,7 +18,7 @@ CLASS_COUNTS = [34, 24, 40, 40, 34, 22, 31, 27, 27, 35, 41, 41, 42, 41, 40, 43, 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> Path:
-    source = Path(__file__).parents[3] / "shared" / "data" / "graz"
+    source = SHARED / "data" / "graz"
     folder = tmp_path_factory.mktemp("data") / "graz"
     shutil.copytree(source / "annotations", folder / "annotations")
     for path in source.glob("*.csv"):

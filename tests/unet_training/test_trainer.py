@@ -6,14 +6,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from unet_training import trainer
 from unet_training.checkpoint import Training, load_checkpoint
-from unet_training.epoch import bce_loss
+from unet_training.epoch import bce_loss, train_epoch
 from unet_training.hyper_params import Schedule
 from unet_training.networks.u_net import UNet
-from unet_training.trainer import fingerprint, fit, publish
+from unet_training.trainer import Prepared, fit, publish
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
 LABELS = ("left", "right")
+TRAINING = Training("phantom", LABELS, (32, 48), 0.4, 0.2)
 
 
 class RecordingExperiment:
@@ -36,7 +37,7 @@ class RecordingExperiment:
         return "model-1"
 
 
-def run(state_file, epochs=6, stop_after=None, monkeypatch=None, compile=False):
+def run(state_file, epochs=6, stop_after=None, compile=False):
     """Trains a tiny U-Net on two bright squares; `stop_after` interrupts it after so many epochs."""
     torch.manual_seed(0)
     masks = torch.zeros(4, 2, 32, 48, dtype=torch.bool)
@@ -44,18 +45,16 @@ def run(state_file, epochs=6, stop_after=None, monkeypatch=None, compile=False):
     images = masks.any(dim=1, keepdim=True).float() + 0.1 * torch.randn(4, 1, 32, 48)
     data = TensorDataset(images, masks)
     model, experiment = UNet(2, base_width=2, n_last_channel=2), RecordingExperiment()
-    if stop_after:
-        calls = iter(range(stop_after))
-        original = trainer.train_epoch
+    calls = iter(range(epochs if stop_after is None else stop_after))
 
-        def interrupted(*args):
-            if next(calls, None) is None:
-                raise KeyboardInterrupt
-            return original(*args)
+    def run_epoch(*arguments):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return train_epoch(*arguments)
 
-        monkeypatch.setattr(trainer, "train_epoch", interrupted)
-    fit(model, DataLoader(data, 2, shuffle=True), DataLoader(data, 4), bce_loss([1.0, 2.0], CPU),
-        Schedule(epochs, 1e-2, "cosine", 0.03, compile=compile), CPU, experiment, LABELS, state_file)
+    prepared = Prepared(model, model, DataLoader(data, 2, shuffle=True), DataLoader(data, 4),
+                        bce_loss([1.0, 2.0], CPU), TRAINING, run_epoch=run_epoch)
+    fit(prepared, Schedule(epochs, 1e-2, compile=compile), CPU, experiment, state_file)
     return model, experiment
 
 
@@ -68,8 +67,8 @@ def test_every_epoch_is_reported(tmp_path):
     rates = [experiment.scalars["learning rate", "lr", epoch] for epoch in range(6)]
     expected = [1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi * epoch / 6)) / 2 for epoch in range(6)]
     assert rates == pytest.approx(expected)
-    assert {key[:2] for key in experiment.scalars} == {
-        ("loss", "train"), ("loss", "validation"), ("dice", "train"), ("dice", "validation"), ("learning rate", "lr")}
+    curves = {(title, series) for title in ("loss", "dice", "dice per image") for series in ("train", "validation")}
+    assert {key[:2] for key in experiment.scalars} == {*curves, ("learning rate", "lr")}
     assert experiment.scalars["loss", "train", 5] < experiment.scalars["loss", "train", 0]
     assert set(experiment.histograms[5]) == set(LABELS)
     assert ("prediction", (32, 48, 3), 5) in experiment.images
@@ -82,7 +81,7 @@ def test_the_network_is_compiled_where_asked(tmp_path, monkeypatch):
     assert not compiled
     same, experiment = run(tmp_path / "state.pt", epochs=1, compile=True)
     assert len(compiled) == 1 and compiled[0].__self__ is same
-    publish(experiment, same, Training("phantom", LABELS, (32, 48), 0.4, 0.2), tmp_path / "state.pt")
+    publish(experiment, same, TRAINING, tmp_path / "state.pt")
     assert same_weights(plain, experiment.saved[0])
 
 
@@ -90,7 +89,7 @@ def test_interrupted_training_ends_in_the_same_model(tmp_path, monkeypatch):
     whole, experiment = run(tmp_path / "whole.pt")
     monkeypatch.setattr(trainer, "SECONDS_BETWEEN_STATES", 0)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "state.pt", stop_after=3, monkeypatch=monkeypatch)
+        run(tmp_path / "state.pt", stop_after=3)
     monkeypatch.undo()
     resumed, resumed_experiment = run(tmp_path / "state.pt")
     assert same_weights(whole, resumed)
@@ -115,10 +114,9 @@ def test_published_model_is_the_trained_one_and_ends_the_training(tmp_path):
     state_file = tmp_path / "state.pt"
     model, experiment = run(state_file, epochs=1)
     state_file.write_bytes(b"unfinished")
-    training = Training("phantom", LABELS, (32, 48), 0.4, 0.2)
-    assert publish(experiment, model, training, state_file) == "model-1"
+    assert publish(experiment, model, TRAINING, state_file) == "model-1"
     saved, saved_training = experiment.saved
-    assert saved_training == training
+    assert saved_training == TRAINING
     assert same_weights(saved, model)
     assert not state_file.exists()
 
@@ -127,8 +125,3 @@ def test_foreign_state_is_refused(tmp_path):
     (tmp_path / "state.pt").write_bytes(b"something else")
     with pytest.raises(InputError, match="delete it"):
         run(tmp_path / "state.pt")
-
-
-def test_fingerprint_tells_runs_apart():
-    assert fingerprint({"lr": 1e-3, "n": 5}) == fingerprint({"n": 5, "lr": 1e-3})
-    assert fingerprint({"lr": 1e-3, "n": 5}) != fingerprint({"lr": 1e-3, "n": 10})

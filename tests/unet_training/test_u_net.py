@@ -2,11 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from unet_training.checkpoint import Training, load_checkpoint, save_checkpoint
 from unet_training.networks.u_net import UNet
-from utils.errors import InputError
-
-TRAINING = Training("phantom", ("radius", "ulna", "lunate"), (50, 38), 0.4, 0.2)
 
 
 def double_conv(x, weights, name):
@@ -21,7 +17,7 @@ def double_conv(x, weights, name):
 
 
 def reference_u_net(x, weights):
-    """The paper's network, written from its description alone."""
+    """The paper's network from its description alone."""
     levels = [double_conv(x, weights, "down.0")]
     for level in range(1, 5):
         levels.append(double_conv(F.max_pool2d(levels[-1], kernel_size=2, stride=2), weights, f"down.{level}"))
@@ -53,38 +49,3 @@ def test_widths_of_the_paper():
     assert [level.conv[0].out_channels for level in model.up] == [512, 256, 128, 64]
     assert model.out.in_channels == 64
     assert sum(p.numel() for p in model.parameters()) == 31_037_521
-
-
-def test_model_rebuilds_itself_from_its_file(tmp_path):
-    model = UNet(3, base_width=4, n_last_channel=6).eval()
-    save_checkpoint(tmp_path / "model.pt", model, TRAINING)
-    loaded, training = load_checkpoint(tmp_path / "model.pt")
-    assert training == TRAINING
-    x = torch.randn(1, 1, 50, 38)
-    with torch.no_grad():
-        assert torch.equal(loaded(x), model(x))
-    assert not loaded.training
-
-
-def test_foreign_files_are_refused(tmp_path):
-    path = tmp_path / "model.pt"
-    with pytest.raises(InputError, match="no such checkpoint"):
-        load_checkpoint(path)
-    path.write_bytes(b"not a checkpoint")
-    with pytest.raises(InputError, match="not a readable checkpoint"):
-        load_checkpoint(path)
-    torch.save({"weight": torch.zeros(3)}, path)
-    with pytest.raises(InputError, match="holds no network"):
-        load_checkpoint(path)
-    save_checkpoint(path, UNet(3, base_width=4), TRAINING)
-    checkpoint = torch.load(path, weights_only=True)
-    checkpoint["config"]["base_width"] = 8
-    torch.save(checkpoint, path)
-    with pytest.raises(InputError, match="don't fit"):
-        load_checkpoint(path)
-
-
-def test_labels_must_be_those_of_the_data():
-    TRAINING.check_labels(["radius", "ulna", "lunate"], "data set phantom")
-    with pytest.raises(InputError, match="data set jsrt"):
-        TRAINING.check_labels(["heart"], "data set jsrt")

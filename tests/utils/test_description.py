@@ -96,6 +96,7 @@ def test_whole_numbers_serve_as_floats(tmp_path):
     assert description.pos_weight[0] == 5.0 and isinstance(description.pos_weight[0], float)
 
 
+@pytest.mark.slow
 def test_constants_of_the_phantoms_come_out_of_their_annotations():
     description = load_description("phantom")
     images = [image for image in parse_cvat(ROOT / description.masks.train[0].file) if image.subset == "Train"]

@@ -15,7 +15,8 @@ from scripts import upload_offline_runs
 from tests.clearml_server import SECRET_KEY, ClearMLServer, running_server
 from utils.cli import run_stage
 from utils.errors import InputError
-from utils.tracking.experiment import fetch_model, find_models, start
+from utils.tracking.experiment import start
+from utils.tracking.models import fetch_model, find_models
 
 ROOT = Path(__file__).parents[2]
 LABELS = ["Radius", "Ulna", "Os lunatum"]
@@ -42,16 +43,17 @@ with start("initial training", PARAMETERS, ["phantom", "n=5"]) as experiment:
 NEXT_STAGE = """
 import sys
 from clearml.utilities.process.mp import BackgroundMonitor
-import utils.tracking.experiment as experiment_module
+import utils.tracking.models as models_module
 from utils.cli import InputError
-from utils.tracking.experiment import fetch_model, find_models, start
+from utils.tracking.experiment import start
+from utils.tracking.models import fetch_model, find_models
 model = fetch_model(sys.argv[1])
 assert model.parameters == PARAMETERS and list(model.labels) == LABELS, model
 assert {name: type(value) for name, value in model.parameters.items()} == {n: type(v) for n, v in PARAMETERS.items()}
 assert sorted(model.tags) == ["n=5", "phantom"]
 assert [found.id for found in find_models(stage="initial", num_train_samples=5)] == [model.id]
 assert find_models(stage="final") == []
-experiment_module.PAGE_SIZE = 1  # the newest one is unfinished
+models_module.PAGE_SIZE = 1  # the newest one is unfinished
 assert [found.id for found in find_models(stage="initial", num_train_samples=5)] == [model.id]
 print("weights:", model.weights)
 with start("prediction", {"stage": "prediction"}) as experiment:
@@ -73,7 +75,8 @@ except InputError as error:
 AFTER_UPLOAD = """
 import json, os, sys
 from scripts import upload_offline_runs
-from utils.tracking.experiment import fetch_model, find_models, start
+from utils.tracking.experiment import start
+from utils.tracking.models import fetch_model, find_models
 from utils.tracking.offline_runs import runs_dir
 old, new, elsewhere = sys.argv[1:]
 upload_offline_runs.main(None)
@@ -94,7 +97,8 @@ assert model.weights.read_bytes() == b"initial" and model.parameters == PARAMETE
 SERVER_TROUBLE = """
 import os
 from utils.cli import InputError
-from utils.tracking.experiment import find_models, start
+from utils.tracking.experiment import start
+from utils.tracking.models import find_models
 address = os.environ["CLEARML_API_HOST"]
 os.environ["CLEARML_API_HOST"] = "http://127.0.0.1:9"
 try:

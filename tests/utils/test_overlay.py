@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
+from skimage.color import deltaE_cie76, rgb2lab
 
-from utils.overlay import class_colors, overlay, side_by_side, stack, to_grey
+from utils.overlay import class_colors, overlay, shrink, side_by_side, stack, to_grey
 
 
 def test_classes_are_drawn_where_they_are_and_in_their_colors():
@@ -34,3 +36,28 @@ def test_panels_stand_side_by_side():
     stacked = stack([joined, joined[:, :50]])
     assert stacked.shape == (160, 80, 3)
     assert stacked[60, 60, 0] == 200 and stacked[140, 60, 0] == 0
+
+
+@pytest.mark.parametrize(("count", "least"), [(17, 35), (32, 25)])
+def test_colors_differ_from_each_other_and_from_grey(count, least):
+    colors = class_colors(count)
+    np.testing.assert_array_equal(colors[:5], class_colors(5))
+    lab = rgb2lab(colors / 255)
+    greys = rgb2lab(np.repeat(np.linspace(0, 1, 256)[:, None], 3, axis=1))
+    distances = deltaE_cie76(lab[:, None], lab[None])
+    assert distances[~np.eye(count, dtype=bool)].min() > least
+    assert deltaE_cie76(lab[:, None], greys[None]).min() > 20
+    assert len(class_colors(0)) == 0
+
+
+def test_other_colors_may_be_given():
+    masks = np.ones((1, 4, 6), bool)
+    picture = overlay(np.zeros((4, 6), np.uint8), masks, np.array([[10, 20, 30]], np.uint8))
+    np.testing.assert_array_equal(picture[0, 0], [10, 20, 30])
+
+
+def test_large_images_shrink_in_their_shape():
+    image = np.repeat(np.arange(300, dtype=np.uint8)[None], 90, axis=0)
+    assert shrink(image, 100).shape == (30, 100)
+    assert shrink(image, 300) is image
+    assert shrink(image[:1], 100).shape == (1, 100)

@@ -1,9 +1,11 @@
 """The random walk against scikit-image and a dense solve."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import skimage.segmentation
 
-from utils.random_walk import SETTINGS, Settings, random_walk, random_walk_masks
+from utils.random_walk import RandomWalkOptions, random_walk, random_walk_masks
 
 
 def scene(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -16,8 +18,10 @@ def scene(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return grey, masks
 
 
-def test_probabilities_equal_a_dense_solve():
+@pytest.mark.parametrize("laplace_lambda", [1, 0.3])
+def test_probabilities_equal_a_dense_solve(laplace_lambda):
     grey, masks = scene(11, 14)
+    masks = masks * np.linspace(0.5, 1, masks.size).reshape(masks.shape)  # seeds as the U-Net's probabilities
     seeded = masks.any(axis=0)
     seeded[:2] = True
     laplacian = np.zeros((grey.size, grey.size))
@@ -28,11 +32,11 @@ def test_probabilities_equal_a_dense_solve():
                 weight = np.exp(-(grey[row, column] - grey[row + down, column + right]) ** 2 / 25.0 ** 2)
                 laplacian[[a, b], [b, a]] -= weight
                 laplacian[[a, b], [a, b]] += weight
-    laplacian += 1e-5 * np.eye(grey.size)
+    laplacian = laplace_lambda * laplacian + 1e-5 * np.eye(grey.size)
     free = ~seeded.ravel()
     known = masks.reshape(2, -1)[:, ~free].T
     expected = np.linalg.solve(laplacian[free][:, free], -laplacian[free][:, ~free] @ known)
-    np.testing.assert_allclose(random_walk(grey, seeded, masks, 25.0), expected.T, atol=1e-9)
+    np.testing.assert_allclose(random_walk(grey, seeded, masks, 25.0, laplace_lambda), expected.T, atol=1e-9)
 
 
 def test_labels_equal_scikit_image_where_masks_do_not_overlap():
@@ -53,14 +57,18 @@ def test_labels_equal_scikit_image_where_masks_do_not_overlap():
 
 def test_an_uneroded_background_leaves_nothing_to_decide():
     grey, masks = scene(30, 20)
-    for settings in (Settings(0, 19.87), SETTINGS["released"]):
-        np.testing.assert_array_equal(random_walk_masks(grey, masks, settings), masks)
+    for options in (RandomWalkOptions(walk_radius=0), RandomWalkOptions()):
+        np.testing.assert_array_equal(random_walk_masks(grey, masks, options, masks.astype(float)), masks)
 
 
 def test_masks_grow_to_the_images_edge():
     grey, masks = scene(60, 44)
     ground_truth = np.hypot(*(np.mgrid[:60, :44] - np.array([30, 22])[:, None, None])) < 20
-    grown = random_walk_masks(grey, masks[:1], Settings(12, 19.87))[0]
+    options = RandomWalkOptions(walk_radius=12)
+    grown = random_walk_masks(grey, masks[:1], options, masks[:1].astype(float))[0]
+    assert not (random_walk_masks(grey, masks[:1], options, 0.6 * masks[:1])[0] > grown).any()  # doubt grows less
+    certain = replace(options, walk_seeds="masks")
+    np.testing.assert_array_equal(random_walk_masks(grey, masks[:1], certain, 0.6 * masks[:1])[0], grown)
     assert (grown & ~masks[0]).any()
     assert not (grown & ~ground_truth).sum() > 0.02 * ground_truth.sum()
     assert 2 * (grown & ground_truth).sum() / (grown.sum() + ground_truth.sum()) > 0.95
@@ -68,4 +76,12 @@ def test_masks_grow_to_the_images_edge():
 
 @pytest.mark.parametrize("masks", [np.zeros((3, 8, 9), bool), np.ones((3, 8, 9), bool)])
 def test_no_foreground_and_no_background(masks):
-    np.testing.assert_array_equal(random_walk_masks(np.zeros((8, 9)), masks, Settings(4, 10.0)), masks)
+    options = RandomWalkOptions(walk_radius=4, sigma=10)
+    np.testing.assert_array_equal(random_walk_masks(np.zeros((8, 9)), masks, options, masks.astype(float)), masks)
+
+
+def test_other_effects_have_other_names():
+    assert RandomWalkOptions().name() == "random_walk_released"
+    assert RandomWalkOptions("active").name() == "random_walk_active"
+    changed = RandomWalkOptions("active", 5, 10.5, 2.0, "masks")
+    assert changed.name() == "random_walk_active_radius5_sigma10.5_lambda2_mask_seeds"

@@ -1,67 +1,78 @@
-"""SAM ViT + LR-ASPP (paper's comparison): a small head on SAM's frozen image encoder.
-
-SAM sees the network's input, not the image at its original resolution: prediction and training with augmentation have
-nothing else, and stored features must be what they compute.
-"""
-from collections.abc import Sequence
+"""SAM ViT + LRASPP, the paper's comparison: a small head on SAM's frozen image encoder (custom_arcitecture/lraspp.py of
+the authors' branch master)."""
+import argparse
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
-from torchvision.models.segmentation.lraspp import LRASPPHead
-from tqdm import tqdm
 
-from segment_anything.checkpoints import identify
-from segment_anything.embeddings import (
-    IMAGES_AT_ONCE,
-    ImageEmbedding,
-    embedding_path,
-    is_embedded,
-    load_embedding,
-    save_embedding,
-)
-from segment_anything.fast.image_encoder import accelerate
-from segment_anything.registry import default_checkpoint, get_sam_type, load_sam
-from segment_anything.utils.transforms import ResizeLongestSide
-from unet_training.data import LabeledDataset
+from unet_training.networks.network import Network
+from utils.datasets.annotated import AnnotatedImages
 from utils.errors import InputError
+from utils.options import option, options_from, positive_int
 from utils.paths import DATA
 
-INTER_CHANNELS = 64
+
+@dataclass(frozen=True)
+class LrasppOptions:
+    """sam_type, sam_checkpoint: SAM and its weights file (left out: at its default place)."""
+
+    n_last_channel: int = option(64, "channels before the last convolution", type=positive_int)
+    sam_pixels: str = option("released", "grey values as SAM's encoder under LR-ASPP sees them: in [0, 1] as in the "
+                             "released code, or with SAM's mean and std", choices=("released", "normalized"))
+    sam_type: str = "vit_h"
+    sam_checkpoint: Path | None = None
 
 
 class FrozenEncoder:
-    """SAM's image encoder without its absolute positional embedding.
+    """SAM's image encoder without its absolute positional embedding, for grey images of one size.
 
+    The longest side is resized to that of the encoder's input; nothing is padded, so the features aren't square.
     It is no `nn.Module`, so that its weights belong to no model's parameters and to no file.
     """
 
-    def __init__(self, sam_type: str, checkpoint: Path):
-        """Raises InputError if the checkpoint can't be used, or if SAM's preprocessing isn't that type's."""
+    def __init__(self, sam_type: str, checkpoint: Path, input_size: tuple[int, int], normalize: bool):
+        """
+        Args:
+            sam_type, checkpoint: SAM and its weights file
+            input_size: (H, W) of the images
+            normalize: with SAM's mean and std, or else grey values stay in [0, 1]
+        Raises:
+            InputError: the checkpoint can't be used, or SAM's preprocessing isn't that type's.
+        """
+        # here, because SAM takes a second to import, and the registry names this module for a U-Net too
+        from segment_anything.checkpoints import identify
+        from segment_anything.embeddings import IMAGES_AT_ONCE
+        from segment_anything.fast.image_encoder import accelerate
+        from segment_anything.registry import get_sam_type, load_sam
+        from segment_anything.utils.transforms import ResizeLongestSide
         if get_sam_type(sam_type).preprocessing != "longest_side":
             raise InputError(f"SAM type {sam_type}: LR-ASPP is for SAM's own preprocessing; give another --sam_type")
         self.sam = load_sam(sam_type, checkpoint)
+        self.notice = get_sam_type(sam_type).notice
         self.checkpoint = identify(checkpoint)
+        self.normalize = normalize
         self.side = self.sam.image_encoder.img_size
+        self.resized = ResizeLongestSide.get_preprocess_shape(*input_size, self.side)
         self.channels = self.sam.prompt_encoder.embed_dim
+        self.images_at_once = IMAGES_AT_ONCE
         self.sam.image_encoder.pos_embed = None  # vit_t and demo have none
-        accelerate(self.sam.image_encoder)
+        accelerate(self.sam.image_encoder, input_size=self.resized)
 
     def __deepcopy__(self, memo: dict) -> "FrozenEncoder":
         return self
 
-    def covered(self, size: Sequence[int]) -> tuple[int, int]:
-        """(H, W) in the encoder's input that an image of `size` takes up, before padding."""
-        return ResizeLongestSide.get_preprocess_shape(*size, self.side)
-
     def __call__(self, grey: torch.Tensor) -> torch.Tensor:
-        """(B, 1, H, W) grey values in [0, 255] -> (B, D, h, w) features; SAM: (B, 256, 64, 64)."""
+        """(B, 1, H, W) grey values in [0, 1] -> (B, D, h, w) features; ViT-H, 384 x 224: (B, 256, 64, 37)."""
         sam = self.sam.to(grey.device)
-        resized = F.interpolate(grey, self.covered(grey.shape[2:]), mode="bilinear", antialias=True)
-        pixels = sam.preprocess(resized.expand(-1, 3, -1, -1))
-        return torch.cat([sam.image_encoder(some) for some in pixels.split(IMAGES_AT_ONCE[pixels.device.type])])
+        pixels = F.interpolate(grey, self.resized, mode="bilinear", antialias=True).expand(-1, 3, -1, -1)
+        if self.normalize:
+            pixels = (255 * pixels - sam.pixel_mean) / sam.pixel_std
+        portions = pixels.split(self.images_at_once[pixels.device.type])
+        return torch.cat([sam.image_encoder(portion) for portion in portions])
 
 
 class ResidualBlock(nn.Module):
@@ -83,94 +94,100 @@ class ResidualBlock(nn.Module):
 
 
 class FeatureHead(nn.Module):
-    """What is trained: two residual blocks, the LR-ASPP head on SAM's features (low) and on theirs (high).
+    """What is trained: two residual blocks, and LR-ASPP (Howard et al. 2019) on SAM's features (low) and theirs (high).
+
+    As in the released code, instance norm and leaky ReLU stand for LR-ASPP's batch norm and ReLU.
 
     Args:
         channels: of SAM's features, 256; the blocks have twice as many
         n_classes: output channels
-        covered: part (rows, columns) of the features that shows the image, each in (0, 1]; the rest is padding
+        n_last_channel: width of the branch of the high features
         size: (H, W) of the logits
     """
 
-    def __init__(self, channels: int, n_classes: int, covered: tuple[float, float], size: tuple[int, int]):
+    def __init__(self, channels: int, n_classes: int, n_last_channel: int, size: tuple[int, int]):
         super().__init__()
-        self.blocks = nn.Sequential(ResidualBlock(channels, 2 * channels, stride=2),
-                                    ResidualBlock(2 * channels, 2 * channels))
-        self.lraspp = LRASPPHead(channels, 2 * channels, n_classes, INTER_CHANNELS)
-        rows, columns = covered
-        to_image = torch.tensor([[[columns, 0, columns - 1], [0, rows, rows - 1]]])
-        grid = F.affine_grid(to_image, [1, 1, *size], align_corners=False)
-        self.register_buffer("grid", grid, persistent=False)
+        high = 2 * channels
+        self.size = size
+        self.blocks = nn.Sequential(ResidualBlock(channels, high, stride=2), ResidualBlock(high, high))
+        self.branch = nn.Sequential(nn.Conv2d(high, n_last_channel, kernel_size=1, bias=False),
+                                    nn.InstanceNorm2d(n_last_channel, affine=True), nn.LeakyReLU(inplace=True))
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(high, n_last_channel, kernel_size=1, bias=False),
+                                  nn.Sigmoid())
+        self.out_low = nn.Conv2d(channels, n_classes, kernel_size=1)
+        self.out_high = nn.Conv2d(n_last_channel, n_classes, kernel_size=1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, D, h, w) -> (B, C, H, W) logits, float32, resized bilinearly without the padding."""
-        logits = self.lraspp({"low": features, "high": self.blocks(features)}).float()
-        return F.grid_sample(logits, self.grid.expand(len(logits), -1, -1, -1), padding_mode="border",
-                             align_corners=False)
+        """(B, D, h, w) -> (B, C, H, W) logits, float32, resized bilinearly."""
+        high = self.blocks(features)
+        gated = F.interpolate(self.branch(high) * self.gate(high), features.shape[2:], mode="bilinear")
+        logits = self.out_low(features) + self.out_high(gated)
+        return F.interpolate(logits.float(), self.size, mode="bilinear")
 
 
-class LrasppOnSam(nn.Module):
-    """Takes and gives what the U-Net does. `head` alone is trained and saved, on the features that `encode` gives.
+class LrasppOnSam(Network):
+    """`head` alone is trained and saved, on the features that `encode` gives.
 
     Args:
-        n_classes: output channels, independent logits
+        n_classes: output channels
         input_size: (H, W) of the images
         mean, std: with which they were normalized
-        sam_type, sam_checkpoint: SAM and its weights file
-        sam_sha256: that file's, where no other will do; such a file may also lie at its default place
+        sam_type, sam_checkpoint, n_last_channel, sam_pixels: see `LrasppOptions`
+        sam_sha256: of the weights file, where no other will do; such a file may also lie at its default place
     """
 
     architecture = "lraspp_on_sam"
+    options = LrasppOptions
 
     def __init__(self, n_classes: int, input_size: tuple[int, int], mean: float, std: float, sam_type: str,
-                 sam_checkpoint: str, sam_sha256: str | None = None):
+                 sam_checkpoint: str | Path | None = None, n_last_channel: int = 64, sam_pixels: str = "released",
+                 sam_sha256: str | None = None):
         """Raises InputError if the checkpoint is missing, can't be used, or isn't the one of `sam_sha256`."""
         super().__init__()
-        path = Path(sam_checkpoint)
-        if sam_sha256 and not path.is_file():
-            path = default_checkpoint(sam_type, DATA)
-        self.encoder = FrozenEncoder(sam_type, path)
+        input_size = tuple(input_size)
+        path = _find_checkpoint(sam_type, sam_checkpoint, anywhere=sam_sha256 is not None)
+        self.encoder = FrozenEncoder(sam_type, path, input_size, normalize=sam_pixels == "normalized")
         if sam_sha256 not in (None, self.encoder.checkpoint.sha256):
             raise InputError(f"{path}: not the SAM checkpoint that the model was trained on (sha256 "
                              f"{sam_sha256[:12]}...); put that one at {sam_checkpoint}")
-        self.config = {"n_classes": n_classes, "input_size": tuple(input_size), "mean": mean, "std": std,
-                       "sam_type": sam_type, "sam_checkpoint": str(path.absolute()),
-                       "sam_sha256": self.encoder.checkpoint.sha256}
-        rows, columns = self.encoder.covered(input_size)
-        self.head = FeatureHead(self.encoder.channels, n_classes,
-                                (rows / self.encoder.side, columns / self.encoder.side), tuple(input_size))
+        self.config = {"n_classes": n_classes, "input_size": input_size, "mean": mean, "std": std,
+                       "sam_type": sam_type, "sam_checkpoint": str(path.absolute()), "n_last_channel": n_last_channel,
+                       "sam_pixels": sam_pixels, "sam_sha256": self.encoder.checkpoint.sha256}
+        self.head = FeatureHead(self.encoder.channels, n_classes, n_last_channel, input_size)
+
+    @classmethod
+    def options_from_args(cls, args: argparse.Namespace, data: AnnotatedImages) -> LrasppOptions:
+        from segment_anything.options import EncoderOptions, Sam  # as in FrozenEncoder
+        sam = Sam.choose(options_from(EncoderOptions, args), data)
+        return options_from(LrasppOptions, args, sam_type=sam.type_name, sam_checkpoint=sam.checkpoint)
+
+    @classmethod
+    def build(cls, n_classes: int, input_size: tuple[int, int], mean: float, std: float,
+              options: LrasppOptions) -> Self:
+        """A new head on SAM. Raises InputError if SAM's checkpoint is missing or can't be used."""
+        return cls(n_classes, input_size, mean, std, **asdict(options))
 
     @property
     def notice(self) -> str:
-        """What must be said wherever its results are shown."""
-        return get_sam_type(self.config["sam_type"]).notice
+        return self.encoder.notice
+
+    @property
+    def features_name(self) -> str:
+        height, width = self.config["input_size"]
+        return f"{self.config['sam_type']}_lraspp_{self.config['sam_pixels']}_{height}x{width}"
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 1, H, W) normalized grey values -> (B, D, h, w) features."""
-        return self.encoder(255 * (images * self.config["std"] + self.config["mean"]))
+        return self.encoder(images * self.config["std"] + self.config["mean"])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 1, H, W) normalized grey values -> (B, C, H, W) logits."""
         return self.head(self.encode(images))
 
 
-class StoredFeatures(Dataset):
-    """Labeled images as features: float32 (D, h, w) and bool (C, H, W). The features are computed once, into files."""
-
-    def __init__(self, model: LrasppOnSam, labeled: LabeledDataset, folder: Path, device: torch.device):
-        """Raises InputError if a file in `folder` is of another SAM checkpoint."""
-        self.labeled, self.checkpoint = labeled, model.encoder.checkpoint
-        self.paths = [embedding_path(folder, stem) for stem in labeled.stems]
-        size = model.config["input_size"]
-        missing = [index for index, path in enumerate(self.paths) if not is_embedded(path, self.checkpoint, size)]
-        for index in tqdm(missing, "SAM features", unit="image", disable=not missing):
-            image, _ = labeled[index]
-            save_embedding(self.paths[index], ImageEmbedding(
-                model.encode(image[None].to(device))[0].cpu(), size, model.encoder.covered(size), model.encoder.side,
-                self.checkpoint))
-
-    def __len__(self) -> int:
-        return len(self.labeled)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return load_embedding(self.paths[index], self.checkpoint).embedding, self.labeled[index][1]
+def _find_checkpoint(sam_type: str, path: str | Path | None, anywhere: bool) -> Path:
+    """The given path; SAM's default place if there is none, or nothing lies there and it may lie `anywhere`."""
+    from segment_anything.registry import default_checkpoint
+    if path is None or (anywhere and not Path(path).is_file()):
+        return default_checkpoint(sam_type, DATA)
+    return Path(path)

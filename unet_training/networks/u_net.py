@@ -1,7 +1,19 @@
-"""The U-Net (paper, section 2)."""
+"""The U-Net (custom_arcitecture/classic_u_net.py of the authors)."""
+from dataclasses import asdict, dataclass
+from typing import Self
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from unet_training.networks.network import Network
+from utils.options import option, positive_int
+
+
+@dataclass(frozen=True)
+class UNetOptions:
+    base_width: int = option(64, "channels of the U-Net's first level", type=positive_int)
+    n_last_channel: int = option(64, "channels before the last convolution", type=positive_int)
 
 
 class DoubleConv(nn.Sequential):
@@ -31,7 +43,7 @@ class Up(nn.Module):
         return self.conv(torch.cat([skip, x], dim=1))
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """Five levels of widths w, 2w, 4w, 8w, 16w.
 
     Args:
@@ -41,6 +53,7 @@ class UNet(nn.Module):
     """
 
     architecture = "u_net"
+    options = UNetOptions
 
     def __init__(self, n_classes: int, base_width: int = 64, n_last_channel: int = 64):
         super().__init__()
@@ -51,6 +64,11 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(Up(i, s, o) for i, s, o in
                                 zip([widths[-1], *outs[:-1]], widths[-2::-1], outs, strict=True))
         self.out = nn.Conv2d(n_last_channel, n_classes, kernel_size=1)
+
+    @classmethod
+    def build(cls, n_classes: int, input_size: tuple[int, int], mean: float, std: float, options: UNetOptions) -> Self:
+        """A new network; it takes images of any size."""
+        return cls(n_classes, **asdict(options))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, 1, H, W) normalized grey values -> (B, C, H, W) logits; H and W at least 32."""

@@ -1,11 +1,16 @@
-"""Labels that overlap as classes of which a pixel has one (paper's comparison, nnU-Net).
+"""Labels that overlap as classes of which a pixel has one, since nnU-Net takes nothing else.
 
-A table, bool, (K + 1, C), says which labels each class of an label map stands for; class 0, background, for none.
+A table, bool, (K + 1, C), says which labels each class of a label map stands for; class 0, background, for none.
 
-    combinations    one table; a class for every combination of labels that occurs
+    combinations    one table; a class for every combination of labels that occurs, as the authors'
+                    nnUNet/generate_nnUnet_bce_lbl.py has it
     groups          a table for each group of labels that never overlap; a class for each label of the group
+    regions         the table of `combinations`; the network has an output with a sigmoid for each label, which is the
+                    region of all classes that contain it, and nnU-Net's own loss for regions, Dice and BCE
+    regions_bce     the same, with BCE alone: nearest to the paper's "nnU-Net BCE", whose trainer is not published
 """
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,9 +21,9 @@ MOST_LABELS = 64  # bits of a code
 
 def combination_table(masks: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The one table of all combinations in the masks, each bool, (C, H, W); C is 64 at most."""
-    found = np.unique(np.concatenate([np.unique(_codes(mask)) for mask in masks]))
+    codes = np.unique(np.concatenate([np.unique(_codes(mask)) for mask in masks]))
     bits = np.arange(len(masks[0]), dtype=np.uint64)
-    return [np.union1d(np.uint64(0), found)[:, None] >> bits & np.uint64(1) > 0]
+    return [np.union1d(np.uint64(0), codes)[:, None] >> bits & np.uint64(1) > 0]
 
 
 def group_tables(masks: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -40,8 +45,27 @@ def group_tables(masks: Sequence[np.ndarray]) -> list[np.ndarray]:
             for group in groups]
 
 
-ENCODINGS: dict[str, Callable[[Sequence[np.ndarray]], list[np.ndarray]]] = {
-    "combinations": combination_table, "groups": group_tables}
+@dataclass(frozen=True)
+class Encoding:
+    """How nnU-Net learns labels that overlap.
+
+    Attributes:
+        make_tables: of the labeled masks, each bool, (C, H, W); an nnU-Net is trained for each table
+        regions: the network's outputs are the labels that occur, with sigmoids, not the classes, with a softmax
+        trainer: a class of trainer/trainers.py; "" is nnU-Net's own, or `ShorterTrainer`
+    """
+
+    make_tables: Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+    regions: bool = False
+    trainer: str = ""
+
+
+ENCODINGS = {
+    "combinations": Encoding(combination_table),
+    "groups": Encoding(group_tables),
+    "regions": Encoding(combination_table, regions=True),
+    "regions_bce": Encoding(combination_table, regions=True, trainer="BCETrainer"),
+}
 
 
 def encode(mask: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -60,6 +84,23 @@ def encode(mask: np.ndarray, table: np.ndarray) -> np.ndarray:
 def decode(index: np.ndarray, table: np.ndarray) -> np.ndarray:
     """The mask of an image's classes, (H, W) -> bool, (C, H, W). Raises IndexError for a class beyond the table."""
     return np.ascontiguousarray(np.moveaxis(table[index], -1, 0))
+
+
+def list_regions(table: np.ndarray) -> dict[int, list[int]]:
+    """The classes that contain a label, by the label, for those that occur; always two or more.
+
+    nnU-Net takes a data set for one with regions only if it sees a region of several classes, so a single class is
+    listed twice.
+    """
+    regions = {int(label): np.flatnonzero(table[:, label]).tolist() for label in np.flatnonzero(table.any(axis=0))}
+    return {label: classes if len(classes) > 1 else classes * 2 for label, classes in regions.items()}
+
+
+def decode_regions(probabilities: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """The mask of an image's probabilities, one for each of `list_regions`: float, (R, H, W) -> bool, (C, H, W)."""
+    mask = np.zeros((table.shape[1], *probabilities.shape[1:]), dtype=bool)
+    mask[list(list_regions(table))] = probabilities > 0.5
+    return mask
 
 
 def _codes(labels: np.ndarray) -> np.ndarray:

@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 from msgspec.structs import replace
 
-from utils.csv_tables import matching_stems, read_column
 from utils.datasets.description import DatasetDescription, StemList, load_description
 from utils.datasets.sources import SOURCES, SPLITS
 from utils.errors import InputError
 from utils.files import image_size, read_grey
+from utils.tables import matching_stems, read_column
 
 UNLABELED_SAMPLE = 500
 SMALLEST_INPUT = 32  # pixels, which a U-Net halves four times
@@ -33,11 +33,16 @@ class AnnotatedImages:
         self._checked: set[str] = set()  # stems whose image is there and of the annotated size
         self._source = SOURCES[type(description.masks)](description, folder)
 
-    def with_normalization(self, mean: float, std: float) -> "AnnotatedImages":
-        """The same data set for a model that was trained with another mean and standard deviation."""
+    def with_input(self, input_size: Sequence[int], mean: float, std: float) -> "AnnotatedImages":
+        """The same data set for a network of another input size (H, W) and normalization."""
         changed = copy.copy(self)
-        changed.description = replace(self.description, mean=mean, std=std)
+        changed.description = replace(self.description, input_size=tuple(input_size), mean=mean, std=std)
         return changed
+
+    @property
+    def data_dir(self) -> Path:
+        """The folder of all data sets."""
+        return self.folder.parent
 
     def image_path(self, stem: str) -> Path:
         """Where the image of a stem lies."""

@@ -53,6 +53,7 @@ class DatasetDescription(Table, frozen=True):
                          training masks (scripts.measure_dataset measures these three)
     training_order       "n labeled images" are the first n of this list; else of the sorted stems
     unlabeled_sample     the fixed sample of unlabeled images; else a seeded one
+    max_gradient_norm    gradients of a larger norm are scaled down to it in initial and final trainings
     max_grey_value       the largest grey value, where files of 16 bits hold fewer (4095: 12 bits)
     resize_dtype         the U-Net's input is resized as whole numbers of the file's 8 or 16 bits ("stored", as the
                          authors' scripts/save_segmentations.py does) or after it was scaled to [0, 1] ("float32")
@@ -76,6 +77,7 @@ class DatasetDescription(Table, frozen=True):
     left_out_of_averages: tuple[str, ...] = ()
     image_suffix: str = ".png"
     max_grey_value: Annotated[int, Meta(ge=1, le=65535)] | None = None
+    max_gradient_norm: Annotated[float, Meta(gt=0)] | None = None
     resize_dtype: Literal["stored", "float32"] = "stored"
     other_places: dict[str, str] = msgspec.field(default_factory=dict)
 

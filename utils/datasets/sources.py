@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from msgspec import Meta, Struct
 
-from utils.csv_tables import matching_stems
 from utils.datasets.cvat import CvatImage, draw_masks, parse_cvat
 from utils.errors import InputError
 from utils.files import image_size, read_label_map
 from utils.paths import ROOT
+from utils.tables import matching_stems
 
 if TYPE_CHECKING:
     from utils.datasets.description import DatasetDescription

@@ -1,4 +1,4 @@
-"""nnU-Net's trainer at another length. nnU-Net finds it by its name, in the folder that `nnUNet_extTrainer` names."""
+"""nnU-Net's trainer, changed. nnU-Net finds these by their names, in the folder that `nnUNet_extTrainer` names."""
 import os
 
 import torch
@@ -15,3 +15,13 @@ class ShorterTrainer(nnUNetTrainer):
         self.num_epochs = int(os.environ["NNUNET_EPOCHS"])
         self.num_iterations_per_epoch = int(os.environ["NNUNET_ITERATIONS"])
         self.num_val_iterations_per_epoch = max(1, self.num_iterations_per_epoch // 5)  # nnU-Net's ratio
+
+
+class BCETrainer(ShorterTrainer):
+    """Binary cross-entropy alone, where nnU-Net adds a Dice loss. Only for regions, whose outputs are sigmoids."""
+
+    def _build_loss(self) -> torch.nn.Module:
+        loss = super()._build_loss()
+        of_one_scale = loss.loss if self.enable_deep_supervision else loss
+        of_one_scale.weight_dice = 0
+        return loss

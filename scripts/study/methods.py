@@ -1,0 +1,213 @@
+"""The methods that a study compares, and what is alike for all of them.
+
+To add a method, enter it in `METHODS`; scripts.run_study and scripts.plot_results then know it.
+"""
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from unet_training.hyper_params import (
+    FinalOptions,
+    LossOptions,
+    Machine,
+    MeanTeacherOptions,
+    Sampling,
+    Schedule,
+    add_training_arguments,
+)
+from unet_training.models import ALL, DataOptions, Selection, TrainedModel, add_common_arguments
+from unet_training.networks.registry import Architecture
+from unet_training.pseudo_labels import (
+    PSEUDO_LABELS,
+    Agreement,
+    PseudoLabels,
+    SamRefined,
+    add_pseudo_label_options,
+    save_masks,
+)
+from unet_training.training import InitialTraining, add_initial_arguments
+from unet_training.training_on_pseudo_labels import FinalTraining, add_final_arguments
+from unet_training.training_stage import train_if_missing
+from unet_training.training_with_mean_teacher import MeanTeacherTraining, Reliable
+from utils.cli import select_device
+from utils.datasets.annotated import AnnotatedImages
+from utils.errors import InputError
+from utils.options import add_options, options_from
+from utils.tracking.models import fetch_model
+
+RELIABLE = 0.85  # agreement from which on the reliable mean teacher takes a mask as a label
+
+MIXED = FinalOptions(train_from_scratch=False, mixed="half")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is alike for all methods at one number of labeled images and seed.
+
+    Attributes:
+        data: the data set at the initial network's input size
+        labels: the kinds of pseudo labels by name, with MedSAM's, by the box alone, beside them
+        others: see their classes
+    """
+
+    data: AnnotatedImages
+    device: torch.device
+    seed: int
+    architecture: Architecture
+    lraspp: Architecture
+    sampling: Sampling
+    schedule: Schedule
+    selection: Selection
+    final: FinalOptions
+    loss: LossOptions
+    machine: Machine
+    labels: Mapping[str, PseudoLabels]
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace, **changes: Any) -> "Setting":
+        """Of the arguments of `add_setting_arguments`; `changes` take the place of some."""
+        args = argparse.Namespace(**{**vars(args), **changes})
+        data = options_from(DataOptions, args).open(args.input_size)
+        labels = {kind: made.from_args(args, data) for kind, made in PSEUDO_LABELS.items()}
+        medsam = labels["sam"].sam.of_type("medsam", data)
+        labels["medsam"] = SamRefined(medsam, replace(labels["sam"].options, prompt1st=("box",), prompt2nd=()))
+        return cls(data, select_device(args.gpu_id), args.seed, Architecture.from_args(args, data),
+                   Architecture.from_args(args, data, "lraspp_on_sam"), options_from(Sampling, args),
+                   options_from(Schedule, args), options_from(Selection, args), options_from(FinalOptions, args),
+                   options_from(LossOptions, args), options_from(Machine, args), labels)
+
+    @property
+    def num_labeled(self) -> int:
+        number = self.sampling.num_train_samples
+        return len(self.data.stems("train")) if number == ALL else number
+
+    def check(self, final: bool) -> None:
+        """Tells mistakes in what comes late before the hours of training.
+
+        Args:
+            final: whether pseudo labels will be trained on
+        Raises:
+            InputError: the number of labeled images or the batch size has no meaning.
+        """
+        self.data.stems("train", self.num_labeled)
+        unlabeled = len(self.selection.stems(self.data, self.num_labeled))
+        if final and unlabeled < self.schedule.batch_size:
+            raise InputError(f"data set {self.data.description.name}: {unlabeled} unlabeled images don't fill one "
+                             f"batch of {self.schedule.batch_size}; give a smaller --batch_size")
+
+    def load(self, model_id: str) -> TrainedModel:
+        return TrainedModel.load(fetch_model(model_id), self.data, self.device, self.machine.infer_batch_size)
+
+    def train_initial(self, **changes: Any) -> TrainedModel:
+        """Trains the initial network if it isn't there; `changes` are fields of `InitialTraining`."""
+        training = InitialTraining(self.schedule, self.seed, self.data, self.architecture, self.sampling,
+                                   self.machine.infer_batch_size)
+        return self.load(train_if_missing(replace(training, **changes), self.device))
+
+    def train_final(self, initial: TrainedModel, kind: str, **changes: Any) -> TrainedModel:
+        """Trains the final network on pseudo labels of that kind, which are made first; `changes` are fields of
+        `FinalTraining`."""
+        labels = self.labels[kind]
+        save_masks(labels, initial, self.selection)
+        training = FinalTraining(self.schedule, self.seed, initial, labels, self.selection, self.final, self.loss,
+                                 self.machine)
+        return self.load(train_if_missing(replace(training, **changes), self.device))
+
+    def train_mean_teacher(self, initial: TrainedModel, judged: TrainedModel | None = None) -> TrainedModel:
+        """Trains a mean teacher; with `judged`, that model's masks enter as labels where SAM agrees with them."""
+        options, reliable = MeanTeacherOptions(), None
+        if judged is not None:
+            options = MeanTeacherOptions(reliable=RELIABLE, reliable_model_id=judged.id)
+            reliable = Reliable(judged, Agreement(self.labels["sam"].sam))
+            save_masks(reliable.agreement, judged, self.selection)
+        training = MeanTeacherTraining(self.schedule, self.seed, initial, options, reliable, self.selection, self.loss,
+                                       self.machine)
+        return self.load(train_if_missing(training, self.device))
+
+
+def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of all stages from the initial to the final network."""
+    add_common_arguments(parser)
+    add_options(parser, Selection)
+    add_initial_arguments(parser)
+    add_final_arguments(parser)
+    add_pseudo_label_options(parser)
+    add_training_arguments(parser)
+
+
+class Measured(NamedTuple):
+    """Which masks stand for a method on the test images: of this model, by this kind of `Setting.labels`."""
+
+    model: TrainedModel
+    kind: str = "raw"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the comparison.
+
+    Attributes:
+        title: as the paper calls it, where it has it
+        run: trains what is missing
+        kinds: of `Setting.labels` that it uses
+        final: whether it trains on the pseudo labels of `kinds`, whose Dice is then measured, too
+        optional: whether its weights or packages are not everybody's
+    """
+
+    title: str
+    run: Callable[[Setting, TrainedModel], Measured]
+    kinds: tuple[str, ...] = ()
+    final: bool = False
+    optional: bool = False
+
+
+def _refined(kind: str) -> Callable[[Setting, TrainedModel], Measured]:
+    """The initial network's masks of the test images, refined; no second training."""
+    return lambda _, initial: Measured(initial, kind)
+
+
+def _final(kind: str, **changes: Any) -> Callable[[Setting, TrainedModel], Measured]:
+    """The final network on pseudo labels."""
+    return lambda setting, initial: Measured(setting.train_final(initial, kind, **changes))
+
+
+def _reliable_mean_teacher(setting: Setting, initial: TrainedModel) -> Measured:
+    teacher = setting.train_mean_teacher(initial)
+    return Measured(setting.train_mean_teacher(initial, judged=teacher))
+
+
+def _lraspp_on_sam(setting: Setting, _: TrainedModel) -> Measured:
+    """Without augmentation, so that SAM's encoder sees each image once."""
+    return Measured(setting.train_initial(architecture=setting.lraspp,
+                                          schedule=replace(setting.schedule, data_aug=0.0)))
+
+
+def _fully_supervised(setting: Setting, _: TrainedModel) -> Measured:
+    return Measured(setting.train_initial(sampling=replace(setting.sampling, num_train_samples=ALL)))
+
+
+def _nnunet_alone(setting: Setting, initial: TrainedModel) -> Measured:
+    setting.labels["nnunet"].prepared(initial)
+    return Measured(initial, "nnunet")
+
+
+METHODS: dict[str, Method] = {
+    "initial": Method("U-Net", lambda _, initial: Measured(initial)),
+    "u_net_sam": Method("U-Net + SAM", _refined("sam"), ("sam",)),
+    "u_net_medsam": Method("U-Net + MedSAM", _refined("medsam"), ("medsam",), optional=True),
+    "u_net_random_walk": Method("U-Net + Random Walk", _refined("random_walk"), ("random_walk",)),
+    "raw": Method("Raw pseudo labels", _final("raw"), ("raw",), final=True),
+    "random_walk": Method("Random walk's pseudo labels", _final("random_walk"), ("random_walk",), final=True),
+    "sam": Method("SAM's pseudo labels", _final("sam"), ("sam",), final=True),
+    "medsam": Method("MedSAM's pseudo labels", _final("medsam"), ("medsam",), final=True, optional=True),
+    "mixed": Method("SAM's pseudo labels, mixed", _final("sam", options=MIXED), ("sam",), final=True),
+    "mean_teacher": Method("Mean teacher", lambda setting, initial: Measured(setting.train_mean_teacher(initial))),
+    "reliable_mean_teacher": Method("Reliable mean teacher", _reliable_mean_teacher, ("sam",)),
+    "lraspp_on_sam": Method("SAM ViT + LR-ASPP", _lraspp_on_sam, ("sam",)),
+    "fully_supervised": Method("Fully supervised", _fully_supervised),
+    "nnunet": Method("nnU-Net's pseudo labels", _final("nnunet"), ("nnunet",), final=True, optional=True),
+    "nnunet_alone": Method("nnU-Net", _nnunet_alone, ("nnunet",), optional=True),
+}

@@ -1,0 +1,148 @@
+"""The SAM of a run: which type, whose weights, how precise.
+
+    data = open_dataset("graz", Path("data"))
+    sam = Sam.choose(SamOptions(sam_type="vit_t"), data)
+    sam.embed_missing(data, data.stems("val"), device)
+    decoder = sam.load_decoder(device)
+    embedding = sam.read_embedding(data, data.stems("val")[0])
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segment_anything.checkpoints import CheckpointId, identify
+from segment_anything.embeddings import (
+    PRECISIONS,
+    ImageEmbedding,
+    embedding_path,
+    load_embedding,
+    save_missing_embeddings,
+)
+from segment_anything.modeling import Sam as SamModel
+from segment_anything.registry import SAM_TYPES, check_present, default_checkpoint, get_sam_type, load_sam
+from segment_anything.stored_decoder import StoredEmbeddingDecoder
+from utils.datasets.annotated import AnnotatedImages
+from utils.options import option
+from utils.paths import embedding_folder
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """Which SAM, where its image encoder alone is used.
+
+    Raises:
+        InputError: there is no such type of SAM.
+    """
+
+    sam_type: str | None = option(None, f"which SAM, from {', '.join(SAM_TYPES)} (left out: vit_h, or demo for the "
+                                        "phantoms)", metavar="TYPE")
+    sam_checkpoint: Path | None = option(
+        None, "its weights (left out: the file of the public name in <data_dir>/sam_checkpoints, or in <data_dir>)",
+        type=Path, metavar="FILE")
+
+    def __post_init__(self):
+        if self.sam_type is not None:
+            get_sam_type(self.sam_type)
+
+
+@dataclass(frozen=True)
+class SamOptions(EncoderOptions):
+    """Which SAM, and how its image embeddings are kept."""
+
+    embeddings: str = option("float32", "float16: half the size on disk; bf16: also computed in bfloat16 (not vit_t), "
+                             "much faster on a GPU and on some processors", choices=PRECISIONS)
+
+
+@dataclass(frozen=True)
+class Sam:
+    """One SAM, and what it needs to know of the images.
+
+    Attributes:
+        type_name: a key of `SAM_TYPES`
+        checkpoint: the file of its weights; it may not be there yet
+        precision: of the image embeddings, one of `PRECISIONS`
+        max_grey_value: of the images, as in `read_grey`
+    """
+
+    type_name: str
+    checkpoint: Path
+    precision: str = "float32"
+    max_grey_value: int | None = None
+
+    @classmethod
+    def choose(cls, options: EncoderOptions, data: AnnotatedImages) -> "Sam":
+        """The SAM that the options name, or else the data set's own.
+
+        Raises:
+            InputError: the checkpoint that the options name isn't there.
+        """
+        type_name = options.sam_type or data.description.sam_type
+        if options.sam_checkpoint:
+            check_present(type_name, options.sam_checkpoint)
+        precision = options.embeddings if isinstance(options, SamOptions) else "float32"
+        return cls(type_name, options.sam_checkpoint or default_checkpoint(type_name, data.data_dir), precision,
+                   data.description.max_grey_value)
+
+    def of_type(self, type_name: str, data: AnnotatedImages) -> "Sam":
+        """Another type in the place of this one, with its weights at their usual place."""
+        return replace(self, type_name=type_name, checkpoint=default_checkpoint(type_name, data.data_dir))
+
+    @property
+    def name(self) -> str:
+        """The type, and what its embeddings have of their own: their precision, and the maximum grey value."""
+        precision = "" if self.precision == "float32" else f"_{self.precision}"
+        return self.type_name + precision + (f"_max{self.max_grey_value}" if self.max_grey_value else "")
+
+    @property
+    def notice(self) -> str:
+        """What must be said wherever a result of this type is shown; "" if nothing."""
+        return get_sam_type(self.type_name).notice
+
+    @property
+    def preprocessing(self) -> str:
+        return get_sam_type(self.type_name).preprocessing
+
+    @property
+    def identity(self) -> CheckpointId:
+        """Raises:
+            InputError: the checkpoint isn't there.
+        """
+        self.check_present()
+        return identify(self.checkpoint)
+
+    def check_present(self) -> None:
+        """Raises:
+            InputError: the checkpoint isn't there; the message says how to get it.
+        """
+        check_present(self.type_name, self.checkpoint)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What tells one SAM from others in the tracker."""
+        return {"sam_type": self.type_name, "sam_checkpoint": self.checkpoint.name, "embeddings": self.precision}
+
+    def folder(self, data: AnnotatedImages) -> Path:
+        """Of this SAM's embeddings of a data set, `<stem>.h5`."""
+        return embedding_folder(data.data_dir, data.description.name, self.name)
+
+    def read_embedding(self, data: AnnotatedImages, stem: str) -> ImageEmbedding:
+        """Of one image. Raises InputError as `load_embedding`."""
+        return load_embedding(embedding_path(self.folder(data), stem), self.identity)
+
+    def load(self) -> SamModel:
+        """The whole model, as `load_sam` gives it."""
+        return load_sam(self.type_name, self.checkpoint)
+
+    def load_decoder(self, device: torch.device | str = "cpu") -> StoredEmbeddingDecoder:
+        """What makes masks of stored embeddings; the image encoder isn't loaded. Raises InputError as `load_sam`."""
+        return StoredEmbeddingDecoder.load(self.type_name, self.checkpoint, device)
+
+    def embed_missing(self, data: AnnotatedImages, stems: Sequence[str], device: torch.device) -> int:
+        """Computes the embeddings of these images that aren't there, and says how many they were; errors as of
+        `save_missing_embeddings`."""
+        images = [(stem, data.image_path(stem)) for stem in stems]
+        return save_missing_embeddings(images, self.folder(data), self.type_name, self.checkpoint, device,
+                                       self.precision, self.max_grey_value)

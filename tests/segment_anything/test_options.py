@@ -1,0 +1,76 @@
+"""Which SAM the options mean, and that its checkpoint is read once."""
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from segment_anything.checkpoints import hashlib, identify
+from segment_anything.demo_sam import DEMO_SAM_WEIGHTS
+from segment_anything.embeddings import embedding_path, load_embedding
+from segment_anything.options import EncoderOptions, Sam, SamOptions
+from tests.small_sam import register_small_sam
+from utils.datasets.description import load_description
+from utils.errors import InputError
+from utils.options import add_options, options_from
+
+PHANTOM = load_description("phantom")
+
+
+def from_arguments(cls: type, *arguments: str):
+    parser = argparse.ArgumentParser()
+    add_options(parser, cls)
+    return options_from(cls, parser.parse_args(arguments))
+
+
+def test_the_data_sets_sam_unless_another_is_named(tmp_path):
+    data_sets_own = Sam.choose(from_arguments(SamOptions), PHANTOM, tmp_path)
+    assert data_sets_own == Sam("demo", DEMO_SAM_WEIGHTS)
+    assert "embedded small SAM" in data_sets_own.notice
+    named = Sam.choose(from_arguments(SamOptions, "--sam_type", "medsam", "--embeddings", "bf16"),
+                       replace(PHANTOM, max_grey_value=4095), tmp_path)
+    assert named == Sam("medsam", tmp_path / "sam_checkpoints" / "medsam_vit_b.pth", "bf16", 4095)
+    assert (named.name, named.notice, named.preprocessing) == ("medsam_bf16_max4095", "", "squash")
+    assert named.folder(tmp_path, "graz") == tmp_path / "graz" / "sam_embeddings" / "medsam_bf16_max4095"
+    encoder = from_arguments(EncoderOptions, "--sam_type", "vit_b", "--sam_checkpoint", "x.pth")
+    assert Sam.choose(encoder, PHANTOM, tmp_path) == Sam("vit_b", Path("x.pth"))
+
+
+def test_an_unknown_type_is_refused():
+    with pytest.raises(InputError, match="vit_x: no such SAM type; choose one of vit_h"):
+        SamOptions("vit_x")
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path):
+    sam = Sam.choose(SamOptions("vit_b"), PHANTOM, tmp_path)
+    for use in (sam.check_present, sam.load, sam.load_decoder, lambda: sam.identity):
+        with pytest.raises(InputError, match="no such SAM checkpoint; run"):
+            use()
+
+
+def test_missing_embeddings_are_made_with_the_chosen_precision(monkeypatch, tmp_path):
+    sam = Sam("small", register_small_sam(monkeypatch, tmp_path), "float16")
+    cv2.imwrite(str(tmp_path / "a.png"), np.arange(600, dtype=np.uint8).reshape(20, 30))
+    folder = sam.folder(tmp_path, "mine")
+    for made in (1, 0):
+        assert sam.embed_missing([("a", tmp_path / "a.png")], folder, torch.device("cpu")) == made
+    embedding = load_embedding(embedding_path(folder, "a"), sam.identity)
+    assert sam.load_decoder().checkpoint == embedding.checkpoint == sam.identity
+    assert folder.name == "small_float16"
+
+
+def test_a_checkpoint_is_hashed_once_until_it_changes(monkeypatch, tmp_path):
+    path, digests = tmp_path / "a.pth", []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: digests.append(given) or digest(*given))
+    path.write_bytes(b"abc")
+    (tmp_path / "link.pth").symlink_to(path)
+    first, again, linked = identify(path), identify(tmp_path / "." / "a.pth"), identify(tmp_path / "link.pth")
+    assert len(digests) == 1
+    assert first == again
+    assert (linked.name, linked.sha256) == ("link.pth", first.sha256)
+    path.write_bytes(b"abcd")
+    assert identify(path).sha256 != first.sha256

@@ -1,0 +1,125 @@
+"""Which trained model arguments mean."""
+import numpy as np
+import pytest
+import torch
+
+from tests.stage_runs import N
+from unet_training import training, training_on_pseudo_labels, training_stage, training_with_mean_teacher
+from unet_training.training_stage import TrainingStage, fingerprint, train_if_missing
+from utils.datasets.description import OWN
+from utils.files import write_png
+from utils.tracking.models import Model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def stage_of(monkeypatch):
+    """The training that a stage would run."""
+    def make(module, *arguments: str) -> TrainingStage:
+        monkeypatch.setattr(module, "train", lambda stage, device: stage)
+        return module.main(module.get_args_parser().parse_args(arguments))
+    return make
+
+
+@pytest.fixture
+def is_found_again(monkeypatch):
+    """Whether a model, trained with these parameters, stands for a training."""
+    def check(parameters: dict, stage: TrainingStage) -> bool:
+        made = Model("made", parameters, (), (), "", 0.0, lambda: None)
+        monkeypatch.setattr(training_stage, "find_models", lambda stage: [made] * (stage == parameters["stage"]))
+        monkeypatch.setattr(training_stage, "train", lambda stage, device: "new")
+        return train_if_missing(stage, CPU) == "made"
+    return check
+
+
+@pytest.fixture
+def mine(own):
+    """Own data with all keys, and the arguments that name them."""
+    folder = own[0] / "mine"
+    (folder / OWN).write_text("mean = 0.5\nstd = 0.25\npos_weight = [3.0, 4.0]\n" + (folder / OWN).read_text())
+    return folder, ("--dataset", "mine", "--data_dir", str(own[0]), "--num_train_samples", "2")
+
+
+def test_a_model_older_than_an_option_was_trained_with_its_default(stage_of, is_found_again, mine):
+    _, arguments = mine
+    older = stage_of(training, *arguments, "--lr", "0.1").parameters
+    del older["bf16"]
+    assert is_found_again(older, stage_of(training, *arguments, "--lr", "0.1"))
+    assert not is_found_again(older, stage_of(training, *arguments, "--lr", "0.1", "--bf16"))
+    assert not is_found_again(older, stage_of(training, *arguments, "--lr", "0.2"))
+
+
+def test_all_labeled_images_are_a_number_of_them(stage_of, is_found_again, mine):
+    _, arguments = mine
+    everything = stage_of(training, *arguments, "--num_train_samples", "-1")
+    assert everything.parameters["num_train_samples"] == 4
+    assert is_found_again(everything.parameters, stage_of(training, *arguments, "--num_train_samples", "4"))
+
+
+def test_the_authors_names_of_arguments_mean_the_same(stage_of, mine):
+    _, arguments = mine
+    named = stage_of(training, *arguments, "--no-lr_scheduler", "--architecture", "unet", "--weight_decay", "0.1")
+    ours = stage_of(training, *arguments, "--lr_scheduler", "constant", "--weight_decay", "0.1")
+    assert named.parameters == ours.parameters and ours.parameters["lr_scheduler"] == "constant"
+    optimizer = ours.schedule.optimizer(torch.nn.Linear(1, 1))
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
+SETTINGS = {"sam": ("--prompt1st", "pos_points"), "random_walk": ("--random_walk", "active"),
+            "nnunet": ("--nnunet_epochs", "3")}
+
+
+@pytest.mark.parametrize("kind", ["raw", *SETTINGS])
+def test_only_the_settings_of_its_own_pseudo_labels_make_another_final_model(stage_of, is_found_again, workplace, kind):
+    data_dir, _ = workplace
+    own = ("--dataset", "phantom", "--data_dir", str(data_dir), *N, "--pseudo_label", kind)
+    made = stage_of(training_on_pseudo_labels, *own).parameters
+    for other, setting in SETTINGS.items():
+        assert is_found_again(made, stage_of(training_on_pseudo_labels, *own, *setting)) == (other != kind)
+    cleaning = is_found_again(made, stage_of(training_on_pseudo_labels, *own, "--ccl_selection", "none"))
+    assert cleaning == (kind in ("raw", "nnunet"))
+
+
+def test_sam_makes_another_mean_teacher_only_where_it_is_asked(stage_of, is_found_again, workplace):
+    data_dir, _ = workplace
+    for reliable, same in (((), True), (("--reliable",), False)):
+        own = ("--dataset", "phantom", "--data_dir", str(data_dir), *N, *reliable)
+        made = stage_of(training_with_mean_teacher, *own).parameters
+        assert is_found_again(made, stage_of(training_with_mean_teacher, *own, "--sam_type", "vit_b")) == same
+        assert not is_found_again(made, stage_of(training_with_mean_teacher, *own, "--alpha", "0.9"))
+
+
+def test_where_data_lie_and_how_they_are_loaded_is_no_part_of_a_training(stage_of, workplace, tmp_path):
+    data_dir, _ = workplace
+    own = ("--dataset", "phantom", *N)
+    here = stage_of(training, *own, "--data_dir", str(data_dir))
+    (tmp_path / "moved").symlink_to(data_dir)
+    moved = stage_of(training, *own, "--data_dir", str(tmp_path / "moved"), "--infer_batch_size", "3",
+                     "--num_workers", "2")
+    assert fingerprint(here.parameters) == fingerprint(moved.parameters)
+
+
+def test_other_data_are_another_training(stage_of, mine):
+    folder, arguments = mine
+    description = (folder / OWN).read_text()
+
+    def parameters() -> dict:
+        return stage_of(training, *arguments).parameters
+
+    before = parameters()
+    assert before == parameters() and before["input_size"] == [36, 60]
+    (folder / OWN).write_text(description.replace("[3.0, 4.0]", "[3.0, 5.0]"))
+    reweighted = parameters()
+    replaced = np.full((36, 60), 2, np.uint8)
+    write_png(folder / "masks" / "5.png", replaced)  # of a test image
+    assert before != reweighted == parameters()
+    write_png(folder / "masks" / "1.png", replaced)
+    redrawn = parameters()
+    write_png(folder / "img" / "0.png", replaced)
+    assert reweighted != redrawn != parameters()
+
+
+def test_fingerprint_tells_runs_apart():
+    assert fingerprint({"lr": 1e-3, "n": 5}) == fingerprint({"n": 5, "lr": 1e-3})
+    assert fingerprint({"lr": 1e-3, "n": 5}) != fingerprint({"lr": 1e-3, "n": 10})

@@ -1,0 +1,195 @@
+"""Trained networks: chosen by id or by what they are, rebuilt, and applied to a data set.
+
+    model = TrainedModel.choose("phantom", Path("data"), num_train_samples=5)
+    for stem, probabilities in model.probabilities(model.data.stems("test")):
+        ...
+"""
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unet_training.checkpoint import Network, Training, load_checkpoint
+from unet_training.data import ImageDataset
+from unet_training.networks.u_net import UNet
+from unet_training.prediction import predict
+from utils.cli import select_device
+from utils.datasets.annotated import AnnotatedImages, open_dataset
+from utils.datasets.description import DATASET_NAMES, OWN
+from utils.errors import InputError
+from utils.options import add_options, option, options_from, positive_int
+from utils.paths import DATA
+from utils.tracking.models import Model, describe, fetch_model, find_models
+
+ALL = -1  # labeled images
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which data set, and where it lies."""
+
+    dataset: str = option("graz", f"{', '.join(DATASET_NAMES)}, or your own, described by <data_dir>/NAME/{OWN}",
+                          metavar="NAME")
+    data_dir: Path = option(DATA, "folder of all data sets", type=Path)
+
+    def open(self, input_size: Sequence[int] | None = None) -> AnnotatedImages:
+        """At that size (H, W) of the network's input, or the description's. Raises InputError as `open_dataset`."""
+        return open_dataset(self.dataset, self.data_dir, input_size)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which trained network."""
+
+    model_id: str | None = option(None, "the network (left out: the newest of the data set and --num_train_samples)")
+    num_train_samples: int = option(43, "labeled images that the network was trained on; -1: all", type=int)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which images get pseudo labels. `seed` draws the sample where the data set has no list of its own.
+
+    Raises:
+        InputError: `where` isn't of the form COLUMN=VALUE.
+    """
+
+    split500: bool = option(True, "only the list of 500 unlabeled images, not all of them")
+    include_annotated: bool = option(False, "all images that are there, annotated ones, too")
+    where: tuple[str, ...] = option((), "all images that are there whose row of the data set's table has these values, "
+                                        "such as cast=1", nargs="*", metavar="COLUMN=VALUE")
+    seed: int = 42
+
+    def __post_init__(self):
+        if odd := [rule for rule in self.where if not rule.partition("=")[1]]:
+            raise InputError(f"--where {odd[0]}: give a column of the data set's table and its value, as in cast=1")
+
+    def stems(self, data: AnnotatedImages, num_labeled: int) -> list[str]:
+        """As seen from a network that was trained on so many labeled images."""
+        if self.include_annotated or self.where:
+            return data.select(self.include_annotated, dict(rule.split("=", 1) for rule in self.where))
+        return data.unlabeled_stems(num_labeled, self.split500, self.seed)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, DataOptions)
+    parser.add_argument("--gpu_id", type=int, help="GPU to use (left out: the first one, or the CPU)")
+
+
+def add_seed_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=42, help="seed of all random numbers")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of a stage that starts from a trained network and the images without labels."""
+    add_common_arguments(parser)
+    add_seed_argument(parser)
+    add_options(parser, ModelOptions)
+    add_options(parser, Selection)
+
+
+def add_saving_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of a stage that applies a trained network to the images without labels."""
+    add_model_arguments(parser)
+    add_batch_argument(parser)
+
+
+def add_batch_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--infer_batch_size", type=positive_int, default=16, help="images the network sees at once")
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained network and the data set that it is applied to.
+
+    Attributes:
+        record: its id, and what it was made with
+        network: in evaluation mode, on `device`
+        training: what it was trained on
+        data: the data set as the network takes it: at its input size, with its mean and std
+        batch_size: images that it sees at once on a GPU
+    """
+
+    record: Model
+    network: Network
+    training: Training
+    data: AnnotatedImages
+    device: torch.device
+    batch_size: int = 16
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace, stage: str | None = "initial") -> "TrainedModel":
+        """Of the arguments of `add_model_arguments`. Raises InputError as `choose_record` and `load`."""
+        where, which = options_from(DataOptions, args), options_from(ModelOptions, args)
+        if which.num_train_samples == ALL and not which.model_id:
+            which = replace(which, num_train_samples=len(where.open().stems("train")))
+        record = choose_record(where.dataset, which, stage)
+        return cls.load(record, where.open(), select_device(args.gpu_id),
+                        getattr(args, "infer_batch_size", cls.batch_size))
+
+    @classmethod
+    def load(cls, record: Model, data: AnnotatedImages, device: torch.device, batch_size: int = 16) -> "TrainedModel":
+        """Rebuilds a network for a data set.
+
+        Raises:
+            InputError: its labels are not the data set's, its file can't be used, or it is an nnU-Net.
+        """
+        if record.parameters.get("stage") == "nnunet":
+            raise InputError(f"model id {record.id}: is an nnU-Net; name the initial model that it belongs to, "
+                             f"{record.parameters['initial_model_id']}, and --pseudo_label nnunet where its masks are "
+                             "meant")
+        network, training = load_checkpoint(record.weights, device)
+        training.check_labels(data.description.labels, f"data set {data.description.name}")
+        seen = data.with_input(training.input_size, training.mean, training.std)
+        return cls(record, network, training, seen, device, batch_size)
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def num_labeled(self) -> int:
+        """How many images are labeled, as seen from the model."""
+        return self.record.parameters["num_train_samples"]
+
+    def labeled_stems(self) -> list[str]:
+        """The images that the model was trained on."""
+        return self.data.stems("train", self.num_labeled)
+
+    def unlabeled_stems(self, selection: Selection) -> list[str]:
+        """The images without labels, as seen from the model: those it was not trained on."""
+        return selection.stems(self.data, self.num_labeled)
+
+    def print_notice(self) -> None:
+        """Says what must be said of results of the SAM that the network stands on, if anything."""
+        if self.network.notice:
+            print(f"{self.network.architecture}: {self.network.notice}")
+
+    def probabilities(self, stems: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields (stem, probabilities), float32, (C, H, W), in [0, 1], with a progress bar."""
+        return predict(self.network, ImageDataset(self.data, stems), self.device, self.batch_size)
+
+
+def choose_record(dataset: str, which: ModelOptions, stage: str | None = "initial",
+                  architecture: str = UNet.architecture) -> Model:
+    """The model of that id, or the newest of that stage, data set, architecture and number of labeled images.
+
+    Without a stage there must be exactly one.
+
+    Raises:
+        InputError: no model is meant beyond doubt; the message lists the ids there are.
+    """
+    if which.model_id:
+        return fetch_model(which.model_id)
+    wanted = {"dataset": dataset, "num_train_samples": which.num_train_samples}
+    if stage == "initial":
+        wanted |= {"stage": stage, "architecture": architecture}
+    models = [model for model in find_models(**wanted) if model.parameters.get("stage") != "nnunet"]
+    if len(models) == 1 or (models and stage):
+        return models[0]
+    problem = "several models" if models else f"no {stage or 'trained'} model"
+    known = describe(models or find_models())
+    raise InputError(f"{problem} of data set {dataset} with {which.num_train_samples} labeled images; name one with "
+                     f"--model_id or train one with unet_training.training. There are: {known}")

@@ -1,0 +1,111 @@
+"""What the three trainings have in common: they are named by what they depend on, found again, and run by one body."""
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from unet_training.hyper_params import Schedule
+from unet_training.trainer import Prepared, fit, publish
+from utils.datasets.annotated import AnnotatedImages
+from utils.options import is_options, option_values
+from utils.paths import training_state
+from utils.tracking.experiment import start
+from utils.tracking.models import find_models
+from utils.tracking.offline_runs import runs_dir
+
+
+@dataclass(frozen=True)
+class TrainingStage(ABC):
+    """One training of a stage, described by typed options; a subclass stands in the stage's module.
+
+    Attributes:
+        schedule: how it is trained
+        seed: of all random numbers
+    """
+
+    schedule: Schedule
+    seed: int
+    task: ClassVar[str]  # its name in the tracker
+
+    @property
+    @abstractmethod
+    def parameters(self) -> dict[str, Any]:
+        """What the result depends on, `stage` among it: a training with the same ones is the same training."""
+
+    @property
+    @abstractmethod
+    def tags(self) -> tuple[str, ...]:
+        """In the tracker."""
+
+    @property
+    def input_models(self) -> tuple[str, ...]:
+        """Ids of the models that it starts from."""
+        return ()
+
+    @abstractmethod
+    def prepare(self, device: torch.device) -> Prepared:
+        """Loads images and network; sets the seed before the first random number."""
+
+
+def train(stage: TrainingStage, device: torch.device) -> str:
+    """Runs a training, or resumes it where it was interrupted; returns the model's id.
+
+    Raises:
+        InputError: what it needs isn't there or can't be used.
+    """
+    prepared, parameters = stage.prepare(device), stage.parameters
+    state_file = training_state(runs_dir(), fingerprint(parameters))
+    with start(stage.task, parameters, stage.tags) as experiment:
+        for model_id in stage.input_models:
+            experiment.use_model(model_id)
+        fit(prepared, stage.schedule, device, experiment, state_file)
+        model_id = publish(experiment, prepared.network, prepared.training, state_file)
+    if notice := getattr(prepared.network, "notice", ""):
+        print(f"{prepared.network.architecture}: {notice}")
+    print(f"model id: {model_id}")
+    return model_id
+
+
+def train_if_missing(stage: TrainingStage, device: torch.device) -> str:
+    """The id of a model that was trained with exactly these options on the data as they are, or else of a new one.
+
+    For an option that there was not when a model was trained stands its default.
+    """
+    wanted = stage.parameters
+    defaults = option_defaults(stage)
+    for model in find_models(stage=wanted["stage"]):
+        if wanted.items() <= {**defaults, **model.parameters}.items():
+            print(f"already trained: {model.id}")
+            return model.id
+    return train(stage, device)
+
+
+def option_defaults(stage: TrainingStage) -> dict[str, Any]:
+    """The defaults of all options of a stage, as `option_values` gives them."""
+    options = [getattr(stage, field.name) for field in fields(stage)]
+    return option_values(*(type(value)() for value in options if is_options(value)))
+
+
+def data_parameters(data: AnnotatedImages, labeled: Iterable[str], unlabeled: Iterable[str] = ()) -> dict[str, Any]:
+    """What a training depends on besides its options: with other data they are other values.
+
+    `images` stands for the images, by their names and the sizes of their files, and for the labeled ones' masks.
+    """
+    description, digest, labeled = data.description, hashlib.sha256(), list(labeled)
+    for stem in (*labeled, *unlabeled):
+        digest.update(f"{stem} {data.image_path(stem).stat().st_size}\n".encode())
+    for stem in labeled:
+        digest.update(np.packbits(data.mask(stem)))
+    return {"dataset": description.name, "input_size": list(description.input_size), "mean": description.mean,
+            "std": description.std, "pos_weight": list(description.pos_weight), "images": digest.hexdigest()[:16]}
+
+
+def fingerprint(parameters: Mapping) -> str:
+    """A short name for a run's parameters: the same ones resume the same unfinished training."""
+    text = json.dumps(dict(parameters), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,75 @@
+"""Everything of ClearML's SDK that we touch without it being documented: a function each, which says why.
+
+tests/utils/test_clearml_patches.py fails for each one that a new version of the SDK makes useless. The SDK is imported
+when it is needed: that takes half a second.
+"""
+from pathlib import Path
+
+PLACEHOLDERS = ("uploading_file", "failed_uploading")  # the SDK's addresses of weights that aren't there
+
+
+def report_from_threads() -> None:
+    """Without a process of its own for reports, which takes 8 s to close.
+
+    The documented setting (development.report_use_subprocess) makes the SDK read all its files a second time.
+    """
+    from clearml.backend_interface.task.task import Task
+    Task._report_subprocess_enabled = False
+
+
+def skip_update_check() -> None:
+    """Asks nobody but the server. The documented setting only hides the answer."""
+    from clearml.utilities.check_updates import CheckPackageUpdates
+    CheckPackageUpdates._package_version_checked = True
+
+
+def keep_recent_sessions_in(folder: Path) -> None:
+    """The SDK writes a list of recent sessions to the home directory, and no setting changes where."""
+    from clearml.config.cache import SessionCache
+    SessionCache.SESSION_CACHE_FOLDER = str(folder)
+
+
+def release_signals(task) -> None:
+    """Takes the SDK's signal handlers away: they keep forked workers from being terminated."""
+    task._remove_signal_hooks()
+
+
+def leave_forks_alone() -> None:
+    """Forked workers load data and report nothing; preparing each one for reports takes 0.1 s."""
+    from clearml.binding.environ_bind import PatchOsFork
+    PatchOsFork.patch_fork(None)
+
+
+def has_credentials() -> bool:
+    """Whether the environment or clearml.conf has what a server asks for, and offline mode isn't demanded.
+
+    The SDK itself says it only by an exception when a task is made. Raises ConfigurationError, see below.
+    """
+    from clearml.backend_api.session.defs import ENV_ACCESS_KEY, ENV_AUTH_TOKEN, ENV_OFFLINE_MODE, ENV_SECRET_KEY
+    from clearml.config import config_obj
+    key = ENV_ACCESS_KEY.get() or config_obj.get("api.credentials.access_key", "")
+    secret = ENV_SECRET_KEY.get() or config_obj.get("api.credentials.secret_key", "")
+    return not ENV_OFFLINE_MODE.get() and bool((key and secret) or ENV_AUTH_TOKEN.get())
+
+
+def server_address() -> str:
+    """The server that the environment or clearml.conf names, without making a session."""
+    from clearml.backend_api import Session
+    return Session.get_api_server_host()
+
+
+def configuration_error() -> type[Exception]:
+    """What the SDK raises when clearml.conf can't be read."""
+    from clearml.backend_config.errors import ConfigurationError
+    return ConfigurationError
+
+
+def login_error() -> type[Exception]:
+    """What the SDK raises when the server refuses the credentials."""
+    from clearml.backend_api.session.session import LoginError
+    return LoginError
+
+
+def is_uploaded(uri: str | None) -> bool:
+    """Whether a model on the server has its weights: the SDK registers it before the upload, with a placeholder."""
+    return bool(uri) and not uri.endswith(PLACEHOLDERS)

@@ -1,0 +1,180 @@
+"""Trained models, found by id or by the parameters that made them.
+
+Offline they are files, the weights and model.json in `<runs_dir>/models/<model id>/`; otherwise ClearML's output
+models.
+"""
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from uuid import uuid4
+
+from utils.errors import InputError
+from utils.tracking.clearml_patches import is_uploaded, server_address
+from utils.tracking.offline_runs import runs_dir, uploaded_ids
+from utils.tracking.server import explain_refusals, has_server, prepare_clearml
+
+PROJECT = "SAM carries the burden"
+MODEL_NAME = "bone_segmentator"
+OFFLINE = "offline-"  # what ids of models that are files begin with
+PAGE_SIZE = 500  # models that a server lists at once
+TELLING_PARAMETERS = ("stage", "dataset", "num_train_samples")  # what a list of models says beside the id
+LISTED_MODELS = 20
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network, found by its id, which is also safe as a folder name.
+
+    `parameters` are those of the task that made it, with their types; `labels` are in channel order; `created` is in
+    seconds since 1970. `weights` is a local file; a model on a server is downloaded when it is first asked for.
+    """
+    id: str
+    parameters: dict
+    labels: tuple[str, ...]
+    tags: tuple[str, ...]
+    task_id: str
+    created: float
+    get_weights: Callable[[], Path] = field(repr=False, compare=False)
+
+    @property
+    def weights(self) -> Path:
+        return self.get_weights()
+
+
+def fetch_model(model_id: str) -> Model:
+    """The model of that id, with its weights as a local file.
+
+    An id that was made offline stays good when there is a server.
+
+    Raises:
+        InputError: there is no such model, or its weights can't be had. The message lists what there is.
+    """
+    for model in local_models():
+        if model.id == model_id:
+            return model
+    places = f"in {runs_dir()}"
+    if has_server():
+        models = _server_models(id=[model_id])
+        if models:
+            return models[0]
+        places += f" and on {server_address()} in the project '{PROJECT}'"
+    raise InputError(f"model id {model_id}: there is no such model {places}; there are: {describe(find_models())}")
+
+
+def find_models(**parameters) -> list[Model]:
+    """The models whose task had all of these parameters, newest first: find_models(stage="initial", dataset="graz").
+
+    A model that was made offline and uploaded since is listed once, by its offline id.
+    """
+    models = local_models()
+    if has_server():
+        uploaded = set(uploaded_ids(server_address()).values())
+        models += [model for model in _server_models(name=f"^{MODEL_NAME}$") if model.id not in uploaded]
+    matching = [model for model in models if parameters.items() <= model.parameters.items()]
+    return sorted(matching, key=_creation, reverse=True)
+
+
+def describe(models: Sequence[Model]) -> str:
+    """One line that lists ids and what the models are, for an error message."""
+    if not models:
+        return "none yet"
+    listed = [f"{model.id} ({', '.join(f'{name}={model.parameters.get(name)}' for name in TELLING_PARAMETERS)})"
+              for model in models[:LISTED_MODELS]]
+    return "; ".join(listed) + (f"; {len(models) - LISTED_MODELS} older ones" if len(models) > LISTED_MODELS else "")
+
+
+def local_models() -> list[Model]:
+    """The models that are files, newest first."""
+    records = (runs_dir() / "models").glob(f"{OFFLINE}*/model.json")
+    return sorted(map(_read_record, records), key=_creation, reverse=True)
+
+
+def _creation(model: Model) -> float:
+    return model.created
+
+
+def _read_record(path: Path) -> Model:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    weights = path.with_name(record["weights"])
+    return Model(path.parent.name, record["parameters"], tuple(record["labels"]), tuple(record["tags"]),
+                 record["task_id"], record["created"], lambda: weights)
+
+
+def store_model(weights: Path, parameters: Mapping, labels: Sequence[str], tags: Sequence[str], task_id: str) -> str:
+    """Copies the weights and what made them, complete or not at all, and returns the new model id."""
+    model_id = f"{OFFLINE}{uuid4().hex}"
+    folder = runs_dir() / "models" / model_id
+    temporary = folder.with_name(f".{model_id}.part")
+    temporary.mkdir(parents=True)
+    try:
+        shutil.copyfile(weights, temporary / weights.name)
+        record = {"weights": weights.name, "parameters": dict(parameters), "labels": list(labels), "tags": list(tags),
+                  "task_id": task_id, "created": time.time()}
+        (temporary / "model.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return model_id
+
+
+def upload_model(task, weights: Path, parameters: Mapping, labels: Sequence[str], tags: Sequence[str]) -> str:
+    """Makes the weights an output model of a ClearML task, and returns its id once they have arrived."""
+    model = prepare_clearml().OutputModel(
+        task, name=MODEL_NAME, framework="PyTorch", tags=list(tags), config_text=json.dumps(dict(parameters)),
+        label_enumeration={label: channel for channel, label in enumerate(labels)})
+    model.update_weights(str(weights), target_filename=MODEL_NAME + weights.suffix, auto_delete_file=False,
+                         update_comment=False, async_enable=False)  # the server learns the address after the upload
+    return model.id
+
+
+def link_input_model(task, model_id: str, number: int) -> None:
+    """Names the model on the server as the `number`-th, from 1, that a ClearML task starts from."""
+    model_id = uploaded_ids(server_address()).get(model_id, model_id)
+    if model_id.startswith(OFFLINE):
+        print(f"model {model_id} is not on the server, so the task can't link to it; "
+              "`python -m scripts.upload_offline_runs` brings it there")
+        return
+    name = MODEL_NAME if number == 1 else f"{MODEL_NAME}_{number}"  # of two with the same name, only the last one stays
+    task.set_input_model(model_id, update_task_design=False, update_task_labels=False, name=name)
+
+
+def _server_models(**query) -> list[Model]:
+    """Models on the server with complete weights, newest first."""
+    with explain_refusals():
+        return [_from_server(model) for page in _pages(query) for model in page if is_uploaded(model.uri)]
+
+
+def _pages(query: Mapping) -> Iterator[list]:
+    for number in itertools.count():
+        page = list(_api().models.get_all(order_by=["-created"], page=number, page_size=PAGE_SIZE, **query))
+        yield page
+        if len(page) < PAGE_SIZE:
+            return
+
+
+@cache
+def _api():
+    from clearml.backend_api.session.client import APIClient  # of the SDK, which takes half a second
+    return APIClient()
+
+
+def _from_server(model) -> Model:
+    labels = sorted(model.labels or {}, key=model.labels.get)
+    try:
+        parameters = json.loads((model.design or {}).get("design") or "{}")
+    except ValueError:  # not one of ours
+        parameters = {}
+    return Model(model.id, parameters, tuple(labels), tuple(model.tags or ()), model.task,
+                 model.created.timestamp(), partial(_download, model.id, model.uri))
+
+
+def _download(model_id: str, uri: str) -> Path:
+    file = prepare_clearml().StorageManager.get_local_copy(uri, extract_archive=False)
+    if not file:
+        raise InputError(f"model {model_id}: its weights could not be fetched from {uri}; check that the file is there")
+    return Path(file)

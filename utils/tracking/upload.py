@@ -1,0 +1,49 @@
+"""Bringing offline runs to a server."""
+from collections.abc import Iterator
+
+from utils.errors import InputError
+from utils.tracking.clearml_patches import server_address
+from utils.tracking.models import link_input_model, local_models, upload_model
+from utils.tracking.offline_runs import Session, ended_sessions, remember_upload, uploaded_ids
+from utils.tracking.server import correct_status, explain_refusals, has_server, prepare_clearml
+
+
+def upload_offline_runs() -> Iterator[tuple[str, str]]:
+    """Brings the ended offline sessions and their models to the server, and yields each (offline id, id there).
+
+    What was brought to this server before is left out, also when an earlier upload broke off.
+
+    Raises:
+        InputError: there are no credentials.
+    """
+    if not has_server():
+        raise InputError("no ClearML credentials; run `clearml-init`, or set CLEARML_API_HOST, CLEARML_WEB_HOST, "
+                         "CLEARML_FILES_HOST, CLEARML_API_ACCESS_KEY and CLEARML_API_SECRET_KEY "
+                         "(and not CLEARML_OFFLINE_MODE)")
+    for session in ended_sessions():
+        yield from _upload_session(session)
+
+
+def _upload_session(session: Session) -> Iterator[tuple[str, str]]:
+    clearml, server = prepare_clearml(), server_address()
+    models = [model for model in local_models() if model.task_id == session.id]
+    done = uploaded_ids(server)
+    if {session.id, *(model.id for model in models)} <= done.keys():
+        return
+    with explain_refusals():
+        if session.id not in done:
+            new_id = clearml.Task.import_offline_session(str(session.folder))
+            remember_upload(server, session.id, new_id)
+            yield session.id, new_id
+        task = clearml.Task.get_task(uploaded_ids(server)[session.id])
+        task.mark_started(force=True)  # a closed task takes no models
+        task.output_uri = True
+        for model in models:
+            if model.id not in done:
+                new_id = upload_model(task, model.weights, model.parameters, model.labels, model.tags)
+                remember_upload(server, model.id, new_id)
+                yield model.id, new_id
+        for number, model_id in enumerate(session.input_models, 1):
+            link_input_model(task, model_id, number)
+        task.mark_completed(force=True)
+        correct_status(task, session.status, session.reason)
