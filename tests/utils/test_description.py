@@ -84,6 +84,10 @@ def test_an_unknown_key_in_a_list_of_tables_lists_the_known_ones(tmp_path):
         read_description(path, "mine")
 
 
+def test_images_may_lie_in_the_folder_of_the_data_set_itself(tmp_path):
+    assert load_description("graz").locate(tmp_path, ".") == tmp_path
+
+
 def test_each_source_is_the_kind_of_its_table():
     assert {"cvat": CvatMasks, "mask_store": StoredMasks, "label_maps": LabelMaps} == MASK_KINDS
 
