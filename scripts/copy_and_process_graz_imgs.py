@@ -62,14 +62,14 @@ def find_images(source: Path) -> dict[str, Path]:
     """Stem -> file of all PNG images in a folder and those inside it. Raises InputError: none, or a stem twice."""
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; --source names the folder with the published images")
-    found: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     for path in sorted(source.rglob("*.png")):
-        if path.stem in found:
-            raise InputError(f"{path}: the same image is in {found[path.stem].parent} too; let --source name one")
-        found[path.stem] = path
-    if not found:
+        if path.stem in images:
+            raise InputError(f"{path}: the same image is in {images[path.stem].parent} too; let --source name one")
+        images[path.stem] = path
+    if not images:
         raise InputError(f"{source}: no PNG image in it; --source names the folder with the published images")
-    return found
+    return images
 
 
 def main(args: argparse.Namespace) -> None:

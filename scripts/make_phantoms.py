@@ -1,4 +1,4 @@
-"""Makes the sample data: radiographs of children's wrists that are drawn by the computer.
+"""Makes the phantoms: computed radiographs of children's wrists.
 
     python -m scripts.make_phantoms                         # 183 images, about half a minute on two cores
     python -m scripts.make_phantoms --num_unlabeled 20     # fewer of the unlabeled ones

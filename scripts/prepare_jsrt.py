@@ -1,4 +1,4 @@
-"""Prepares the chest radiographs of JSRT (paper, section 1): images, and masks drawn from their landmarks.
+"""Prepares the chest radiographs of JSRT: images, and masks drawn from their landmarks.
 
     python -m scripts.prepare_jsrt --source ../shared/data/jsrt
 

@@ -49,7 +49,7 @@ def read_grey(path: Path, max_grey_value: int | None = None) -> np.ndarray:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(H, W) from the file's header, turned as that says, like `read_grey`. Raises InputError if it isn't an image."""
-    with _opened(path) as image:
+    with _open_image(path) as image:
         (tags := Image.Exif()).load(image.info.get("exif"))
         width, height = image.size
     lying = tags.get(ExifTags.Base.Orientation, 1) > 4
@@ -57,21 +57,21 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def read_label_map(path: Path) -> np.ndarray:
-    """The values of an label map as the file holds them, uint16, (H, W); of one with a palette its indices.
+    """The values of a label map as the file holds them, uint16, (H, W); of one with a palette its indices.
 
     Raises:
         InputError: it isn't a readable image of one channel and 1, 8 or 16 bits.
     """
-    with _opened(path) as image:
+    with _open_image(path) as image:
         stored = image.tile[0].args if image.tile else None
         values = np.asarray(image)
     if values.ndim != 2 or stored in ("L;2", "L;4"):
-        raise InputError(f"{path}: an label map has one channel of 8 bits; save it so, or with a palette")
+        raise InputError(f"{path}: a label map has one channel of 8 bits; save it so, or with a palette")
     return values.astype(np.uint16)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _open_image(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.phantoms import templates as templates
+from scripts.phantoms import templates
 from scripts.phantoms.geometry import clip, exposed_field, generator, polygon_area, smooth, turn
 from utils.datasets.cvat import CvatImage, CvatShape, RunLengths, draw_shape
 
-WRIST_CENTRE = (-0.2, 0.85)
+WRIST_CENTER = (-0.2, 0.85)
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
@@ -120,7 +120,7 @@ def _carpals(child: Child, pose: Pose, rng: np.random.Generator) -> list[tuple[s
         control = _grow(_vary(np.array(outline), rng, 0.5 if epiphysis else 1.0), grown, flat=epiphysis)
         if name == "Epiphyse Ulna":
             control = _move_ulna(control, pose)
-        control = turn(control, pose.forearm, (0, 0)) if epiphysis else turn(control, -0.5 * pose.hand, WRIST_CENTRE)
+        control = turn(control, pose.forearm, (0, 0)) if epiphysis else turn(control, -0.5 * pose.hand, WRIST_CENTER)
         bones.append((name, smooth(control)))
     return bones
 
@@ -156,7 +156,7 @@ def _palm(child: Child, pose: Pose, rng: np.random.Generator) -> list[tuple[str,
     for finger, bone in templates.METACARPALS.items():
         angle = bone.angle * pose.spread + rng.normal(0, 1.5) + (pose.thumb if finger == "I" else 0)
         length, half = bone.length * rng.normal(1, 0.03), bone.half_width * pose.slimness * rng.normal(1, 0.04)
-        base = turn(np.array([bone.base]) + rng.normal(0, 0.02, 2) + np.array([0, lift]), -pose.hand, WRIST_CENTRE)[0]
+        base = turn(np.array([bone.base]) + rng.normal(0, 0.02, 2) + np.array([0, lift]), -pose.hand, WRIST_CENTER)[0]
         angle += pose.hand
         for name, profile in _metacarpal_parts(finger, fused, child.bone_age):
             bones.append((name, smooth(_tube(profile, base, angle, length, half, rng))))
@@ -174,11 +174,11 @@ def _metacarpal_parts(finger: str, fused: bool, age: float) -> list[tuple[str, t
         return [(f"Ossa metacarpalia {finger}", whole)]
     parts = [(f"Ossa metacarpalia {finger}", templates.SHAFT_PROFILE + templates.OPEN_END)]
     if finger == "I":
-        parts = [(f"Ossa metacarpalia {finger}", _mirrored(templates.SHAFT_PROFILE + templates.OPEN_END))]
+        parts = [(f"Ossa metacarpalia {finger}", _mirror(templates.SHAFT_PROFILE + templates.OPEN_END))]
     if age > templates.HEADS_APPEAR:
         share = min(1.0, 0.45 + 0.08 * (age - templates.HEADS_APPEAR))
         head = tuple((0.91 + (t - 0.91) * share, w * share) for t, w in templates.HEAD)
-        parts.append((f"E Ossa metacarpalia {finger}", _mirrored(head) if finger == "I" else head))
+        parts.append((f"E Ossa metacarpalia {finger}", _mirror(head) if finger == "I" else head))
     return parts
 
 
@@ -190,7 +190,7 @@ def _phalanx_parts(finger: str, fused: bool, age: float) -> list[tuple[str, tupl
     return parts
 
 
-def _mirrored(profile: tuple) -> tuple:
+def _mirror(profile: tuple) -> tuple:
     return tuple((1 - t, w) for t, w in reversed(profile))
 
 

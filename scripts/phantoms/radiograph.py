@@ -98,7 +98,7 @@ def _radius_width(masks: list[tuple[str, np.ndarray]], name: str) -> float:
     """The largest row sum in the upper part of the radius: the unit of length, in pixels."""
     rows = sum(mask.sum(axis=1) for anatomy, mask in masks if anatomy == "Radius")
     if not np.any(rows):
-        raise InputError(f"{name}: no radius is annotated, and the sample data's images are drawn to its scale; "
+        raise InputError(f"{name}: no radius is annotated, and phantoms are drawn to its scale; "
                          "restore the annotations")
     rows = rows[rows > 0]
     return float(rows[:max(1, len(rows) // 2)].max())

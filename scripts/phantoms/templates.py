@@ -78,7 +78,7 @@ FUSED_END = ((0.87, 0.98), (0.95, 0.96), (0.99, 0.62))
 HEAD = ((0.91, 0.62), (0.92, 0.92), (0.96, 0.95), (0.99, 0.80), (1.005, 0.42))
 PHALANX_BASE = ((0.0, 0.60), (0.02, 0.88), (0.06, 0.88), (0.075, 0.60))
 
-# age in years at which the ossification center appears in boys; girls are earlier (phantom_anatomy.skeletal_age)
+# age in years at which the ossification center appears in boys; girls are earlier (`anatomy.sample_child`)
 APPEARANCE = {"Os capitatum": 0.2, "Os hamatum": 0.3, "Epiphyse Radius": 1.0, "Os triquetrum": 2.4, "Os lunatum": 3.6,
               "Os scaphoideum": 5.0, "Os trapezium": 5.1, "Os trapezoideum": 5.3, "Epiphyse Ulna": 6.4,
               "Os pisiforme": 8.7}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from scripts import generate_img_embeddings, measure_dataset
+from scripts import measure_dataset
 from segment_anything import embeddings
-from unet_training.arguments import sam_name
+from segment_anything.options import Sam, SamOptions
 from unet_training.data import LabeledDataset
 from utils.datasets.annotated import open_dataset, read_scaled
 from utils.datasets.description import OWN, load_description
@@ -66,8 +66,7 @@ def test_radiographs_of_12_bits_in_files_of_16_are_as_bright_as_others(own, caps
     data = open_dataset("mine", data_dir)
     scaled = read_scaled(files[1], data.description)
     assert scaled == pytest.approx(full[1] / 65535, abs=1 / 4095)
-    arguments = generate_img_embeddings.get_args_parser().parse_args([])
-    assert sam_name(arguments, data) == "vit_b_max4095"
+    assert Sam.choose(SamOptions(), data).name == "vit_b_max4095"
     seen = []
     monkeypatch.setattr(embeddings, "encoder_input", lambda sam, grey, _: (seen.append(grey), (grey.shape,) * 2)[1])
     monkeypatch.setattr(embeddings, "_encode", lambda *_: [None])
@@ -84,7 +83,8 @@ def test_a_label_that_no_training_mask_shows_has_no_weight(own):
         run(data_dir, "mine")
 
 
-def test_the_sample_data_are_described_as_they_are_measured(phantom_data_dir):
+@pytest.mark.slow
+def test_the_phantoms_are_described_as_they_are_measured(phantom_data_dir):
     values, described = run(phantom_data_dir, "phantom"), load_description("phantom")
     assert values["pos_weight"] == list(described.pos_weight)
     assert (values["mean"], values["std"]) == pytest.approx((described.mean, described.std), abs=1.1e-6)

@@ -1,4 +1,4 @@
-"""The sample data: reproducible to the last bit, annotated as CVAT does it, and anatomically in order."""
+"""The phantoms: reproducible to the last bit, annotated as CVAT does it, and anatomically in order."""
 import argparse
 import hashlib
 import os
@@ -49,6 +49,7 @@ def test_committed_annotations_come_out_of_the_seed(tmp_path):
         assert (tmp_path / committed.name).read_bytes() == committed.read_bytes()
 
 
+@pytest.mark.slow
 def test_pixels_do_not_depend_on_process_threads_or_processor():
     """The second process has one thread and none of NumPy's code for newer processors."""
     plain = {**os.environ, "OMP_NUM_THREADS": "1", "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4",
@@ -127,8 +128,9 @@ def test_carpal_rows():
     assert abs(x["Os pisiforme"] - x["Os triquetrum"]) < 0.2 and abs(y["Os pisiforme"] - y["Os triquetrum"]) < 0.2
 
 
+@pytest.mark.slow
 def test_class_balance_is_like_that_of_real_wrists(labeled):
-    """Foreground shares of small and large bones are within a factor of two of the paper's positive weights."""
+    """Foreground shares of small and large bones are within a factor of two of the paper's pos_weight."""
     real = {"Epiphyse Radius": 108.1, "Epiphyse Ulna": 349.2, "Os capitatum": 69.6, "Os pisiforme": 364.6,
             "Os scaphoideum": 131.5, "Os trapezoideum": 240.9, "Ossa metacarpalia III": 51.7, "Radius": 11.3,
             "Ulna": 17.9}
@@ -138,6 +140,7 @@ def test_class_balance_is_like_that_of_real_wrists(labeled):
     assert np.all((ratio > 0.5) & (ratio < 2))
 
 
+@pytest.mark.slow
 def test_described_mean_and_spread_are_those_of_the_training_images(labeled):
     description = load_description("phantom")
     height, width = description.input_size

@@ -76,6 +76,7 @@ def test_missing_folders_are_named(tmp_path):
 
 
 @pytest.mark.shared
+@pytest.mark.slow
 def test_the_real_data_give_the_constants_of_the_description(shared, tmp_path):
     run(shared / "data" / "jsrt", tmp_path)
     data = open_dataset("jsrt", tmp_path)

@@ -160,7 +160,7 @@ def test_the_stem_tells_the_side_where_no_table_does(folder, description):
         np.testing.assert_array_equal(by_stem.mask(stem), with_table.mask(stem))
 
 
-def test_truth_of_unlabeled_images_is_known_where_it_is_given(folder, description):
+def test_ground_truth_of_unlabeled_images_is_known_where_it_is_given(folder, description):
     data = AnnotatedImages(description, folder)
     assert [data.has_ground_truth(stem) for stem in (*UNLABELED, TRAIN[0], "nobody")] == [False, True, True, False]
     np.testing.assert_array_equal(data.mask(UNLABELED[1]), data.mask(TRAIN[1]))  # both right hands

@@ -84,6 +84,10 @@ def test_an_unknown_key_in_a_list_of_tables_lists_the_known_ones(tmp_path):
         read_description(path, "mine")
 
 
+def test_images_may_lie_in_the_folder_of_the_data_set_itself(tmp_path):
+    assert load_description("graz").locate(tmp_path, ".") == tmp_path
+
+
 def test_each_source_is_the_kind_of_its_table():
     assert {"cvat": CvatMasks, "mask_store": StoredMasks, "label_maps": LabelMaps} == MASK_KINDS
 
@@ -96,7 +100,8 @@ def test_whole_numbers_serve_as_floats(tmp_path):
     assert description.pos_weight[0] == 5.0 and isinstance(description.pos_weight[0], float)
 
 
-def test_constants_of_the_sample_data_come_out_of_their_annotations():
+@pytest.mark.slow
+def test_constants_of_the_phantoms_come_out_of_their_annotations():
     description = load_description("phantom")
     images = [image for image in parse_cvat(ROOT / description.masks.train[0].file) if image.subset == "Train"]
     masks = np.stack([resize_masks(draw_masks(image, description.labels), description.input_size) for image in images])

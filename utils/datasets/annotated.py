@@ -69,17 +69,17 @@ class AnnotatedImages:
 
     def _training_order(self) -> list[str]:
         stems = self._source.splits["train"]
-        ordered = self._listed(self.description.training_order, "the training images are taken in sorted order")
+        ordered = self._read_list(self.description.training_order, "the training images are taken in sorted order")
         if ordered is None:
             return stems
         if sorted(ordered) != stems:
             odd = sorted(set(ordered) ^ set(stems)) or ["a stem listed twice"]
             path = self.description.locate(self.folder, self.description.training_order.file)
-            raise InputError(f"{path}: must list each training image "
-                             f"once, differs in {odd[0]}; get list and annotations of the same version")
+            raise InputError(f"{path}: must list each training image once, differs in {odd[0]}; get list and "
+                             "annotations of the same version")
         return ordered
 
-    def _listed(self, stem_list: StemList | None, otherwise: str) -> list[str] | None:
+    def _read_list(self, stem_list: StemList | None, otherwise: str) -> list[str] | None:
         """The stems of a list; None where there is none, which is said if the description names one."""
         if stem_list is None:
             return None
@@ -141,7 +141,7 @@ class AnnotatedImages:
 
     def _sample(self, candidates: list[str], seed: int) -> list[str]:
         stem_list = self.description.unlabeled_sample
-        listed = self._listed(stem_list, f"a sample of {UNLABELED_SAMPLE} unlabeled images is drawn by the seed")
+        listed = self._read_list(stem_list, f"a sample of {UNLABELED_SAMPLE} unlabeled images is drawn by the seed")
         if listed is not None:
             path = self.description.locate(self.folder, stem_list.file)
             if not listed or len(set(listed)) < len(listed):
@@ -182,7 +182,7 @@ class AnnotatedImages:
         original = self._source.mask(stem)
         self._check_size(stem, original.shape[1:])
         masks = resize_masks(original, self.description.input_size)
-        # mirrored last: nearest resizing isn't symmetric, and the positive weights are those of the drawn masks
+        # mirrored last: nearest resizing isn't symmetric, and pos_weight is that of the drawn masks
         return np.ascontiguousarray(masks[..., ::-1]) if self._source.is_mirrored(stem) else masks
 
     def _check_size(self, stem: str, annotated: tuple[int, int]) -> None:

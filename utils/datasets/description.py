@@ -92,9 +92,11 @@ class DatasetDescription(Table, frozen=True):
 
     def locate(self, folder: Path, file: str) -> Path:
         """Where a file of the data set lies: in its `folder`, or else at its other place if it is there."""
-        first, *rest = Path(file).parts
-        own, other = folder / file, folder.parent.joinpath(self.other_places.get(first, ""), *rest)
-        return other if first in self.other_places and other.exists() and not own.exists() else own
+        own, (first, *rest) = folder / file, Path(file).parts or [""]  # image_folder may be "."
+        if own.exists() or first not in self.other_places:
+            return own
+        other = folder.parent.joinpath(self.other_places[first], *rest)
+        return other if other.exists() else own
 
 
 def load_description(name: str, data_dir: Path = DATA, measured: bool = True) -> DatasetDescription:

@@ -127,7 +127,7 @@ class CvatSource(Source):
         return {image.stem: image for _, image in self._parse(self._description.masks.unlabeled_ground_truth)}
 
     @cached_property
-    def _mirrored(self) -> frozenset[str] | None:
+    def _mirrored_stems(self) -> frozenset[str] | None:
         metadata = self._description.metadata
         if metadata is None or metadata.mirror is None:
             return None
@@ -143,8 +143,8 @@ class CvatSource(Source):
 
     def is_mirrored(self, stem: str) -> bool:
         """The table decides, else the stem."""
-        if self._mirrored is not None:
-            return stem in self._mirrored
+        if self._mirrored_stems is not None:
+            return stem in self._mirrored_stems
         marker = self._description.masks.mirror_stems_with
         return marker is not None and marker in stem
 
