@@ -155,7 +155,7 @@ def compare(ours: Ours, stems: list[str], ours_ms: dict[str, float]) -> list[Ste
     model, chosen, folder = ours.model, ours.labels.sam, ours.folder
     device, network, identity = model.device, model.network, chosen.identity
     sam, preprocessing = chosen.load().to(device), chosen.preprocessing
-    modules = [module.to(device) for module in load_prompt_modules(chosen.type_name, chosen.checkpoint)]
+    modules = [module.to(device) for module in load_prompt_modules(chosen.type_name, chosen.checkpoint).values()]
     images, theirs = ImageDataset(model.data, stems), {}
 
     def embed(stems: list[str]) -> None:
@@ -178,9 +178,9 @@ def compare(ours: Ours, stems: list[str], ours_ms: dict[str, float]) -> list[Ste
     baseline = {"embeddings": embed, "prediction": predict_one_by_one, "refinement": refine}
     keep_freed_memory(False)
     baseline_ms = {stage: measure(baseline[stage], stems)[0] for stage in ours_ms}
-    stored = chosen.folder(folder, "phantom")
-    difference = max((load_embedding(embedding_path(stored, stem), identity).embedding - theirs[stem].embedding)
-                     .abs().max().item() for stem in stems)
+    stored = chosen.folder(model.data)
+    loaded = {stem: load_embedding(embedding_path(stored, stem), identity).features["image"] for stem in stems}
+    difference = max((loaded[stem] - theirs[stem].features["image"]).abs().max().item() for stem in stems)
     labels = model.data.description.labels
     changed = {stage: changed_pixels(folder / f"{name}_gzip.h5", MaskStore(folder / f"{name}.h5", labels), stems)
                for stage, name in (("prediction", "raw"), ("refinement", "refined"))}

@@ -23,11 +23,11 @@ from unet_training.pseudo_labels import (
     add_pseudo_label_argument,
     add_pseudo_label_options,
     masks_path,
+    mean_estimates,
     saved_masks,
 )
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
-from utils.mask_store import MaskStore
 from utils.overlay import to_grey
 from utils.paths import RESULTS
 
@@ -38,6 +38,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--results_dir", type=Path, default=RESULTS, help="folder of the results")
     add_pseudo_label_argument(parser, default="sam")
     add_pseudo_label_options(parser)
+    Agreement.add_arguments(parser)
     return parser
 
 
@@ -58,19 +59,11 @@ def main(args: argparse.Namespace) -> Path:
         estimates = 100 * np.concatenate([store.estimated_dice(stem) for stem in store.stems])
         save_figure(folder / "estimate_histogram", draw(title, estimate_histogram, {labels.title: estimates}))
     if masks_path(agreement, model).is_file():
-        agreements = mean_agreements(saved_masks(agreement, model))
+        agreed = saved_masks(agreement, model)
+        agreements = mean_estimates(agreed, agreed.stems)
         save_figure(folder / "agreement_curve", draw(title, agreement_curve, agreements, RELIABLE))
     print(f"pictures: {folder}")
     return folder
-
-
-def mean_agreements(store: MaskStore) -> list[float]:
-    """Of each image over its classes; NaN for one without a mask."""
-    means = []
-    for stem in store.stems:
-        agreement = store.estimated_dice(stem)
-        means.append(float(np.nanmean(agreement)) if np.isfinite(agreement).any() else np.nan)
-    return means
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 
 from segment_anything.embeddings import ImageEmbedding
 from segment_anything.options import Sam, SamOptions
-from segment_anything.refinement.agreement import sam_agreement
+from segment_anything.refinement.agreement import AgreementOptions, sam_agreement
 from segment_anything.refinement.cleaning import clean_masks
 from segment_anything.refinement.refine import RefinementOptions, refine_all
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
@@ -286,27 +286,31 @@ class Agreement(_OfSam):
 
     kind, stage, made_by = "agreement", "agreement", "scripts.add_sam_agreement"
     sam: Sam
+    options: AgreementOptions
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        add_options(parser.add_argument_group("SAM"), SamOptions)
+        group = parser.add_argument_group("SAM")
+        add_options(group, SamOptions)
+        add_options(group, AgreementOptions)
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, data: AnnotatedImages) -> "Agreement":
-        return cls(Sam.choose(options_from(SamOptions, args), data))
+        return cls(Sam.choose(options_from(SamOptions, args), data), options_from(AgreementOptions, args))
 
     @property
     def variant(self) -> str:
-        return f"agreement_{self.sam.name}"
+        return f"{self.options.name()}_{self.sam.name}"
 
     @property
     def parameters(self) -> dict[str, Any]:
-        return self.sam.parameters
+        return {**self.sam.parameters, **option_values(self.options)}
 
     def compute(self, model: TrainedModel, stems: Sequence[str]) -> Iterator[Mask]:
         decoder, images = self.inputs(model, stems)
         for stem, probabilities, embedding in images:
-            yield Mask(stem, probabilities > 0.5, sam_agreement(probabilities, embedding, decoder))
+            agreement = sam_agreement(probabilities, embedding, decoder, self.options)
+            yield Mask(stem, probabilities > 0.5, agreement)
 
 
 PSEUDO_LABELS: dict[str, type[PseudoLabels]] = {labels.kind: labels for labels in
@@ -388,6 +392,11 @@ def masks_of(labels: PseudoLabels, model: TrainedModel, stems: Sequence[str]) ->
             yield from (Mask(stem, store.mask(stem), store.estimated_dice(stem)) for stem in stems)
             return
     yield from labels.compute(model, stems)
+
+
+def mean_estimates(store: MaskStore, stems: Sequence[str]) -> np.ndarray:
+    """The mean of each image's estimates over its classes, float64, (N,); NaN for an image without any."""
+    return np.array(class_means(np.stack([store.estimated_dice(stem) for stem in stems]).T))
 
 
 def class_means(estimates: np.ndarray) -> list[float]:

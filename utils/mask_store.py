@@ -29,12 +29,10 @@ class MaskStore:
         Raises:
             InputError: the file is missing, isn't such a file, or was made for other labels.
         """
-        self.path = path
+        self.path, self.labels = path, tuple(labels)
         self._file: h5py.File | None = None
         if not path.is_file():
-            raise InputError(f"{path}: no such masks; make them with `python -m scripts.save_segmentations` (raw), "
-                             "scripts.save_refined_segmentations (sam), scripts.save_random_walk_segmentations, "
-                             "scripts.save_nnunet_segmentations or scripts.add_sam_agreement")
+            raise InputError(f"{path}: no such masks; run the stage that writes them")
         with _open(path) as file:
             _check_labels(path, file, labels)
             self.attributes: dict[str, str] = dict(file.attrs)

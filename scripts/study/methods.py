@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from segment_anything.refinement.agreement import AgreementOptions
 from unet_training.hyper_params import (
     FinalOptions,
     LossOptions,
@@ -123,7 +124,7 @@ class Setting:
         options, reliable = MeanTeacherOptions(), None
         if judged is not None:
             options = MeanTeacherOptions(reliable=RELIABLE, reliable_model_id=judged.id)
-            reliable = Reliable(judged, Agreement(self.labels["sam"].sam))
+            reliable = Reliable(judged, Agreement(self.labels["sam"].sam, AgreementOptions()))
             save_masks(reliable.agreement, judged, self.selection)
         training = MeanTeacherTraining(self.schedule, self.seed, initial, options, reliable, self.selection, self.loss,
                                        self.machine)
