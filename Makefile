@@ -10,8 +10,7 @@ demo: .venv/installed  ## run the whole pipeline on the phantoms (SEED=1 for ano
 	$(BIN)/python -m scripts.run_pipeline --dataset phantom --num_train_samples 20 --seed $(SEED) --epochs 24 \
 	    --data_sample_per_epoch 60 --batch_size 4 --lr 4e-3 --base_width 16 --n_last_channel 16 --input_size 128 80 \
 	    --ccl_selection largest --morphology paper --morphology_operation erosion --morphology_element centered_square \
-	    --morphology_radius 2 \
-	    --no-train_from_scratch --max_positive_weight 2 --results_dir results/demo_seed$(SEED)
+	    --morphology_radius 2 --no-train_from_scratch --max_positive_weight 2 --results_dir results/demo_seed$(SEED)
 
 test: .venv/installed  ## check the style, run all tests
 	$(BIN)/ruff check .

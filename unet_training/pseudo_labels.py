@@ -5,7 +5,7 @@ To add a kind, add a class here and enter it in `PSEUDO_LABELS`; every stage the
 import argparse
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from utils.options import add_options, option_values, options_from
 from utils.overlap import map_threaded
 from utils.paths import mask_file
 from utils.random_walk import RandomWalkOptions, random_walk_masks
-from utils.tracking.experiment import Experiment, start
+from utils.tracking.experiment import start
 from utils.tracking.models import Model, fetch_model
 
 
@@ -97,9 +97,6 @@ class PseudoLabels(ABC):
     @abstractmethod
     def compute(self, model: TrainedModel, stems: Sequence[str]) -> Iterator[Mask]:
         """Makes the masks of these images, in their order."""
-
-    def report(self, experiment: Experiment, saved: MaskStore, stems: Sequence[str]) -> None:
-        """Shows in the tracker what was saved."""
 
 
 class Raw(PseudoLabels):
@@ -188,10 +185,6 @@ class SamRefined(_OfSam):
         refined = refine_all((image for _, *image in images), decoder, self.options)
         for stem, result in zip(stems, refined, strict=True):
             yield Mask(stem, result.mask, result.estimated_dice)
-
-    def report(self, experiment: Experiment, saved: MaskStore, stems: Sequence[str]) -> None:
-        estimates = np.stack([saved.estimated_dice(stem) for stem in stems])
-        experiment.histogram("estimated dice per class", class_means(estimates), saved.labels, 0)
 
 
 @dataclass(frozen=True)
@@ -336,7 +329,8 @@ def save_masks(labels: PseudoLabels, model: TrainedModel, selection: Selection) 
     """
     labels = labels.prepared(model)
     path = masks_path(labels, model)
-    writer = MaskWriter(path, model.data.description.labels, labels.attributes(model))
+    names = model.data.description.labels
+    writer = MaskWriter(path, names, labels.attributes(model))
     missing = writer.missing(model.unlabeled_stems(selection))
     if missing:
         labels.check()
@@ -345,13 +339,23 @@ def save_masks(labels: PseudoLabels, model: TrainedModel, selection: Selection) 
                       **option_values(selection), **labels.parameters}
         with start(labels.made_by.partition(".")[2], parameters, (labels.stage, dataset)) as experiment:
             experiment.use_model(model.id)
+            estimates: list[np.ndarray] = []
             with writer:
-                writer.write_all(labels.compute(model, missing))
-            labels.report(experiment, MaskStore(path, model.data.description.labels), missing)
+                writer.write_all(note_estimates(labels.compute(model, missing), estimates))
+            if estimates:
+                experiment.histogram("estimated dice per class", class_means(np.stack(estimates)), names, 0)
     print(f"{labels.kind} masks: {path} ({len(missing)} new)")
     if labels.notice:
         print(f"refined masks: {labels.notice}")
     return path
+
+
+def note_estimates(masks: Iterable[Mask], estimates: list[np.ndarray]) -> Iterator[Mask]:
+    """Yields the masks, and adds to `estimates` what comes with them."""
+    for mask in masks:
+        if mask.estimated_dice is not None:
+            estimates.append(mask.estimated_dice)
+        yield mask
 
 
 def masks_path(labels: PseudoLabels, model: TrainedModel) -> Path:

@@ -29,7 +29,7 @@ class MaskStore:
         Raises:
             InputError: the file is missing, isn't such a file, or was made for other labels.
         """
-        self.path, self.labels = path, tuple(labels)
+        self.path = path
         self._file: h5py.File | None = None
         if not path.is_file():
             raise InputError(f"{path}: no such masks; run the stage that writes them")
