@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scripts.study.figures import new_figure
+from scripts.study.figures import legend_columns, new_figure
 from segment_anything.refinement.prompts import Prompts
 from utils.mask_store import MaskStore
 from utils.overlay import class_colors, overlay, shrink
@@ -55,13 +55,13 @@ def overlays(pictures: Mapping[str, Sequence[tuple[str, np.ndarray]]], labels: S
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=aspects)
     for row_axes, (name, row) in zip(grid, pictures.items(), strict=True):
         for axes, (caption, picture) in zip(row_axes, row, strict=True):
-            _show(axes, picture, textwrap.fill(caption, int(width / 0.07), replace_whitespace=False))
+            lines = [textwrap.fill(line, int(width / 0.07)) for line in caption.splitlines()]  # inches of a letter
+            _show(axes, picture, "\n".join(lines))
         row_axes[0].set_ylabel(name)
     figure.suptitle(title, fontsize="medium", wrap=True)
     patches = [Patch(color=color / 255, label=label)
                for label, color in zip(labels, class_colors(len(labels)), strict=True)]
-    entry = 0.5 + 0.075 * max(map(len, labels))  # inches that the longest one takes
-    figure.legend(handles=patches, ncols=max(1, int(width * columns / entry)), fontsize="x-small",
+    figure.legend(handles=patches, ncols=legend_columns(width * columns, labels), fontsize="small",
                   loc="outside lower center")
     return figure
 
@@ -108,18 +108,19 @@ def sample_pseudo_labels(store: MaskStore, labels: Sequence[str], seed: int) -> 
     return stems
 
 
-def pseudo_label_grid(pictures: Mapping[str, tuple[str, np.ndarray, np.ndarray, float]], title: str) -> "Figure":
+def pseudo_label_grid(pictures: Mapping[str, tuple[str, np.ndarray, np.ndarray, float | None]], title: str
+                      ) -> "Figure":
     """One saved pseudo label of each class, with SAM's estimate.
 
     Args:
-        pictures: label -> (stem, grey image uint8 (H, W), mask of the class bool (h, w), estimated Dice in [0, 1] or
-            NaN), as `sample_pseudo_labels` chooses them
+        pictures: label -> (stem, grey image uint8 (H, W), mask of the class bool (h, w), estimated Dice in [0, 1], NaN
+            where SAM was not asked, None for masks that aren't SAM's), stems as `sample_pseudo_labels` chooses them
     """
     shape = next(iter(pictures.values()))[1].shape
     figure, blocks = _draw_blocks(len(pictures), 1, shape, title)
     for (axes,), (label, (stem, grey, mask, estimate)) in zip(blocks, pictures.items(), strict=True):
         picture = overlay(shrink(grey, LONGEST), mask[None], MASK_COLOR)
-        _show(axes, picture, f"{label}\n{_describe(estimate)}")
+        _show(axes, picture, label if estimate is None else f"{label}\n{_describe(estimate)}")
         axes.set_xlabel(stem, fontsize="xx-small", wrap=True)
     return figure
 
