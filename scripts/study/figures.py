@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # imported where a figure is made: they take seconds
     import optuna
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#999999")  # Okabe and Ito's
 LINES, HATCHES = ("-", "--", ":"), ("", "///", "...")  # tell methods of one color apart
@@ -133,7 +134,8 @@ def estimated_dice(axes: "Axes", rows: Sequence[Mapping[str, str]]) -> None:
         axes.plot(true, estimated, ".", color=color, alpha=0.3, markersize=3,
                   label=f"{method}, {len(true)} masks, r = {np.corrcoef(true, estimated)[0, 1]:.2f}")
     axes.set(xlabel="true Dice in %", ylabel="Dice in % by SAM's estimate", xlim=(-2, 102), ylim=(-2, 102))
-    _legend_below(axes)
+    for handle in _legend_below(axes).legend_handles:
+        handle.set(alpha=1, markersize=6)
 
 
 def estimate_error(axes: "Axes", rows: Sequence[Mapping[str, str]]) -> None:
@@ -180,9 +182,9 @@ def agreement_curve(axes: "Axes", agreements: Sequence[float], threshold: float 
     _legend_below(axes)
 
 
-def search_figures(study: "optuna.Study") -> "dict[str, Figure]":
-    """Name -> figure of a search with at least two options: its history, the objective over each option (slices) and
-    over each two of them (contours, interpolated between trials)."""
+def search_figures(study: "optuna.Study", objective: str = "gain of Dice in points") -> "dict[str, Figure]":
+    """Name -> figure of a search with at least two options: its history, the objective (of that name) over each option
+    (slices) and over each two of them (contours, interpolated between trials)."""
     import warnings
 
     import matplotlib
@@ -196,7 +198,7 @@ def search_figures(study: "optuna.Study") -> "dict[str, Figure]":
     for name, plot in plots.items():
         with matplotlib.rc_context(), warnings.catch_warnings():  # Optuna sets a style
             warnings.simplefilter("ignore", ExperimentalWarning)
-            figure = np.ravel(plot(study))[0].figure
+            figure = np.ravel(plot(study, target_name=objective))[0].figure
             figure.set_size_inches(sizes[name])
             figure.set_layout_engine("constrained")
             for axes in figure.axes if name != "history" else ():
@@ -226,6 +228,12 @@ def _draw_grouped_boxes(axes: "Axes", values: Mapping[tuple[str, Hashable], Sequ
     return positions
 
 
-def _legend_below(axes: "Axes") -> None:
-    columns = int(axes.figure.get_figwidth() / 2.2)
-    axes.figure.legend(ncols=columns, fontsize="small", loc="outside lower center")
+def legend_columns(width: float, labels: Sequence[str]) -> int:
+    """How many columns of a legend in small letters fit into a width in inches."""
+    return max(1, int(width / (0.6 + 0.055 * max(map(len, labels), default=0))))
+
+
+def _legend_below(axes: "Axes") -> "Legend":
+    handles, labels = axes.get_legend_handles_labels()
+    columns = legend_columns(axes.figure.get_figwidth(), labels)
+    return axes.figure.legend(handles, labels, ncols=columns, fontsize="small", loc="outside lower center")

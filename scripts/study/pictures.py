@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scripts.study.figures import new_figure
-from segment_anything.refinement.prompts import Prompts
+from scripts.study.figures import legend_columns, new_figure
 from utils.mask_store import MaskStore
 from utils.overlay import class_colors, overlay, shrink
 
@@ -20,6 +19,8 @@ if TYPE_CHECKING:  # imported where a figure is made: they take seconds
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from segment_anything.refinement.prompts import Prompts
 
 LONGEST = 640  # pixels of a picture's longer side in a figure
 MASK_COLOR = np.array([[86, 180, 233]], np.uint8)  # of a mask that stands alone
@@ -55,18 +56,18 @@ def overlays(pictures: Mapping[str, Sequence[tuple[str, np.ndarray]]], labels: S
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=aspects)
     for row_axes, (name, row) in zip(grid, pictures.items(), strict=True):
         for axes, (caption, picture) in zip(row_axes, row, strict=True):
-            _show(axes, picture, textwrap.fill(caption, int(width / 0.07), replace_whitespace=False))
+            lines = [textwrap.fill(line, int(width / 0.07)) for line in caption.splitlines()]  # inches of a letter
+            _show(axes, picture, "\n".join(lines))
         row_axes[0].set_ylabel(name)
     figure.suptitle(title, fontsize="medium", wrap=True)
     patches = [Patch(color=color / 255, label=label)
                for label, color in zip(labels, class_colors(len(labels)), strict=True)]
-    entry = 0.5 + 0.075 * max(map(len, labels))  # inches that the longest one takes
-    figure.legend(handles=patches, ncols=max(1, int(width * columns / entry)), fontsize="x-small",
+    figure.legend(handles=patches, ncols=legend_columns(width * columns, labels), fontsize="small",
                   loc="outside lower center")
     return figure
 
 
-def prompts_figure(grey: np.ndarray, probabilities: np.ndarray, cleaned: np.ndarray, prompts: Prompts,
+def prompts_figure(grey: np.ndarray, probabilities: np.ndarray, cleaned: np.ndarray, prompts: "Prompts",
                    prompt_sets: Sequence[Sequence[str]], refined: np.ndarray, estimated_dice: np.ndarray,
                    labels: Sequence[str], title: str) -> "Figure":
     """Why SAM draws what it draws: of each class that the U-Net shows its mask, the cleaned mask with the prompts that
@@ -108,32 +109,33 @@ def sample_pseudo_labels(store: MaskStore, labels: Sequence[str], seed: int) -> 
     return stems
 
 
-def pseudo_label_grid(pictures: Mapping[str, tuple[str, np.ndarray, np.ndarray, float]], title: str) -> "Figure":
+def pseudo_label_grid(pictures: Mapping[str, tuple[str, np.ndarray, np.ndarray, float | None]], title: str
+                      ) -> "Figure":
     """One saved pseudo label of each class, with SAM's estimate.
 
     Args:
-        pictures: label -> (stem, grey image uint8 (H, W), mask of the class bool (h, w), estimated Dice in [0, 1] or
-            NaN), as `sample_pseudo_labels` chooses them
+        pictures: label -> (stem, grey image uint8 (H, W), mask of the class bool (h, w), estimated Dice in [0, 1], NaN
+            where SAM was not asked, None for masks that aren't SAM's), stems as `sample_pseudo_labels` chooses them
     """
     shape = next(iter(pictures.values()))[1].shape
     figure, blocks = _draw_blocks(len(pictures), 1, shape, title)
     for (axes,), (label, (stem, grey, mask, estimate)) in zip(blocks, pictures.items(), strict=True):
         picture = overlay(shrink(grey, LONGEST), mask[None], MASK_COLOR)
-        _show(axes, picture, f"{label}\n{_describe(estimate)}")
+        _show(axes, picture, label if estimate is None else f"{label}\n{_describe(estimate)}")
         axes.set_xlabel(stem, fontsize="xx-small", wrap=True)
     return figure
 
 
-def _draw_blocks(count: int, panels: int, shape: tuple[int, int], title: str) -> "tuple[Figure, list[np.ndarray]]":
-    """A figure, about as wide as high, and the axes of its `count` blocks of panels side by side, for pictures of that
+def _draw_blocks(count: int, size: int, shape: tuple[int, int], title: str) -> "tuple[Figure, list[np.ndarray]]":
+    """A figure, about as wide as high, and the axes of its `count` blocks of `size` pictures side by side, each of that
     shape (H, W)."""
     width, height = 2 * (shape[1] / shape[0]) ** 0.5, 2 * (shape[0] / shape[1]) ** 0.5  # inches of a picture
-    columns = max(1, round((count * (height + 0.5) / (panels * width)) ** 0.5))
+    columns = max(1, round((count * (height + 0.5) / (size * width)) ** 0.5))
     rows = max(1, math.ceil(count / columns))
-    figure = new_figure(columns * (panels * width + 0.4), 1 + rows * (height + 0.5))
+    figure = new_figure(columns * (size * width + 0.4), 1 + rows * (height + 0.5))
     figure.suptitle(title, fontsize="medium", wrap=True)
     parts = figure.subfigures(rows, columns, squeeze=False).ravel()
-    return figure, [part.subplots(1, panels, squeeze=False)[0] for part in parts[:count]]
+    return figure, [part.subplots(1, size, squeeze=False)[0] for part in parts[:count]]
 
 
 def _show(axes: "Axes", picture: np.ndarray, caption: str) -> None:
@@ -146,7 +148,7 @@ def _describe(estimate: float) -> str:
     return "not asked" if np.isnan(estimate) else f"estimate {100 * estimate:.1f} %"
 
 
-def _draw_prompts(axes: "Axes", prompts: Prompts, channel: int, names: Collection[str], scale: np.ndarray) -> None:
+def _draw_prompts(axes: "Axes", prompts: "Prompts", channel: int, names: Collection[str], scale: np.ndarray) -> None:
     """`scale` is from pixels of the masks to those of the picture: x, y."""
     from matplotlib.patches import Rectangle
     if "box" in names:

@@ -11,6 +11,7 @@ from scripts.study.tables import Scores
 
 METHODS = ["nnU-Net BCE", "SAM ViT + LR-ASPP", "U-Net", "SAM refined", "MedSAM refined", "Random Walk refined",
            "Raw pseudo labels", "SAM refined pseudo labels", "Mean Teacher", "Reliable Mean Teacher"]
+OF_SAM = ["SAM refined", "MedSAM refined", "SAM refined pseudo labels", "Reliable Mean Teacher"]
 BONES = [f"Ossa metacarpalia {number}" for number in range(17)]
 TITLE = "data set of a long name, SAM type vit_h, 43 labeled images, made with the SAM that lies in the project"
 
@@ -30,7 +31,7 @@ def rows() -> list[dict[str, str]]:
     rng = np.random.default_rng(0)
     return [{"method": method, "class": label, "dice": f"{rng.uniform(50, 90)}",
              "estimated_dice": "" if method == "U-Net" else f"{rng.uniform(60, 100)}"}
-            for method in ("U-Net", "SAM refined", "MedSAM refined") for label in BONES for _ in range(7)]
+            for method in ("U-Net", *OF_SAM) for label in BONES for _ in range(7)]
 
 
 def check_nothing_is_cut_off(figure: Figure) -> None:
@@ -77,7 +78,7 @@ def test_the_error_of_the_estimate_is_estimate_minus_dice(rows):
     figure = draw(TITLE, figures.estimate_error, rows, width=12)
     check_nothing_is_cut_off(figure)
     axes, = figure.axes
-    assert legend_of(figure) == ["SAM refined", "MedSAM refined"]
+    assert legend_of(figure) == OF_SAM
     assert [text.get_text() for text in axes.get_xticklabels()] == BONES
     errors = [float(row["estimated_dice"]) - float(row["dice"]) for row in rows
               if (row["method"], row["class"]) == ("MedSAM refined", BONES[3])]
@@ -107,14 +108,14 @@ def test_the_agreement_is_sorted_and_counted():
 def test_the_other_figures_show_all_text(scores, rows):
     for figure in (draw(TITLE, figures.box_plot, scores, METHODS, 43),
                    draw(TITLE, figures.cumulative, scores, METHODS, 5),
-                   draw(TITLE, figures.per_class, rows, ["U-Net", "SAM refined", "MedSAM refined"], width=12),
+                   draw(TITLE, figures.per_class, rows, ["U-Net", *OF_SAM], width=12),
                    draw(TITLE, figures.estimated_dice, rows)):
         check_nothing_is_cut_off(figure)
 
 
 def test_estimates_are_compared_where_there_are_some(rows):
     figure = draw("", figures.estimated_dice, rows)
-    assert [label.split(",")[0] for label in legend_of(figure)] == ["SAM refined", "MedSAM refined"]
+    assert [label.split(",")[0] for label in legend_of(figure)] == OF_SAM
     pairs = [(float(row["dice"]), float(row["estimated_dice"])) for row in rows if row["method"] == "SAM refined"]
     np.testing.assert_array_equal(figure.axes[0].lines[1].get_xydata(), pairs)
 
