@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from unet_training.nnunet.label_tables import (
-    combination_table,
     decode,
     decode_regions,
     encode,
-    group_tables,
     list_regions,
+    tabulate_combinations,
+    tabulate_groups,
 )
 from utils.errors import InputError
 
@@ -36,7 +36,7 @@ def label_sets(masks: list[np.ndarray]) -> set[tuple[int, ...]]:
 @pytest.mark.parametrize(("seed", "labels"), [(0, 5), (1, 17), (2, 32), (3, 64)])
 def test_a_class_for_every_combination_that_occurs(seed, labels):
     masks = boxes(seed, labels)
-    [table] = combination_table(masks)
+    [table] = tabulate_combinations(masks)
     classes = [tuple(np.flatnonzero(row)) for row in table]
     assert classes[0] == ()
     assert len(classes) == len(set(classes)) and set(classes) == label_sets(masks)
@@ -51,7 +51,7 @@ def test_a_class_for_every_combination_that_occurs(seed, labels):
 def test_no_two_labels_of_a_group_share_a_pixel(seed, labels):
     masks = boxes(seed, labels)
     collisions = {pair for labels_there in label_sets(masks) for pair in combinations(labels_there, 2)}
-    tables = group_tables(masks)
+    tables = tabulate_groups(masks)
     groups = [[np.flatnonzero(row).tolist() for row in table] for table in tables]
     assert all(group[0] == [] and all(len(row) == 1 for row in group[1:]) for group in groups)
     members = [[row[0] for row in group[1:]] for group in groups]
@@ -63,14 +63,14 @@ def test_no_two_labels_of_a_group_share_a_pixel(seed, labels):
     for mask in masks:
         parts = [decode(encode(mask, table), table) for table in tables]
         np.testing.assert_array_equal(np.any(parts, axis=0), mask)
-    for table, again in zip(tables, group_tables(masks), strict=True):
+    for table, again in zip(tables, tabulate_groups(masks), strict=True):
         np.testing.assert_array_equal(table, again)
 
 
 @pytest.mark.parametrize(("seed", "labels"), [(0, 5), (1, 17), (3, 64)])
 def test_a_region_for_every_label_that_occurs(seed, labels):
     masks = boxes(seed, labels)
-    [table] = combination_table(masks)
+    [table] = tabulate_combinations(masks)
     regions = list_regions(table)
     assert list(regions) == [label for label in range(labels) if any(mask[label].any() for mask in masks)]
     assert all(len(classes) > 1 for classes in regions.values())
@@ -89,17 +89,17 @@ def test_a_region_for_every_label_that_occurs(seed, labels):
 def test_labels_that_never_overlap_are_regions_of_more_than_one_class():
     mask = np.zeros((3, 4, 6), bool)
     mask[0, 1], mask[2, 3, :2] = True, True
-    [table] = combination_table([mask])
+    [table] = tabulate_combinations([mask])
     assert list_regions(table) == {0: [1, 1], 2: [2, 2]}
 
 
 def test_many_classes_need_sixteen_bits():
     mask = np.zeros((9, 2, 256), bool)
     mask[:8] = np.arange(256) >> np.arange(8)[:, None, None] & 1
-    [table] = combination_table([mask])
+    [table] = tabulate_combinations([mask])
     assert len(table) == 256 and encode(mask, table).dtype == np.uint8
     mask[8, 1, 7] = True
-    [table] = combination_table([mask])
+    [table] = tabulate_combinations([mask])
     index = encode(mask, table)
     assert len(table) == 257 and index.dtype == np.uint16
     np.testing.assert_array_equal(decode(index, table), mask)
@@ -107,17 +107,17 @@ def test_many_classes_need_sixteen_bits():
 
 def test_what_no_class_stands_for_is_an_error():
     masks = boxes(0, 5)
-    [table] = combination_table(masks)
+    [table] = tabulate_combinations(masks)
     unseen = np.ones((5, HEIGHT, WIDTH), bool)
     with pytest.raises(ValueError, match="no class"):
         encode(unseen, table)
     with pytest.raises(IndexError):
         decode(np.full((HEIGHT, WIDTH), len(table), np.uint8), table)
     with pytest.raises(InputError, match="65 labels"):
-        combination_table([np.zeros((65, 2, 3), bool)])
+        tabulate_combinations([np.zeros((65, 2, 3), bool)])
 
 
 def test_without_any_label_there_is_no_class():
     empty = [np.zeros((4, 3, 2), bool)]
-    assert [table.tolist() for table in combination_table(empty)] == [[[False] * 4]]
-    assert group_tables(empty) == []
+    assert [table.tolist() for table in tabulate_combinations(empty)] == [[[False] * 4]]
+    assert tabulate_groups(empty) == []

@@ -19,14 +19,14 @@ from utils.errors import InputError
 MOST_LABELS = 64  # bits of a code
 
 
-def combination_table(masks: Sequence[np.ndarray]) -> list[np.ndarray]:
+def tabulate_combinations(masks: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The one table of all combinations in the masks, each bool, (C, H, W); C is 64 at most."""
-    codes = np.unique(np.concatenate([np.unique(_codes(mask)) for mask in masks]))
+    codes = np.unique(np.concatenate([np.unique(_compute_codes(mask)) for mask in masks]))
     bits = np.arange(len(masks[0]), dtype=np.uint64)
     return [np.union1d(np.uint64(0), codes)[:, None] >> bits & np.uint64(1) > 0]
 
 
-def group_tables(masks: Sequence[np.ndarray]) -> list[np.ndarray]:
+def tabulate_groups(masks: Sequence[np.ndarray]) -> list[np.ndarray]:
     """A table for each group of labels no two of which share a pixel of the masks, each bool, (C, H, W).
 
     A greedy coloring of the labels, those that collide with most others first. A label that no mask shows has no
@@ -41,8 +41,14 @@ def group_tables(masks: Sequence[np.ndarray]) -> list[np.ndarray]:
             if group is None:
                 groups.append(group := [])
             group.append(label)
-    return [np.eye(len(together), dtype=bool)[[0, *sorted(group)]] & (np.arange(len(group) + 1) > 0)[:, None]
-            for group in groups]
+    return [_tabulate_group(group, len(together)) for group in groups]
+
+
+def _tabulate_group(group: list[int], num_labels: int) -> np.ndarray:
+    """The table with a class for each label of a group, in the labels' order."""
+    table = np.zeros((len(group) + 1, num_labels), dtype=bool)
+    table[np.arange(1, len(table)), sorted(group)] = True
+    return table
 
 
 @dataclass(frozen=True)
@@ -61,10 +67,10 @@ class Encoding:
 
 
 ENCODINGS = {
-    "combinations": Encoding(combination_table),
-    "groups": Encoding(group_tables),
-    "regions": Encoding(combination_table, regions=True),
-    "regions_bce": Encoding(combination_table, regions=True, trainer="BCETrainer"),
+    "combinations": Encoding(tabulate_combinations),
+    "groups": Encoding(tabulate_groups),
+    "regions": Encoding(tabulate_combinations, regions=True),
+    "regions_bce": Encoding(tabulate_combinations, regions=True, trainer="BCETrainer"),
 }
 
 
@@ -74,7 +80,7 @@ def encode(mask: np.ndarray, table: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: the table has no class for a combination of its labels in the mask.
     """
-    classes, codes = _codes(table.T), _codes(mask & table.any(axis=0)[:, None, None])
+    classes, codes = _compute_codes(table.T), _compute_codes(mask & table.any(axis=0)[:, None, None])
     index = np.searchsorted(classes, codes).clip(max=len(classes) - 1)
     if (classes[index] != codes).any():
         raise ValueError("the mask shows labels together for which the table has no class")
@@ -103,7 +109,7 @@ def decode_regions(probabilities: np.ndarray, table: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _codes(labels: np.ndarray) -> np.ndarray:
+def _compute_codes(labels: np.ndarray) -> np.ndarray:
     """Which labels are set, as bits: bool, (C, ...) -> uint64, (...)."""
     if len(labels) > MOST_LABELS:
         raise InputError(f"{len(labels)} labels: nnU-Net's classes are made of {MOST_LABELS} at most; leave labels out")

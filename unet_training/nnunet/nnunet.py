@@ -176,7 +176,8 @@ class NNUNet:
             write_images(folder / "imagesTr", self.data, stems)
             for stem, mask in zip(stems, masks, strict=True):
                 write_png(folder / "labelsTr" / f"{stem}.png", encode(mask, table))
-            write_json(folder / "dataset.json", dataset_json(table, labels, len(masks), self.options.encoding.regions))
+            description = describe_dataset(table, labels, len(masks), self.options.encoding.regions)
+            write_json(folder / "dataset.json", description)
         write_json(record, {**origin, "tables": [table.astype(int).tolist() for table in tables]})
         return tables
 
@@ -236,12 +237,12 @@ def _extract(archive: Path, folder: Path) -> tuple[dict, NNUNetOptions]:
         tables = _read_tables(record)
         models = [options.model_folder(number) for number in range(1, len(tables) + 1)]
         known = [str(model / name) for model in models for name in ("dataset.json", "plans.json", CHECKPOINT)]
-        if others := sorted(set(file.namelist()) - {RECORD, *known}):
-            raise InputError(f"holds {others[0]!r}, which is no part of an nnU-Net; use archives that "
+        if strangers := sorted(set(file.namelist()) - {RECORD, *known}):
+            raise InputError(f"holds {strangers[0]!r}, which is no part of an nnU-Net; use archives that "
                              "scripts.train_nnunet made")
         write_json(folder / RECORD, record)
         for number, (model, table) in enumerate(zip(models, tables, strict=True), 1):
-            description = dataset_json(table, record["labels"], len(record["stems"]), options.encoding.regions)
+            description = describe_dataset(table, record["labels"], len(record["stems"]), options.encoding.regions)
             plans = json.loads(file.read(str(model / "plans.json")))
             check_plans(plans, options.dataset_name(number))
             state = torch.load(io.BytesIO(file.read(str(model / CHECKPOINT))), map_location="cpu", weights_only=True)
@@ -296,7 +297,7 @@ def write_images(folder: Path, data: AnnotatedImages, stems: Sequence[str]) -> N
         write_png(folder / f"{stem}_0000.png", np.rint(grey).astype(np.uint8))
 
 
-def dataset_json(table: np.ndarray, labels: Sequence[str], num_images: int, regions: bool) -> dict:
+def describe_dataset(table: np.ndarray, labels: Sequence[str], num_images: int, regions: bool) -> dict:
     """What nnU-Net must know of a data set. Names carry a number, as nnU-Net gives some names a meaning.
 
     Args:

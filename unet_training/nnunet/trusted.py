@@ -40,19 +40,19 @@ def check_plans(plans: Any, dataset_name: str) -> None:
         InputError: the plans hold another text.
     """
     names = {**NAMES, "dataset_name": {dataset_name}}
-    for key, text in _texts(plans):
+    for key, text in _list_texts(plans):
         if text not in names.get(key, ()):
             raise InputError(f"its plans.json says {key} = {text!r}, which nnU-Net itself wouldn't write and might "
                              "run; use archives that scripts.train_nnunet made")
 
 
-def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def _list_texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Every text in the content of a JSON file, after the nearest key above it."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, list):
         for item in value:
-            yield from _texts(item, key)
+            yield from _list_texts(item, key)
     elif isinstance(value, dict):
         for name, item in value.items():
-            yield from _texts(item, name)
+            yield from _list_texts(item, name)
