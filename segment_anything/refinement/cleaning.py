@@ -1,14 +1,14 @@
-"""Cleaning of predicted masks before prompts are taken from them (paper, mask cleaning)."""
+"""Cleaning of predicted masks before prompts are taken from them (utils/segmentation_preprocessing.py of the authors).
+"""
 import cv2
 import numpy as np
-import skimage.morphology
 
 from utils.boxes import bounding_slices
 
 SELECTIONS = ("highest_probability", "largest", "none")
-OPERATIONS = {"dilation": cv2.MORPH_DILATE, "erosion": cv2.MORPH_ERODE,
-              "opening": cv2.MORPH_OPEN, "closing": cv2.MORPH_CLOSE}
-ELEMENTS = ("square", "disk", "diamond", "star")
+OPERATIONS = {"dilation": (cv2.dilate,), "erosion": (cv2.erode,),
+              "opening": (cv2.erode, cv2.dilate), "closing": (cv2.dilate, cv2.erode)}
+ELEMENTS = ("square", "centered_square", "disk", "diamond", "star")
 
 
 def clean_masks(probabilities: np.ndarray, selection: str = "highest_probability") -> np.ndarray:
@@ -21,7 +21,12 @@ def clean_masks(probabilities: np.ndarray, selection: str = "highest_probability
     Returns:
         bool, (C, H, W); a class without foreground stays empty
     """
-    masks = probabilities > 0.5
+    return select_components(probabilities > 0.5, probabilities, selection)
+
+
+def select_components(masks: np.ndarray, probabilities: np.ndarray, selection: str) -> np.ndarray:
+    """As `clean_masks`, of masks, bool (C, H, W), that were thresholded already."""
+    masks = masks.copy()
     if selection == "none":
         return masks
     for mask, probability in zip(masks, probabilities, strict=True):
@@ -44,14 +49,24 @@ def _best_component(mask: np.ndarray, probability: np.ndarray, selection: str) -
 
 
 def structuring_element(element: str, radius: int) -> np.ndarray:
-    """A square, disk, diamond or star as scikit-image defines them, uint8; about 2 * radius + 1 pixels wide."""
+    """One of `ELEMENTS`, uint8. Radius 0 is a single pixel.
+
+    `square` is the released code's: only `radius` pixels wide, as of `skimage.morphology.square`. `centered_square` is
+    2 * radius + 1 pixels wide, as the disk and the diamond, for which scikit-image means a radius by that name.
+    """
     if element == "square":
+        return np.ones((max(radius, 1), max(radius, 1)), np.uint8)
+    if element == "centered_square":
         return np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
+    import skimage.morphology  # takes a while, and is rarely needed
     return getattr(skimage.morphology, element)(radius).astype(np.uint8)
 
 
 def apply_morphology(masks: np.ndarray, operation: str, element: str, radius: int) -> np.ndarray:
     """Dilation, erosion, opening or closing of every mask; what lies beyond the border has no effect.
+
+    Of an element with an even side n, an erosion looks from n / 2 pixels before each pixel to n / 2 - 1 behind it, and
+    a dilation the other way round, as in kornia, by which the released code does it.
 
     Args:
         masks: bool, (C, H, W)
@@ -64,5 +79,9 @@ def apply_morphology(masks: np.ndarray, operation: str, element: str, radius: in
     if radius == 0:
         return masks.copy()
     kernel = structuring_element(element, radius)
-    changed = [cv2.morphologyEx(mask.astype(np.uint8), OPERATIONS[operation], kernel) for mask in masks]
-    return np.array(changed, dtype=bool).reshape(masks.shape)
+    middle = {cv2.erode: len(kernel) // 2, cv2.dilate: (len(kernel) - 1) // 2}
+    changed = masks.astype(np.uint8)
+    for mask in changed:
+        for step in OPERATIONS[operation]:
+            mask[:] = step(mask, kernel, anchor=(middle[step], middle[step]))
+    return changed.astype(bool)
