@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> list[Step]:
                 watch.time(write, "ours", save_embedding, ours, embedding, dtype)
                 watch.time(read, "baseline", lambda: [paper_way.read_embedding(gzipped) for _ in range(READS)])
                 loaded = watch.time(read, "ours", load_embedding, ours, decoder.checkpoint)
-                difference = (loaded.embedding - embedding.embedding).abs().max().item()
+                difference = (loaded.features["image"] - embedding.features["image"]).abs().max().item()
                 masks = refine(probabilities, loaded, decoder, RefinementOptions()).mask
                 for step in (write, read):
                     found.setdefault(step, []).append((difference, int((masks != exact).sum())))

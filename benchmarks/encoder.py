@@ -98,7 +98,7 @@ class Difference(NamedTuple):
 def compare(theirs: ImageEmbedding, ours: ImageEmbedding, probabilities: np.ndarray,
             decoder: StoredEmbeddingDecoder | None) -> Difference:
     """Without a decoder of the embeddings alone."""
-    difference = (theirs.embedding - ours.embedding).abs().max().item()
+    difference = (theirs.features["image"] - ours.features["image"]).abs().max().item()
     if decoder is None:
         return Difference(difference)
     upstream = logits(probabilities, theirs, decoder)
@@ -111,7 +111,7 @@ def compare(theirs: ImageEmbedding, ours: ImageEmbedding, probabilities: np.ndar
 def logits(probabilities: np.ndarray, embedding: ImageEmbedding, decoder: StoredEmbeddingDecoder) -> np.ndarray:
     """Those whose signs are the refined masks, (K, H, W) for the K prompted classes."""
     options = RefinementOptions()
-    _, prompts = clean_and_prompt(probabilities, embedding, options)
+    _, prompts = clean_and_prompt(probabilities, options)
     low, _ = decode_all(decoder, [embedding], [prompts], options)[0]
     return decoder.upscale(low, embedding, probabilities.shape[1:]).cpu().numpy()
 

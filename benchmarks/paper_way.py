@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from segment_anything.embeddings import ImageEmbedding
 from segment_anything.modeling import MaskDecoder, PromptEncoder
-from segment_anything.refinement.prompts import ClassPrompt, Prompts, extract_prompts, scale_prompts, select_prompt
+from segment_anything.refinement.prompts import ClassPrompt, Prompts, extract_prompts, select_prompt
 from segment_anything.refinement.refine import RefinementOptions
 from utils.precision import full_float32
 
@@ -37,17 +37,20 @@ def clean_masks(probabilities: torch.Tensor) -> torch.Tensor:
     return masks
 
 
-def dilate(masks: torch.Tensor, radius: int = 8) -> torch.Tensor:
-    """Dilation by a square, as the maximum over all windows; bool, (C, H, W)."""
-    padded = F.pad(masks.float(), (radius,) * 4)
-    side = 2 * radius + 1
-    return padded.unfold(1, side, 1).unfold(2, side, 1).amax(dim=(3, 4)) > 0
+def dilate(masks: torch.Tensor, side: int = 8) -> torch.Tensor:
+    """Dilation by a square of `side` pixels, bool, (C, H, W): a convolution shifts the masks by every pixel of the
+    square, one channel each, of which the maximum is taken, as by kornia."""
+    before, behind = (side - 1) // 2, side // 2
+    padded = F.pad(masks.float(), (before, behind, before, behind))[:, None]
+    shifts = torch.eye(side * side, device=masks.device).view(-1, 1, side, side)
+    return F.conv2d(padded, shifts).max(dim=1).values > 0
 
 
 def save_embedding(path: Path, embedding: ImageEmbedding) -> None:
     """HDF5, gzip level 9."""
     with h5py.File(path, "w") as file:
-        file.create_dataset("embedding", data=embedding.embedding.numpy(), compression="gzip", compression_opts=9)
+        features = embedding.features["image"].numpy()
+        file.create_dataset("embedding", data=features, compression="gzip", compression_opts=9)
 
 
 def read_embedding(path: Path) -> torch.Tensor:
@@ -81,11 +84,12 @@ def upscale(logits: torch.Tensor, embedding: ImageEmbedding, size: tuple[int, in
 
 
 def two_passes(prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, embedding: torch.Tensor, prompts: Prompts,
-               channel: int, options: RefinementOptions) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both passes of one class: logits (1, 1, 4h, 4w) and predicted IoU (1, 1)."""
+               channel: int, options: RefinementOptions, input_size: tuple[int, int]
+               ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both passes of one class: logits (1, 1, 4h, 4w) and predicted IoU (1, 1); `input_size` is the embedding's."""
     modules = prompt_encoder, mask_decoder
-    first = decode(*modules, embedding, select_prompt(prompts, channel, options.prompt1st))
-    second = select_prompt(prompts, channel, options.prompt2nd)
+    first = decode(*modules, embedding, select_prompt(prompts, channel, options.prompt1st, input_size))
+    second = select_prompt(prompts, channel, options.prompt2nd, input_size)
     return first if second.empty else decode(*modules, embedding, second, first[0])
 
 
@@ -95,12 +99,13 @@ def refine(probabilities: torch.Tensor, embedding_file: Path, embedding: ImageEm
     are used: its values are read from `embedding_file`, once for each prompt."""
     masks = clean_masks(probabilities)
     dilate(masks)  # the released code computes this, and goes on with what it had before
-    prompts = scale_prompts(extract_prompts(masks.cpu().numpy()), masks.shape[1:], embedding.input_size)
+    prompts = extract_prompts(masks.cpu().numpy())
     estimates = np.full(len(masks), np.nan)
     for channel in np.flatnonzero(prompts.valid):
         for _ in range(2):
             features = read_embedding(embedding_file).to(probabilities.device)
-        logits, iou = two_passes(prompt_encoder, mask_decoder, features, prompts, channel, options)
+        logits, iou = two_passes(prompt_encoder, mask_decoder, features, prompts, channel, options,
+                                 embedding.input_size)
         masks[channel] = upscale(logits, embedding, masks.shape[1:])
         estimates[channel] = 2 * iou.item() / (1 + iou.item())
     return masks.cpu().numpy(), estimates

@@ -155,7 +155,7 @@ def compare(args: argparse.Namespace, ours: Ours, stems: list[str], ours_ms: dic
     """The same by the paper's way, on a few images; times and differences."""
     checkpoint, device, folder = checkpoint_from(args), ours.device, ours.folder
     sam, preprocessing = load_sam(args.sam_type, checkpoint).to(device), get_sam_type(args.sam_type).preprocessing
-    modules = [module.to(device) for module in load_prompt_modules(args.sam_type, checkpoint)]
+    modules = [module.to(device) for module in load_prompt_modules(args.sam_type, checkpoint).values()]
     identity = StoredEmbeddingDecoder.load(args.sam_type, checkpoint).checkpoint
     images, theirs = ImageDataset(ours.data, stems), {}
 
@@ -180,8 +180,8 @@ def compare(args: argparse.Namespace, ours: Ours, stems: list[str], ours_ms: dic
     keep_freed_memory(False)
     baseline_ms = {stage: measure(baseline[stage], stems)[0] for stage in ours_ms}
     stored = embedding_folder(folder, "phantom", args.sam_type)
-    difference = max((load_embedding(embedding_path(stored, stem), identity).embedding - theirs[stem].embedding)
-                     .abs().max().item() for stem in stems)
+    loaded = {stem: load_embedding(embedding_path(stored, stem), identity).features["image"] for stem in stems}
+    difference = max((loaded[stem] - theirs[stem].features["image"]).abs().max().item() for stem in stems)
     changed = {stage: changed_pixels(folder / f"{name}_gzip.h5", MaskStore(folder / f"{name}.h5", ours.labels), stems)
                for stage, name in (("prediction", "raw"), ("refinement", "refined"))}
     return [Step(stage, baseline_ms[stage], ours_ms[stage], difference if stage == "embeddings" else 0,

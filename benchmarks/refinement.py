@@ -26,7 +26,7 @@ from benchmarks.measure import Step, Stopwatch, add_report_arguments, operations
 from segment_anything.checkpoints import identify
 from segment_anything.embeddings import compute_embedding, load_embedding, save_embedding
 from segment_anything.refinement.cleaning import clean_masks
-from segment_anything.refinement.prompts import extract_prompts, scale_prompts
+from segment_anything.refinement.prompts import extract_prompts
 from segment_anything.refinement.refine import RefinementOptions, decode_all, refine
 from segment_anything.registry import (
     get_sam_type,
@@ -69,7 +69,7 @@ class Bench:
 
     def __init__(self, sam_type: str, checkpoint: Path, device: torch.device):
         self.sam = load_sam(sam_type, checkpoint).to(device)
-        self.modules = [module.to(device) for module in load_prompt_modules(sam_type, checkpoint)]
+        self.modules = [module.to(device) for module in load_prompt_modules(sam_type, checkpoint).values()]
         self.decoder = StoredEmbeddingDecoder.load(sam_type, checkpoint, device)
         self.preprocessing, self.checkpoint = get_sam_type(sam_type).preprocessing, identify(checkpoint)
         self.device, self.watch, self.prompted = device, Stopwatch(device), 0
@@ -87,7 +87,7 @@ class Bench:
         theirs, ours = self.time("mask cleaning", partial(paper_way.clean_masks, on_device),
                                  partial(clean_masks, probabilities))
         self.note("mask cleaning", 0, theirs.cpu().numpy() != ours)
-        prompts = scale_prompts(extract_prompts(ours), ours.shape[1:], embedding.input_size)
+        prompts = extract_prompts(ours)
         channels = np.flatnonzero(prompts.valid)
         self.prompted += len(channels)
 
@@ -96,11 +96,12 @@ class Bench:
 
         theirs, ours = self.time("reading the embedding", read_for_every_prompt,
                                  partial(load_embedding, plain, self.checkpoint))
-        self.note("reading the embedding", (theirs - ours.embedding).abs().max().item())
+        self.note("reading the embedding", (theirs - ours.features["image"]).abs().max().item())
 
-        stored = embedding.embedding.to(self.device)
+        stored = embedding.features["image"].to(self.device)
         theirs, ours = self.time(
-            DECODER, lambda: [paper_way.two_passes(*self.modules, stored, prompts, each, OPTIONS) for each in channels],
+            DECODER, lambda: [paper_way.two_passes(*self.modules, stored, prompts, channel, OPTIONS,
+                                                   embedding.input_size) for channel in channels],
             lambda: decode_all(self.decoder, [embedding], [prompts], OPTIONS)[0])
         self.operations.append(operations(decode_all, self.decoder, [embedding], [prompts], OPTIONS))
         self.note(DECODER, max((a[0, 0] - b).abs().max().item() for (a, _), b in zip(theirs, ours[0], strict=True)))

@@ -1,16 +1,18 @@
 """SAM image embeddings, computed once per image and kept on disk (paper, image embeddings).
 
-One HDF5 file per image, `<folder>/<stem>.h5`: dataset `embedding`, float32 or float16 (D, h, w), uncompressed because
-that reads fastest; attributes `original_size`, `input_size`, `encoder_input_size`, `checkpoint`, `checkpoint_sha256`.
+One HDF5 file per image, `<folder>/<stem>.h5`: dataset `embedding` (the feature map "image"), float32 or float16
+(D, h, w), uncompressed because that reads fastest; further feature maps, of a type that has them, under their own
+names; attributes `original_size`, `input_size`, `encoder_input_size`, `checkpoint`, `checkpoint_sha256`, and
+`preprocessing` unless it is "longest_side".
 """
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import h5py
 import numpy as np
-import skimage.transform
 import torch
 from tqdm import tqdm
 
@@ -26,6 +28,7 @@ from utils.precision import full_float32
 
 PRECISIONS = ("float32", "float16", "bf16")
 IMAGES_AT_ONCE = {"cpu": 1, "cuda": 4}  # in the encoder; more don't pay on a CPU
+DEFAULT_PREPROCESSING = "longest_side"
 
 
 @dataclass(frozen=True)
@@ -33,18 +36,20 @@ class ImageEmbedding:
     """What the image encoder makes of one image.
 
     Attributes:
-        embedding: float32 on the CPU, (D, h, w); SAM: (256, 64, 64)
+        features: float32 on the CPU, (D, h, w) each; SAM 1 has "image": (256, 64, 64) alone
         original_size: (H, W) of the image in pixels
         input_size: (H, W) that the image takes up in the encoder's input, before padding
         encoder_input_size: side of the encoder's square input in pixels
         checkpoint: the weights that it was computed with
+        preprocessing: of the image, a key of `PREPROCESSINGS`
     """
 
-    embedding: torch.Tensor
+    features: dict[str, torch.Tensor]
     original_size: tuple[int, int]
     input_size: tuple[int, int]
     encoder_input_size: int
     checkpoint: CheckpointId
+    preprocessing: str = DEFAULT_PREPROCESSING
 
 
 def to_8_bit(grey: np.ndarray) -> np.ndarray:
@@ -55,29 +60,35 @@ def to_8_bit(grey: np.ndarray) -> np.ndarray:
 def encoder_input(sam: Sam, grey: np.ndarray, preprocessing: str) -> tuple[torch.Tensor, tuple[int, int]]:
     """Brings a grey image into the form that the image encoder was trained on.
 
-    "longest_side": resized so that the longest side fills the input, SAM's mean and std, zeros to the right and below.
-    "squash" (MedSAM): resized to the square by cubic interpolation, then scaled to [0, 1] by its minimum and maximum.
-
     Args:
         grey: uint8 or uint16, (H, W), at the original resolution
+        preprocessing: a key of `PREPROCESSINGS`
     Returns:
         float32, (1, 3, S, S) on the model's device, and the `input_size` (H, W)
     """
-    side = sam.image_encoder.img_size
-    if preprocessing == "squash":
-        pixels, input_size = _squash(to_8_bit(grey), side), (side, side)
-        return torch.from_numpy(pixels).expand(1, 3, -1, -1).to(sam.device), input_size
+    return PREPROCESSINGS[preprocessing](sam, to_8_bit(grey))
+
+
+def _fit_longest_side(sam: Sam, grey: np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
+    """SAM's: the longest side fills the input; SAM's mean and std, zeros to the right and below."""
     # the three channels are equal, so the package's resize sees one of them
-    pixels = ResizeLongestSide(side).apply_image(to_8_bit(grey))
+    pixels = ResizeLongestSide(sam.image_encoder.img_size).apply_image(grey)
     colors = torch.from_numpy(pixels).to(sam.device).expand(1, 3, -1, -1)
     return sam.preprocess(colors), pixels.shape
 
 
-def _squash(grey: np.ndarray, side: int) -> np.ndarray:
-    """uint8 (H, W) -> float32 (side, side) in [0, 1]; MedSAM cuts the resized grey values to whole numbers first."""
-    resized = skimage.transform.resize(grey, (side, side), order=3, preserve_range=True, anti_aliasing=True)
-    whole = resized.astype(np.uint8).astype(np.float32)
-    return (whole - whole.min()) / max(whole.max() - whole.min(), 1e-8)
+def _squash(sam: Sam, grey: np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
+    """MedSAM's: cubic to the whole square, then its minimum becomes 0, its maximum 1.
+
+    Resized as 8-bit numbers by OpenCV, as in scripts/generate_img_embeddings.py of the authors' code.
+    """
+    side = sam.image_encoder.img_size
+    pixels = cv2.resize(grey, (side, side), interpolation=cv2.INTER_CUBIC).astype(np.float64)
+    scaled = (pixels - pixels.min()) / max(np.ptp(pixels), 1e-8)
+    return torch.from_numpy(scaled).float().expand(1, 3, -1, -1).to(sam.device), (side, side)
+
+
+PREPROCESSINGS = {"longest_side": _fit_longest_side, "squash": _squash}  # of uint8 (H, W)
 
 
 class _Prepared(NamedTuple):
@@ -90,7 +101,8 @@ class _Prepared(NamedTuple):
 
 def compute_embedding(sam: Sam, grey: np.ndarray, preprocessing: str, checkpoint: CheckpointId) -> ImageEmbedding:
     """Embeds one grey image, uint8 or uint16, (H, W), on the model's device."""
-    return _encode(sam, [_Prepared(grey.shape, *encoder_input(sam, grey, preprocessing))], checkpoint)[0]
+    prepared = _Prepared(grey.shape, *encoder_input(sam, grey, preprocessing))
+    return _encode(sam, [prepared], preprocessing, checkpoint)[0]
 
 
 def compute_embeddings(sam: Sam, paths: Sequence[Path], preprocessing: str, checkpoint: CheckpointId,
@@ -104,15 +116,19 @@ def compute_embeddings(sam: Sam, paths: Sequence[Path], preprocessing: str, chec
     at_once = IMAGES_AT_ONCE[sam.device.type]
     images = map_threaded(prepare, paths, threads=at_once)
     for batch in batched(images, at_once):
-        yield from _encode(sam, batch, checkpoint)
+        yield from _encode(sam, batch, preprocessing, checkpoint)
 
 
 @full_float32()
 @torch.inference_mode()
-def _encode(sam: Sam, images: Sequence[_Prepared], checkpoint: CheckpointId) -> list[ImageEmbedding]:
-    embeddings = sam.image_encoder(torch.cat([image.pixels for image in images])).cpu()
-    return [ImageEmbedding(embedding, image.original_size, image.input_size, sam.image_encoder.img_size, checkpoint)
-            for embedding, image in zip(embeddings, images, strict=True)]
+def _encode(sam: Sam, images: Sequence[_Prepared], preprocessing: str, checkpoint: CheckpointId
+            ) -> list[ImageEmbedding]:
+    encoded = sam.image_encoder(torch.cat([image.pixels for image in images]))
+    maps = encoded if isinstance(encoded, dict) else {"image": encoded}
+    maps = {name: values.cpu() for name, values in maps.items()}
+    return [ImageEmbedding({name: values[number] for name, values in maps.items()}, image.original_size,
+                           image.input_size, sam.image_encoder.img_size, checkpoint, preprocessing)
+            for number, image in enumerate(images)]
 
 
 def embedding_path(folder: Path, stem: str) -> Path:
@@ -123,12 +139,15 @@ def embedding_path(folder: Path, stem: str) -> Path:
 def save_embedding(path: Path, embedding: ImageEmbedding, dtype: type = np.float32) -> None:
     """Writes one embedding as numbers of that type, complete or not at all."""
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        file["embedding"] = embedding.embedding.numpy().astype(dtype, copy=False)
+        for name, features in embedding.features.items():
+            file["embedding" if name == "image" else name] = features.numpy().astype(dtype, copy=False)
         file.attrs["original_size"] = embedding.original_size
         file.attrs["input_size"] = embedding.input_size
         file.attrs["encoder_input_size"] = embedding.encoder_input_size
         file.attrs["checkpoint"] = embedding.checkpoint.name
         file.attrs["checkpoint_sha256"] = embedding.checkpoint.sha256
+        if embedding.preprocessing != DEFAULT_PREPROCESSING:
+            file.attrs["preprocessing"] = embedding.preprocessing
 
 
 def load_embedding(path: Path, checkpoint: CheckpointId) -> ImageEmbedding:
@@ -142,10 +161,11 @@ def load_embedding(path: Path, checkpoint: CheckpointId) -> ImageEmbedding:
     try:
         with h5py.File(path, "r") as file:
             check_same_checkpoint(path, _checkpoint_of(file), checkpoint)
-            height, width = file.attrs["original_size"].tolist()
-            return ImageEmbedding(torch.from_numpy(file["embedding"][()]).float(), (height, width),
-                                  tuple(file.attrs["input_size"].tolist()), int(file.attrs["encoder_input_size"]),
-                                  checkpoint)
+            original_size, input_size = (tuple(file.attrs[name].tolist()) for name in ("original_size", "input_size"))
+            features = {"image" if name == "embedding" else name: torch.from_numpy(dataset[()]).float()
+                        for name, dataset in file.items()}
+            return ImageEmbedding(features, original_size, input_size, int(file.attrs["encoder_input_size"]),
+                                  checkpoint, _preprocessing_of(file))
     except (OSError, KeyError) as error:
         raise InputError(f"{path}: not a readable embedding ({error}); delete it and run "
                          "`python -m scripts.generate_img_embeddings`") from error
@@ -163,7 +183,7 @@ def check_same_checkpoint(what: Path | str, found: CheckpointId, asked: Checkpoi
 def save_missing_embeddings(images: Sequence[tuple[str, Path]], folder: Path, sam_type: str, checkpoint: Path,
                             device: torch.device, precision: str = "float32", max_grey_value: int | None = None) -> int:
     """Computes the embeddings that are not there yet, one file per image. SAM is loaded only if one is missing. One of
-    an image of another size counts as missing: the image was replaced.
+    an image of another size counts as missing, as the image was replaced, and one of another preprocessing.
 
     Args:
         images: stem and image file of each
@@ -176,33 +196,38 @@ def save_missing_embeddings(images: Sequence[tuple[str, Path]], folder: Path, sa
         InputError: the checkpoint or an image can't be used, or an embedding there is of another checkpoint.
     """
     check_present(sam_type, checkpoint)
-    checkpoint_id = identify(checkpoint)
+    checkpoint_id, preprocessing = identify(checkpoint), get_sam_type(sam_type).preprocessing
     missing = [(stem, path) for stem, path in images
-               if not is_embedded(embedding_path(folder, stem), checkpoint_id, image_size(path))]
+               if not is_embedded(embedding_path(folder, stem), checkpoint_id, image_size(path), preprocessing)]
     if not missing:
         return 0
     sam = load_sam(sam_type, checkpoint).to(device)
     accelerate(sam.image_encoder, torch.bfloat16 if precision == "bf16" else torch.float32)
     stored = np.float32 if precision == "float32" else np.float16
-    embeddings = compute_embeddings(sam, [path for _, path in missing], get_sam_type(sam_type).preprocessing,
-                                    checkpoint_id, max_grey_value)
+    embeddings = compute_embeddings(sam, [path for _, path in missing], preprocessing, checkpoint_id, max_grey_value)
     named = zip((embedding_path(folder, stem) for stem, _ in missing), embeddings, strict=True)
-    for _ in map_threaded(lambda each: save_embedding(*each, stored),
-                        tqdm(named, f"SAM embeddings ({sam_type})", len(missing), unit="image")):
+    progress = tqdm(named, f"SAM embeddings ({sam_type})", len(missing), unit="image")
+    for _ in map_threaded(lambda path_and_embedding: save_embedding(*path_and_embedding, stored), progress):
         pass
     return len(missing)
 
 
-def is_embedded(path: Path, checkpoint: CheckpointId, size: tuple[int, int]) -> bool:
-    """Whether a readable embedding of this checkpoint and of an image of that size (H, W) lies there; one of another
-    checkpoint is an InputError."""
+def is_embedded(path: Path, checkpoint: CheckpointId, size: tuple[int, int],
+                preprocessing: str = DEFAULT_PREPROCESSING) -> bool:
+    """Whether a readable embedding of this checkpoint and of an image of that size (H, W), preprocessed like this, lies
+    there; one of another checkpoint is an InputError."""
     try:
         with h5py.File(path, "r") as file:
             check_same_checkpoint(path, _checkpoint_of(file), checkpoint)
-            return "embedding" in file and tuple(file.attrs["original_size"]) == size
+            return ("embedding" in file and tuple(file.attrs["original_size"]) == size
+                    and _preprocessing_of(file) == preprocessing)
     except (OSError, KeyError):
         return False
 
 
 def _checkpoint_of(file: h5py.File) -> CheckpointId:
     return CheckpointId(file.attrs["checkpoint"], file.attrs["checkpoint_sha256"])
+
+
+def _preprocessing_of(file: h5py.File) -> str:
+    return file.attrs.get("preprocessing", DEFAULT_PREPROCESSING)

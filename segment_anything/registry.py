@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from segment_anything.build_sam import build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
 from segment_anything.checkpoints import check_architecture, read_state_dict
 from segment_anything.demo_sam import DEMO_SAM_NOTICE, DEMO_SAM_WEIGHTS, build_demo_sam
-from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam
+from segment_anything.fast.mask_decoder import FastDecoder
+from segment_anything.mask_decoder import Decoder, PlainDecoder
+from segment_anything.modeling import Sam
 from utils.errors import InputError
 
 _META_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
@@ -20,11 +23,14 @@ class SamType:
     """One type of SAM.
 
     Attributes:
-        build: makes the model with random weights, in eval mode
+        build: makes the model with random weights, in eval mode. It has what `embeddings` calls: `preprocess`,
+            `device`, and an `image_encoder` with `img_size`, (B, 3, S, S) -> (B, D, h, w), or a dict of several such
+            maps by name, among them "image"
         file_name: the public name of its checkpoint
         source: where a person finds the checkpoint
         url, size, sha256: for the download; None where nothing is published that could be checked (size in bytes)
-        preprocessing: "longest_side" (SAM's own) or "squash" (MedSAM's), see `embeddings`
+        decoder: makes a decoder of the model's other modules, given by their names
+        preprocessing: a key of `embeddings.PREPROCESSINGS`: "longest_side" (SAM's own) or "squash" (MedSAM's)
         notice: what must be said wherever a result of this type is shown
         convert: turns the public checkpoint's keys into the model's
     """
@@ -35,6 +41,7 @@ class SamType:
     url: str | None = None
     size: int | None = None
     sha256: str | None = None
+    decoder: Callable[..., Decoder] = PlainDecoder
     preprocessing: str = "longest_side"
     notice: str = ""
     convert: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] = dict
@@ -51,7 +58,7 @@ def _convert_vit_t(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
 
 
 def _meta(build: Callable[[], Sam], file_name: str, sha256: str, size: int | None = None) -> SamType:
-    return SamType(build, file_name, _META_URL + file_name, _META_URL + file_name, size, sha256)
+    return SamType(build, file_name, _META_URL + file_name, _META_URL + file_name, size, sha256, FastDecoder)
 
 
 SAM_TYPES: dict[str, SamType] = {
@@ -62,11 +69,13 @@ SAM_TYPES: dict[str, SamType] = {
     "vit_b": _meta(build_sam_vit_b, "sam_vit_b_01ec64.pth",
                    "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 375_042_383),
     "medsam": SamType(build_sam_vit_b, "medsam_vit_b.pth", "the link in https://github.com/bowang-lab/MedSAM",
-                      preprocessing="squash"),
+                      decoder=FastDecoder, preprocessing="squash"),
     "vit_t": SamType(_build_vit_t, "mobile_sam.pt", _MOBILE_SAM_URL + "mobile_sam.pt",
                      _MOBILE_SAM_URL + "mobile_sam.pt", 40_728_226,
-                     "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f", convert=_convert_vit_t),
-    "demo": SamType(build_demo_sam, DEMO_SAM_WEIGHTS.name, "this project's repository", notice=DEMO_SAM_NOTICE),
+                     "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f", FastDecoder,
+                     convert=_convert_vit_t),
+    "demo": SamType(build_demo_sam, DEMO_SAM_WEIGHTS.name, "this project's repository", decoder=FastDecoder,
+                    notice=DEMO_SAM_NOTICE),
 }
 
 
@@ -113,8 +122,9 @@ def load_sam(sam_type: str, checkpoint: Path) -> Sam:
     return sam.requires_grad_(False)
 
 
-def load_prompt_modules(sam_type: str, checkpoint: Path) -> tuple[PromptEncoder, MaskDecoder]:
-    """Prompt encoder and mask decoder, float32 on the CPU, in eval mode, for embeddings that are there already.
+def load_prompt_modules(sam_type: str, checkpoint: Path) -> dict[str, nn.Module]:
+    """The modules beside the image encoder, by name, float32 on the CPU, in eval mode; of SAM 1 `prompt_encoder` and
+    `mask_decoder`. They make masks of embeddings that are there already.
 
     The image encoder is neither allocated nor read: only the names and shapes of its weights are compared, so that a
     checkpoint of another type is found out although its mask decoder would fit.
@@ -125,11 +135,13 @@ def load_prompt_modules(sam_type: str, checkpoint: Path) -> tuple[PromptEncoder,
     with torch.device("meta"):  # shapes without memory
         sam = get_sam_type(sam_type).build()
     state_dict = _matching_state_dict(sam_type, checkpoint, sam)
-    for name in ("prompt_encoder", "mask_decoder"):
+    modules = {name: module for name, module in sam.named_children() if name != "image_encoder"}
+    for name, module in modules.items():
         weights = {key.removeprefix(f"{name}."): tensor.to(torch.float32, copy=True)
                    for key, tensor in state_dict.items() if key.startswith(f"{name}.")}
-        getattr(sam, name).load_state_dict(weights, assign=True)
-    return sam.prompt_encoder.requires_grad_(False), sam.mask_decoder.requires_grad_(False)
+        module.load_state_dict(weights, assign=True)
+        module.requires_grad_(False)
+    return modules
 
 
 def _matching_state_dict(sam_type: str, checkpoint: Path, sam: Sam) -> dict[str, torch.Tensor]:

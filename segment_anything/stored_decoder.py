@@ -1,17 +1,17 @@
-"""SAM's prompt encoder and mask decoder on stored image embeddings; the image encoder is never loaded."""
-from collections.abc import Sequence
+"""SAM on stored image embeddings: masks of objects from prompts; the image encoder is never loaded."""
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from segment_anything.checkpoints import CheckpointId, identify
 from segment_anything.embeddings import ImageEmbedding, check_same_checkpoint
-from segment_anything.fast.mask_decoder import PreparedImages, SingleMaskDecoder
-from segment_anything.modeling import MaskDecoder, PromptEncoder
-from segment_anything.registry import load_prompt_modules
+from segment_anything.mask_decoder import Decoder, Maps
+from segment_anything.registry import get_sam_type, load_prompt_modules
 from utils.precision import full_float32
 
 
@@ -24,38 +24,43 @@ class StoredEmbeddingDecoder:
         objects_at_once: how many objects `decode` should be for: many keep a GPU busy, on a CPU they gain little and
             take memory
         images_at_once: from how many images such objects should be gathered
+        modules: of SAM, those beside its image encoder, by name
     """
 
-    def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, checkpoint: CheckpointId,
+    def __init__(self, modules: Mapping[str, nn.Module], decoder: Callable[..., Decoder], checkpoint: CheckpointId,
                  device: torch.device | str = "cpu"):
+        """`decoder` is what a type of SAM says of its own."""
         self.checkpoint = checkpoint
         self.device = torch.device(device)
         self.objects_at_once, self.images_at_once = (32, 8) if self.device.type == "cuda" else (1, 1)
-        self.prompt_encoder, mask_decoder = prompt_encoder.to(device), mask_decoder.to(device)
+        self.modules = {name: module.to(device) for name, module in modules.items()}
         with torch.inference_mode():
-            self._mask_decoder = SingleMaskDecoder(self.prompt_encoder, mask_decoder)
+            self._decoder = decoder(**self.modules)
 
     @classmethod
     def load(cls, sam_type: str, checkpoint: Path, device: torch.device | str = "cpu") -> "StoredEmbeddingDecoder":
         """Raises:
             InputError: the checkpoint is missing, isn't one, or is one of another architecture.
         """
-        return cls(*load_prompt_modules(sam_type, checkpoint), identify(checkpoint), device)
+        modules = load_prompt_modules(sam_type, checkpoint)
+        return cls(modules, get_sam_type(sam_type).decoder, identify(checkpoint), device)
 
     @torch.inference_mode()
-    def prepare(self, embeddings: Sequence[ImageEmbedding]) -> PreparedImages:
-        """Images as `decode` takes them, on the decoder's device; once per image.
+    def prepare(self, embeddings: Sequence[ImageEmbedding]) -> Maps:
+        """Images as `select_images` and `decode` take them, on the decoder's device; once per image.
 
         Raises:
             InputError: an embedding was computed with another checkpoint than this decoder's.
         """
         for embedding in embeddings:
             check_same_checkpoint("image embedding", embedding.checkpoint, self.checkpoint)
-        return self._mask_decoder.prepare(torch.stack([each.embedding for each in embeddings]).to(self.device))
+        return self._decoder.prepare({
+            name: torch.stack([embedding.features[name] for embedding in embeddings]).to(self.device)
+            for name in embeddings[0].features})
 
     @full_float32()
     @torch.inference_mode()
-    def decode(self, images: PreparedImages, boxes: np.ndarray | None = None, points: np.ndarray | None = None,
+    def decode(self, images: Maps, boxes: np.ndarray | None = None, points: np.ndarray | None = None,
                labels: np.ndarray | None = None, mask_inputs: torch.Tensor | None = None
                ) -> tuple[torch.Tensor, torch.Tensor]:
         """SAM's single-mask output for K objects with the same kinds and numbers of prompts.
@@ -70,13 +75,10 @@ class StoredEmbeddingDecoder:
         Returns:
             logits (K, 4h, 4w), float32, to be upscaled by `upscale`, and the predicted IoU (K,), on the device
         """
-        sparse, _ = self.prompt_encoder(
-            points=None if points is None else (self._on_device(points), self._on_device(labels)),
-            boxes=None if boxes is None else self._on_device(boxes), masks=None)
-        return self._mask_decoder(images, sparse, mask_inputs)
+        return self._decoder(images, *(self._on_device(values) for values in (boxes, points, labels)), mask_inputs)
 
-    def _on_device(self, coordinates: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(coordinates, dtype=torch.float32, device=self.device)
+    def _on_device(self, values: np.ndarray | None) -> torch.Tensor | None:
+        return None if values is None else torch.as_tensor(values, dtype=torch.float32, device=self.device)
 
     @torch.inference_mode()
     def upscale(self, logits: torch.Tensor, embedding: ImageEmbedding,

@@ -1,9 +1,12 @@
 """A tiny SAM of the package's own classes with random weights: same code as the real ones, in milliseconds."""
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from segment_anything.fast.mask_decoder import FastDecoder
+from segment_anything.mask_decoder import Decoder
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.registry import SAM_TYPES, SamType
 
@@ -21,9 +24,9 @@ def build_small_sam() -> Sam:
 
 
 def register_small_sam(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str = "small", seed: int = 0,
-                       preprocessing: str = "longest_side") -> Path:
+                       preprocessing: str = "longest_side", decoder: Callable[..., Decoder] = FastDecoder) -> Path:
     """Makes SAM type `name` known and returns a checkpoint of it, in the format of the published ones."""
-    monkeypatch.setitem(SAM_TYPES, name, SamType(build_small_sam, f"{name}.pth", "the tests",
+    monkeypatch.setitem(SAM_TYPES, name, SamType(build_small_sam, f"{name}.pth", "the tests", decoder=decoder,
                                                  preprocessing=preprocessing))
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -32,7 +32,8 @@ def add_options(parser: argparse._ActionsContainer, options: type, **defaults: A
     for field in dataclasses.fields(options):
         if "argument" in field.metadata:
             default = defaults.get(field.name, field.default)
-            parser.add_argument(f"--{field.name}", default=default, **_inferred(default), **field.metadata["argument"])
+            argument = {**_inferred(default), **field.metadata["argument"]}
+            parser.add_argument(f"--{field.name}", default=default, **argument)
 
 
 def _inferred(default: Any) -> dict[str, Any]:

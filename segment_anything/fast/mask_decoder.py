@@ -7,76 +7,53 @@ pixel, and only the finished logits are put into the order of an image.
 What doesn't depend on the prompt is computed once: the positions' share of every projection, and the image's share of
 the first block's. There the prompt's mask adds to the image no more than a linear map of a few channels.
 """
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from segment_anything.fast.linear import linear
+from segment_anything.mask_decoder import Maps
 from segment_anything.modeling import MaskDecoder, PromptEncoder
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 
 PIXELS = 1024  # that are upscaled at once, so that they stay in the cache
 
 
-class PreparedImages(NamedTuple):
-    """B images without a mask prompt, (B, P, D), and the first block's projection of them, (B, P, 3 I)."""
-
-    pixels: Tensor
-    projected: Tensor
-
-    def of(self, images: Sequence[int]) -> "PreparedImages":
-        """The image of each of K objects, or the one that all of them show (B = 1)."""
-        chosen = slice(images[0], images[0] + 1) if len(set(images)) == 1 else list(images)
-        return PreparedImages(*(each[chosen] for each in self))
-
-
-class SingleMaskDecoder:
-    """The first mask and its predicted IoU of several objects, each with as many prompts.
+class FastDecoder:
+    """The twin of `PlainDecoder`; its interface is `segment_anything.mask_decoder.Decoder`.
 
     Shapes: B images, K objects, P = h w pixels, D channels, T tokens, I channels inside an attention.
-
-    Args:
-        prompt_encoder, decoder: on their device, in evaluation mode; their weights must not change afterwards
     """
 
-    def __init__(self, prompt_encoder: PromptEncoder, decoder: MaskDecoder):
-        self._size = prompt_encoder.image_embedding_size
+    def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder):
+        """In evaluation mode; their weights must not change afterwards."""
+        self._encode_prompts, self._size = prompt_encoder, prompt_encoder.image_embedding_size
         *encoding, last = prompt_encoder.mask_downscaling
         self._encode_mask = torch.nn.Sequential(*encoding)
         self._no_mask = prompt_encoder.no_mask_embed.weight
         self._positions = _rows(prompt_encoder.get_dense_pe())
-        self._blocks = decoder.transformer.layers
+        self._blocks = mask_decoder.transformer.layers
         self._projections = [_projection(block, self._positions) for block in self._blocks]
         # what the code of a mask prompt adds to an image that has the embedding of none, and to its projection
         self._masked = last.weight.flatten(1), last.bias - self._no_mask[0]
-        self._masked_projected = [self._projections[0][0] @ each for each in self._masked]
-        self._final_attention = decoder.transformer.final_attn_token_to_image
-        self._final_norm = decoder.transformer.norm_final_attn
-        self._output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        self._iou_head, self._mask_head = decoder.iou_prediction_head, decoder.output_hypernetworks_mlps[0]
-        first, self._norm, _, second, _ = decoder.output_upscaling
+        self._masked_projected = [self._projections[0][0] @ part for part in self._masked]
+        self._final_attention = mask_decoder.transformer.final_attn_token_to_image
+        self._final_norm = mask_decoder.transformer.norm_final_attn
+        self._output_tokens = torch.cat([mask_decoder.iou_token.weight, mask_decoder.mask_tokens.weight])
+        self._iou_head, self._mask_head = mask_decoder.iou_prediction_head, mask_decoder.output_hypernetworks_mlps[0]
+        first, self._norm, _, second, _ = mask_decoder.output_upscaling
         self._first, self._second = _as_linear(first), _as_linear(second)
 
-    def prepare(self, features: Tensor) -> PreparedImages:
-        """Embeddings of images, (B, D, h, w), for any number of calls."""
-        pixels = _rows(features) + self._no_mask
-        return PreparedImages(pixels, _project(pixels, self._projections[0]))
+    def prepare(self, features: Maps) -> Maps:
+        """Images without a mask prompt, (B, P, D), and the first block's projection of them, (B, P, 3 I)."""
+        pixels = _rows(features["image"]) + self._no_mask
+        return {"pixels": pixels, "projected": _project(pixels, self._projections[0])}
 
-    def __call__(self, images: PreparedImages, sparse: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """K objects' masks.
-
-        Args:
-            images: of each object, or one of all (B = K or 1)
-            sparse: prompt embeddings, (K, N, D)
-            masks: mask prompts, logits (K, 4h, 4w)
-        Returns:
-            logits (K, 4h, 4w) and predicted IoU (K,)
-        """
+    def __call__(self, images: Maps, boxes: Tensor | None, points: Tensor | None, labels: Tensor | None,
+                 masks: Tensor | None) -> tuple[Tensor, Tensor]:
+        sparse, _ = self._encode_prompts(None if points is None else (points, labels), boxes, None)
         positions = torch.cat([self._output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
-        tokens, (pixels, projected) = positions, images
+        tokens, pixels, projected = positions, images["pixels"], images["projected"]
         if masks is not None:
             codes = _rows(self._encode_mask(masks[:, None]))
             pixels = linear(codes, *self._masked).add_(pixels)
@@ -92,13 +69,14 @@ class SingleMaskDecoder:
 
     def _upscale(self, pixels: Tensor, mask_weights: Tensor) -> Tensor:
         """(K, P, D), and the weights of the mask's channels, (K, D / 8) -> logits (K, 4h, 4w)."""
-        logits = torch.cat([self._upscale_some(some, mask_weights) for some in pixels.split(PIXELS, dim=1)], dim=1)
+        parts = pixels.split(PIXELS, dim=1)
+        logits = torch.cat([self._upscale_part(part, mask_weights) for part in parts], dim=1)
         # each pixel became 2 x 2, and each of those 2 x 2: rows are (y, i, k), columns (x, j, l)
         height, width = self._size
         logits = logits.view(-1, height, width, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
         return logits.reshape(-1, 4 * height, 4 * width)
 
-    def _upscale_some(self, pixels: Tensor, mask_weights: Tensor) -> Tensor:
+    def _upscale_part(self, pixels: Tensor, mask_weights: Tensor) -> Tensor:
         coarse = linear(pixels, *self._first).unflatten(2, (4, -1))
         coarse = F.gelu(F.layer_norm(coarse, coarse.shape[-1:], self._norm.weight, self._norm.bias, self._norm.eps))
         fine = F.gelu(linear(coarse, *self._second)).view(len(pixels), -1, mask_weights.shape[1])
@@ -138,14 +116,14 @@ def _block(block: TwoWayAttentionBlock, tokens: Tensor, positions: Tensor, pixel
         tokens = tokens + block.self_attn(located, located, tokens)
     tokens = block.norm1(tokens)
     look, answer = block.cross_attn_token_to_image, block.cross_attn_image_to_token
-    keys, values, queries = (_heads(each, look) for each in projected.chunk(3, dim=2))
+    keys, values, queries = (_heads(rows, look) for rows in projected.chunk(3, dim=2))
     seen = F.scaled_dot_product_attention(_heads(look.q_proj(tokens + positions), look), keys, values)
-    tokens = block.norm2(tokens + look.out_proj(_joined(seen)))
+    tokens = block.norm2(tokens + look.out_proj(_join_heads(seen)))
     tokens = block.norm3(tokens + block.mlp(tokens))
     keys, values = _heads(answer.k_proj(tokens + positions), answer), _heads(answer.v_proj(tokens), answer)
     # the pixels stay the last axis of the weights: on a CPU the few tokens in their place take three times as long
     weights = (keys / _root(answer) @ queries.mT).softmax(dim=2)
-    seen = _joined(weights.mT @ values)
+    seen = _join_heads(weights.mT @ values)
     return tokens, block.norm4(linear(seen, answer.out_proj.weight, answer.out_proj.bias).add_(pixels))
 
 
@@ -160,7 +138,7 @@ def _look_once(attention: Attention, queries: Tensor, keys: Tensor, values: Tens
                           for layer in (attention.k_proj, attention.v_proj))
     weights = ((per_head @ to_keys).flatten(1, 2) @ keys.mT).softmax(dim=2)
     seen = (weights @ values).unflatten(1, per_head.shape[1:3]) @ to_values.mT
-    return attention.out_proj(_joined(seen) + attention.v_proj.bias)
+    return attention.out_proj(_join_heads(seen) + attention.v_proj.bias)
 
 
 def _heads(rows: Tensor, attention: Attention) -> Tensor:
@@ -168,7 +146,7 @@ def _heads(rows: Tensor, attention: Attention) -> Tensor:
     return rows.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
 
 
-def _joined(heads: Tensor) -> Tensor:
+def _join_heads(heads: Tensor) -> Tensor:
     """(K, heads, N, I / heads) -> (K, N, I)"""
     return heads.transpose(1, 2).flatten(2)
 

@@ -1,30 +1,42 @@
-"""Refinement of predicted masks by SAM (paper, SAM refinement).
+"""Refinement of predicted masks by SAM (utils/seg_refinement.py of the authors' code).
 
 U-Net probabilities -> cleaned masks -> prompts -> first pass -> second pass with the first one's logits -> masks.
 """
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from segment_anything.embeddings import ImageEmbedding
-from segment_anything.fast.mask_decoder import PreparedImages
-from segment_anything.refinement.cleaning import ELEMENTS, OPERATIONS, SELECTIONS, apply_morphology, clean_masks
+from segment_anything.mask_decoder import Maps, select_images
+from segment_anything.refinement.cleaning import (
+    ELEMENTS,
+    OPERATIONS,
+    SELECTIONS,
+    apply_morphology,
+    clean_masks,
+    select_components,
+)
 from segment_anything.refinement.prompts import (
-    PROMPT_NAMES,
+    ELSEWHERE,
+    PROMPTS,
     ClassPrompt,
     Prompts,
     extract_prompts,
-    scale_prompts,
     select_prompt,
 )
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
+from utils import options as option_arguments
 from utils.errors import InputError
+from utils.options import option
 from utils.overlap import batched
 
 MORPHOLOGIES = ("released", "paper")
+ORDERS = ("after", "before")
+WITH_PAPER = "with --morphology paper: "
 
 
 @dataclass(frozen=True)
@@ -32,29 +44,44 @@ class RefinementOptions:
     """How to refine. The defaults are those of the paper's reported numbers.
 
     `morphology`: the released code computes a morphology whose result it never uses ("released", no effect); the paper
-    describes it as applied to the cleaned masks before prompts are taken ("paper"). `morphology_radius` is in pixels.
+    describes it as applied to the cleaned masks before prompts are taken ("paper").
+    `morphology_order`: "before" changes the thresholded masks, of which a component is then chosen, as in
+    seg_processing/hpo_seg_preprocess.py of the authors' code.
 
     Raises:
         InputError: an option has no meaning.
     """
 
-    prompt1st: tuple[str, ...] = ("box",)
-    prompt2nd: tuple[str, ...] = ("pos_points", "neg_points")
-    ccl_selection: str = "highest_probability"
-    morphology: str = "released"
-    morphology_operation: str = "dilation"
-    morphology_element: str = "square"
-    morphology_radius: int = 8
+    prompt1st: tuple[str, ...] = option(
+        ("box",), f"prompts of the first pass, from {', '.join(PROMPTS)}", metavar="PROMPT")
+    prompt2nd: tuple[str, ...] = option(
+        ("pos_points", "neg_points"), "prompts of the second pass; nothing after the argument: no second pass",
+        nargs="*", metavar="PROMPT")
+    ccl_selection: str = option(
+        "highest_probability", "which connected component of each class is kept", choices=SELECTIONS)
+    morphology: str = option(
+        "released", "released: no effect, as in the paper's released code; paper: applied, as it is described",
+        metavar="BEHAVIOR")
+    morphology_operation: str = option("dilation", WITH_PAPER + ", ".join(OPERATIONS), metavar="OPERATION")
+    morphology_element: str = option(
+        "square", f"{WITH_PAPER}{', '.join(ELEMENTS)}; square: as wide as the radius, as in the released code; "
+        "centered_square: as wide as the disk", metavar="ELEMENT")
+    morphology_radius: int = option(
+        8, WITH_PAPER + "radius of the element", type=int, metavar="PIXELS")
+    morphology_order: str = option(
+        "after", WITH_PAPER + "before or after one component is chosen", metavar="ORDER")
 
     def __post_init__(self):
         _check_prompts("--prompt1st", self.prompt1st)
         _check_prompts("--prompt2nd", self.prompt2nd)
-        if not set(self.prompt1st) & {"box", "pos_points"}:
-            raise InputError("--prompt1st: the first prompt set must say where the object is; add box or pos_points")
+        if not set(self.prompt1st) - ELSEWHERE:
+            alone = " or ".join(name for name in PROMPTS if name not in ELSEWHERE)
+            raise InputError(f"--prompt1st: the first prompt set must say where the object is; add {alone}")
         _check_choice("--ccl_selection", self.ccl_selection, SELECTIONS)
         _check_choice("--morphology", self.morphology, MORPHOLOGIES)
         _check_choice("--morphology_operation", self.morphology_operation, OPERATIONS)
         _check_choice("--morphology_element", self.morphology_element, ELEMENTS)
+        _check_choice("--morphology_order", self.morphology_order, ORDERS)
         if self.morphology_radius < 0:
             raise InputError(f"--morphology_radius {self.morphology_radius}: give 0 or more pixels")
 
@@ -64,17 +91,18 @@ class RefinementOptions:
                  self.ccl_selection, self.morphology]
         if self.morphology == "paper":
             parts += [self.morphology_operation, self.morphology_element, str(self.morphology_radius)]
+            parts += ["before"] if self.morphology_order == "before" else []
         return "_".join(parts)
 
 
 def _check_prompts(argument: str, names: tuple[str, ...]) -> None:
     for name in names:
-        _check_choice(argument, name, PROMPT_NAMES)
+        _check_choice(argument, name, PROMPTS)
     if len(set(names)) < len(names):
         raise InputError(f"{argument} {' '.join(names)}: name each prompt once")
 
 
-def _check_choice(argument: str, value: str, choices) -> None:
+def _check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
         raise InputError(f"{argument} {value}: unknown; choose from {', '.join(choices)}")
 
@@ -112,14 +140,14 @@ def refine(probabilities: np.ndarray, embedding: ImageEmbedding, decoder: Stored
 def refine_all(images: Iterable[tuple[np.ndarray, ImageEmbedding]], decoder: StoredEmbeddingDecoder,
                options: RefinementOptions) -> Iterator[Refined]:
     """`refine` for (probabilities, embedding) of many images, as many at once as the decoder wants."""
-    for some in batched(images, decoder.images_at_once):
-        yield from _refine_together(some, decoder, options)
+    for batch in batched(images, decoder.images_at_once):
+        yield from _refine_together(batch, decoder, options)
 
 
 def _refine_together(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decoder: StoredEmbeddingDecoder,
                      options: RefinementOptions) -> list[Refined]:
-    cleaned, prompts = zip(*(clean_and_prompt(*image, options) for image in images), strict=True)
-    results = [Refined(each.copy(), np.full(len(each), np.nan), each) for each in cleaned]
+    cleaned, prompts = zip(*(clean_and_prompt(probabilities, options) for probabilities, _ in images), strict=True)
+    results = [Refined(masks.copy(), np.full(len(masks), np.nan), masks) for masks in cleaned]
     embeddings = [embedding for _, embedding in images]
     for number, (logits, iou) in decode_all(decoder, embeddings, prompts, options).items():
         result, valid = results[number], prompts[number].valid
@@ -129,13 +157,27 @@ def _refine_together(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decode
     return results
 
 
-def clean_and_prompt(probabilities: np.ndarray, embedding: ImageEmbedding, options: RefinementOptions
-                     ) -> tuple[np.ndarray, Prompts]:
-    """The cleaned masks, bool (C, H, W), and the prompts that they give, in pixels of the encoder's input."""
+def clean_and_prompt(probabilities: np.ndarray, options: RefinementOptions) -> tuple[np.ndarray, Prompts]:
+    """The cleaned masks, bool (C, H, W), and what their prompts are taken from."""
+    morphology = options.morphology_operation, options.morphology_element, options.morphology_radius
+    if options.morphology == "released":
+        cleaned = clean_masks(probabilities, options.ccl_selection)
+        return cleaned, extract_prompts(cleaned)
+    if options.morphology_order == "before":
+        changed = apply_morphology(probabilities > 0.5, *morphology)
+        cleaned = select_components(changed, probabilities, options.ccl_selection)
+        return cleaned, extract_prompts(cleaned)
     cleaned = clean_masks(probabilities, options.ccl_selection)
-    shapes = cleaned if options.morphology == "released" else apply_morphology(
-        cleaned, options.morphology_operation, options.morphology_element, options.morphology_radius)
-    return cleaned, scale_prompts(extract_prompts(shapes), cleaned.shape[1:], embedding.input_size)
+    return cleaned, extract_prompts(apply_morphology(cleaned, *morphology))
+
+
+class PromptedObject(NamedTuple):
+    """A valid class of an image, given by their numbers, and what SAM is asked for it in both passes."""
+
+    image: int
+    channel: int
+    first: ClassPrompt
+    second: ClassPrompt
 
 
 def decode_all(decoder: StoredEmbeddingDecoder, embeddings: Sequence[ImageEmbedding], prompts: Sequence[Prompts],
@@ -145,61 +187,68 @@ def decode_all(decoder: StoredEmbeddingDecoder, embeddings: Sequence[ImageEmbedd
     Returns:
         by number of the image, if it has a valid class: low-resolution logits (K, 4h, 4w) and predicted IoU (K,)
     """
-    counts, results = [int(each.valid.sum()) for each in prompts], {}
-    for count in set(counts) - {0}:  # an object's negative points are the image's other valid classes
-        numbers = [number for number, each in enumerate(counts) if each == count]
-        images = decoder.prepare([embeddings[number] for number in numbers])
-        alike = [prompts[number] for number in numbers]
-        objects = [(image, channel) for image, each in enumerate(alike) for channel in np.flatnonzero(each.valid)]
-        decoded = [two_passes(decoder, images, alike, some, options)
-                   for some in batched(objects, decoder.objects_at_once)]
-        of_images = zip(*(torch.cat(each).split(count) for each in zip(*decoded, strict=True)), strict=True)
-        results.update(zip(numbers, of_images, strict=True))
+    objects = _prompt_objects(embeddings, prompts, options)
+    if not objects:
+        return {}
+    images, decoded = decoder.prepare(embeddings), {}
+    for group in _group_by_shapes(objects):
+        for batch in batched(group, decoder.objects_at_once):
+            logits, iou = two_passes(decoder, images, batch)
+            decoded.update({(item.image, item.channel): (logits[row], iou[row]) for row, item in enumerate(batch)})
+    results = {}
+    for number in {item.image for item in objects}:
+        of_image = [decoded[number, channel] for channel in np.flatnonzero(prompts[number].valid)]
+        results[number] = tuple(torch.stack(values) for values in zip(*of_image, strict=True))
     return results
 
 
-def two_passes(decoder: StoredEmbeddingDecoder, images: PreparedImages, prompts: Sequence[Prompts],
-               objects: Sequence[tuple[int, int]], options: RefinementOptions) -> tuple[torch.Tensor, torch.Tensor]:
-    """Low-resolution logits (K, 4h, 4w) and predicted IoU (K,) of objects, each the number of its image and its class.
+def _prompt_objects(embeddings: Sequence[ImageEmbedding], prompts: Sequence[Prompts], options: RefinementOptions
+                    ) -> list[PromptedObject]:
+    objects = []
+    for number, (embedding, of_image) in enumerate(zip(embeddings, prompts, strict=True)):
+        for channel in np.flatnonzero(of_image.valid):
+            first, second = (select_prompt(of_image, channel, names, embedding.input_size)
+                             for names in (options.prompt1st, options.prompt2nd))
+            objects.append(PromptedObject(number, channel, first, second))
+    return objects
 
-    The first pass is the result where the second set is empty: none was asked for, or it has negative points alone and
-    there is no other class.
+
+def _group_by_shapes(objects: Iterable[PromptedObject]) -> Iterable[list[PromptedObject]]:
+    """Only objects whose prompts are of the same shapes can be decoded together."""
+    groups: dict[tuple, list[PromptedObject]] = {}
+    for item in objects:
+        groups.setdefault((item.first.shape, item.second.shape), []).append(item)
+    return groups.values()
+
+
+def two_passes(decoder: StoredEmbeddingDecoder, images: Maps, objects: Sequence[PromptedObject]
+               ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Low-resolution logits (K, 4h, 4w) and predicted IoU (K,) of objects whose prompts are of the same shapes.
+
+    The first pass is the result where the second prompt is empty: none was asked for, or it has negative points alone
+    and there is no other class.
 
     Args:
-        prompts: of each image, in pixels of the encoder's input; all have as many valid classes
+        images: those that the objects number, prepared by the decoder
     """
-    images = images.of([number for number, _ in objects])
-    first, second = ([select_prompt(prompts[number], channel, names) for number, channel in objects]
-                     for names in (options.prompt1st, options.prompt2nd))
-    logits, iou = _decode(decoder, images, first)
+    images = select_images(images, [item.image for item in objects])
+    logits, iou = _decode(decoder, images, [item.first for item in objects])
+    second = [item.second for item in objects]
     return (logits, iou) if second[0].empty else _decode(decoder, images, second, logits)
 
 
-def _decode(decoder: StoredEmbeddingDecoder, images: PreparedImages, prompts: list[ClassPrompt],
+def _decode(decoder: StoredEmbeddingDecoder, images: Maps, prompts: Sequence[ClassPrompt],
             mask_inputs: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """All prompts at once, which are of the same kinds and numbers."""
-    boxes, points, labels = (None if values[0] is None else np.stack(values) for values in
-                             zip(*((each.box, each.points, each.labels) for each in prompts), strict=True))
+    has_box, number_of_points = prompts[0].shape
+    boxes = np.stack([prompt.box for prompt in prompts]) if has_box else None
+    points = np.stack([prompt.points for prompt in prompts]) if number_of_points else None
+    labels = np.stack([prompt.labels for prompt in prompts]) if number_of_points else None
     return decoder.decode(images, boxes, points, labels, mask_inputs)
 
 
 def add_refinement_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that `options_from` reads."""
-    default = RefinementOptions()
-    group = parser.add_argument_group("refinement")
-    group.add_argument("--prompt1st", nargs="+", default=list(default.prompt1st), metavar="PROMPT",
-                       help=f"prompts of the first pass, from {', '.join(PROMPT_NAMES)}")
-    group.add_argument("--prompt2nd", nargs="*", default=list(default.prompt2nd), metavar="PROMPT",
-                       help="prompts of the second pass; nothing after the argument: no second pass")
-    add_ccl_argument(group)
-    group.add_argument("--morphology", default=default.morphology, metavar="BEHAVIOR",
-                       help="released: no effect, as in the paper's released code; paper: applied, as it is described")
-    group.add_argument("--morphology_operation", default=default.morphology_operation, metavar="OPERATION",
-                       help=f"with --morphology paper: {', '.join(OPERATIONS)}")
-    group.add_argument("--morphology_element", default=default.morphology_element, metavar="ELEMENT",
-                       help=f"with --morphology paper: {', '.join(ELEMENTS)}")
-    group.add_argument("--morphology_radius", type=int, default=default.morphology_radius, metavar="PIXELS",
-                       help="with --morphology paper: radius of the element")
+    option_arguments.add_options(parser.add_argument_group("refinement"), RefinementOptions)
 
 
 def add_ccl_argument(parser: argparse._ActionsContainer) -> None:
@@ -211,5 +260,4 @@ def options_from(args: argparse.Namespace) -> RefinementOptions:
     """Raises:
         InputError: an option has no meaning.
     """
-    return RefinementOptions(tuple(args.prompt1st), tuple(args.prompt2nd), args.ccl_selection, args.morphology,
-                             args.morphology_operation, args.morphology_element, args.morphology_radius)
+    return option_arguments.options_from(RefinementOptions, args)

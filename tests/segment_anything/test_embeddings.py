@@ -5,13 +5,13 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-import skimage.transform
 import torch
 
 import segment_anything.embeddings as embeddings_module
 from segment_anything import SamPredictor
 from segment_anything.checkpoints import CheckpointId, identify
 from segment_anything.embeddings import (
+    ImageEmbedding,
     compute_embedding,
     encoder_input,
     load_embedding,
@@ -45,8 +45,8 @@ def test_embedding_equals_the_packages_predictor(checkpoint, size):
     predictor = SamPredictor(sam)
     predictor.set_image(np.repeat(grey[..., None], 3, axis=2))
     embedding = compute_embedding(sam, grey, "longest_side", SOME_ID)
-    torch.testing.assert_close(embedding.embedding[None], predictor.features, rtol=0, atol=1e-5)
-    assert embedding.embedding.dtype == torch.float32
+    torch.testing.assert_close(embedding.features["image"][None], predictor.features, rtol=0, atol=1e-5)
+    assert embedding.features["image"].dtype == torch.float32
     assert embedding.original_size == predictor.original_size == size
     assert embedding.input_size == predictor.input_size
     assert embedding.encoder_input_size == SIDE
@@ -58,7 +58,8 @@ def test_16_bit_images_are_scaled_to_8_bit(checkpoint):
     np.testing.assert_array_equal(to_8_bit(grey), expected)
     np.testing.assert_array_equal(to_8_bit(np.array([[0, 65535]], np.uint16)), [[0, 255]])
     sam = load_sam("small", checkpoint)
-    from_16, from_8 = (compute_embedding(sam, image, "longest_side", SOME_ID).embedding for image in (grey, expected))
+    from_16, from_8 = (compute_embedding(sam, image, "longest_side", SOME_ID).features["image"]
+                       for image in (grey, expected))
     assert torch.equal(from_16, from_8)
 
 
@@ -67,10 +68,10 @@ def test_medsam_ignores_the_aspect_ratio_and_scales_by_minimum_and_maximum(check
     grey = radiograph(60, 100) // 2 + 30
     image, input_size = encoder_input(sam, grey, "squash")
     colors = np.repeat(grey[..., None], 3, axis=2)
-    resized = skimage.transform.resize(colors, (SIDE, SIDE), order=3, preserve_range=True, anti_aliasing=True)
-    resized = resized.astype(np.uint8)
-    expected = (resized - resized.min()) / (resized.max() - resized.min())
-    np.testing.assert_allclose(image[0].permute(1, 2, 0).numpy(), expected, atol=1e-6)
+    resized = cv2.resize(colors, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+    assert resized.dtype == np.uint8
+    expected = (resized - resized.min()) / np.clip(resized.max() - resized.min(), 1e-8, None)
+    np.testing.assert_array_equal(image[0].permute(1, 2, 0).numpy(), expected.astype(np.float32))
     assert input_size == (SIDE, SIDE)
     assert (image.min(), image.max()) == (0, 1)
 
@@ -79,7 +80,7 @@ def test_a_blank_image_has_an_embedding(checkpoint):
     sam = load_sam("small", checkpoint)
     blank = np.full((20, 30), 7, np.uint8)
     for preprocessing in ("longest_side", "squash"):
-        assert compute_embedding(sam, blank, preprocessing, SOME_ID).embedding.isfinite().all()
+        assert compute_embedding(sam, blank, preprocessing, SOME_ID).features["image"].isfinite().all()
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_files_hold_what_was_computed_and_a_rerun_skips_them(monkeypatch, tmp_pa
     loaded = load_embedding(folder / "b.h5", identify(checkpoint))
     expected = compute_embedding(load_sam("small", checkpoint), radiograph(90, 50), "longest_side",
                                  identify(checkpoint))
-    torch.testing.assert_close(loaded.embedding, expected.embedding, rtol=0, atol=1e-5)
+    torch.testing.assert_close(loaded.features["image"], expected.features["image"], rtol=0, atol=1e-5)
     assert (loaded.original_size, loaded.input_size, loaded.checkpoint) == (
         (90, 50), (128, 71), identify(checkpoint))
     monkeypatch.setattr(embeddings_module, "load_sam", None)  # nothing is missing, so nothing is loaded
@@ -119,6 +120,26 @@ def test_a_replaced_image_gets_another_embedding_and_renamed_weights_are_the_sam
     assert load_embedding(folder / "a.h5", identify(renamed)).original_size == (40, 66)
 
 
+def test_embeddings_of_another_preprocessing_are_made_anew(monkeypatch, tmp_path, images):
+    folder, cpu = tmp_path / "embeddings", torch.device("cpu")
+    for preprocessing, made in [("longest_side", 2), ("longest_side", 0), ("squash", 2), ("squash", 0)]:
+        checkpoint = register_small_sam(monkeypatch, tmp_path, preprocessing=preprocessing)
+        assert save_missing_embeddings(images, folder, "small", checkpoint, cpu) == made
+        embedding = load_embedding(folder / "a.h5", identify(checkpoint))
+        assert embedding.preprocessing == preprocessing
+        with h5py.File(folder / "a.h5") as file:  # the layout of SAM's own stays as it was
+            assert list(file) == ["embedding"]
+            assert ("preprocessing" in file.attrs) == (preprocessing == "squash")
+
+
+def test_every_feature_map_is_kept(tmp_path):
+    features = {"image": torch.rand(3, 2, 4), "fine": torch.rand(2, 8, 16)}
+    save_embedding(tmp_path / "a.h5", ImageEmbedding(features, (20, 40), (32, 64), 64, SOME_ID))
+    loaded = load_embedding(tmp_path / "a.h5", SOME_ID).features
+    assert loaded.keys() == features.keys()
+    assert all(torch.equal(loaded[name], features[name]) for name in features)
+
+
 def test_images_of_one_batch_get_their_own_embeddings(monkeypatch, tmp_path, checkpoint, images):
     one, together = tmp_path / "one", tmp_path / "together"
     save_missing_embeddings(images, one, "small", checkpoint, torch.device("cpu"))
@@ -126,7 +147,7 @@ def test_images_of_one_batch_get_their_own_embeddings(monkeypatch, tmp_path, che
     save_missing_embeddings(images, together, "small", checkpoint, torch.device("cpu"))
     for stem, _ in images:
         alone, batched = (load_embedding(folder / f"{stem}.h5", identify(checkpoint)) for folder in (one, together))
-        torch.testing.assert_close(batched.embedding, alone.embedding, rtol=0, atol=1e-5)
+        torch.testing.assert_close(batched.features["image"], alone.features["image"], rtol=0, atol=1e-5)
         assert (batched.original_size, batched.input_size) == (alone.original_size, alone.input_size)
 
 
@@ -136,7 +157,7 @@ def test_half_precision_halves_the_files_and_is_read_as_float32(tmp_path, checkp
     for each in ("float32", precision):
         save_missing_embeddings(images, tmp_path / each, "small", checkpoint, cpu, each)
     for stem, _ in images:
-        exact, half = (load_embedding(tmp_path / each / f"{stem}.h5", identify(checkpoint)).embedding
+        exact, half = (load_embedding(tmp_path / each / f"{stem}.h5", identify(checkpoint)).features["image"]
                        for each in ("float32", precision))
         assert half.dtype == torch.float32
         assert not torch.equal(half, exact)

@@ -10,6 +10,8 @@ from segment_anything import embeddings
 from segment_anything.checkpoints import CheckpointId
 from segment_anything.embeddings import ImageEmbedding, compute_embedding, compute_embeddings
 from segment_anything.fast.image_encoder import accelerate
+from segment_anything.fast.mask_decoder import FastDecoder
+from segment_anything.mask_decoder import PlainDecoder
 from segment_anything.refinement.cleaning import clean_masks
 from segment_anything.refinement.prompts import extract_prompts
 from segment_anything.refinement.refine import RefinementOptions, decode_all
@@ -31,6 +33,11 @@ def fake_tensors() -> FakeTensorMode:
     return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
 
 
+def small_modules() -> dict[str, torch.nn.Module]:
+    sam = build_small_sam()
+    return {"prompt_encoder": sam.prompt_encoder, "mask_decoder": sam.mask_decoder}
+
+
 def test_devices_must_not_be_mixed():
     with fake_tensors(), pytest.raises(Exception, match="found at least two devices"):
         torch.zeros(2, device=GPU) + torch.zeros(2)
@@ -46,17 +53,19 @@ def test_images_are_embedded_there(tmp_path, monkeypatch, dtype):
     accelerate(sam.image_encoder, dtype)
     with fake_tensors():
         made = list(compute_embeddings(sam.to(GPU), paths, "longest_side", CHECKPOINT))
-    assert [tuple(each.embedding.shape) for each in made] == 5 * [(CHANNELS, SIDE // PATCH, SIDE // PATCH)]
-    assert {(each.embedding.device.type, each.embedding.dtype) for each in made} == {("cpu", torch.float32)}
+    maps = [embedding.features["image"] for embedding in made]
+    assert [tuple(image.shape) for image in maps] == 5 * [(CHANNELS, SIDE // PATCH, SIDE // PATCH)]
+    assert {(image.device.type, image.dtype) for image in maps} == {("cpu", torch.float32)}
 
 
+@pytest.mark.parametrize("kind", [FastDecoder, PlainDecoder])
 @pytest.mark.parametrize(("first", "second"), PROMPT_SETS)
-def test_objects_are_decoded_there(first, second):
-    sam, embedding = build_small_sam(), torch.zeros(CHANNELS, SIDE // PATCH, SIDE // PATCH)
+def test_objects_are_decoded_there(first, second, kind):
+    modules, embedding = small_modules(), {"image": torch.zeros(CHANNELS, SIDE // PATCH, SIDE // PATCH)}
     images = 3 * [ImageEmbedding(embedding, (96, 72), (128, 96), SIDE, CHECKPOINT)]
     prompts = [extract_prompts(clean_masks(random_probabilities(seed), "highest_probability")) for seed in range(3)]
     with fake_tensors():
-        decoder = StoredEmbeddingDecoder(sam.prompt_encoder, sam.mask_decoder, CHECKPOINT, GPU)
+        decoder = StoredEmbeddingDecoder(modules, kind, CHECKPOINT, GPU)
         decoded = decode_all(decoder, images, prompts, RefinementOptions(first, second))
         for number, (logits, iou) in decoded.items():
             masks = decoder.upscale(logits, images[number], (48, 36))
@@ -90,8 +99,8 @@ def test_student_and_teacher_are_there():
 
 def test_masks_are_computed_in_full_float32():
     sam, network = build_small_sam(), torch.nn.Conv2d(1, 2, 1)
-    decoder, allowed = StoredEmbeddingDecoder(sam.prompt_encoder, sam.mask_decoder, CHECKPOINT), []
-    for module in (sam.image_encoder, sam.prompt_encoder, network):
+    decoder, allowed = StoredEmbeddingDecoder(small_modules(), FastDecoder, CHECKPOINT), []
+    for module in (sam.image_encoder, decoder.modules["prompt_encoder"], network):
         module.register_forward_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))
     embedding = compute_embedding(sam, np.zeros((30, 20), np.uint8), "longest_side", CHECKPOINT)
     decoder.decode(decoder.prepare([embedding]), boxes=np.array([[1, 2, 20, 30]]))

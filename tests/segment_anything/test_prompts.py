@@ -4,7 +4,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from segment_anything.refinement.prompts import extract_prompts, scale_prompts, select_prompt
+from segment_anything.refinement.prompts import PROMPTS, ClassPrompt, extract_prompts, select_prompt
 
 
 def rounded_half_to_even(total: int, count: int) -> int:
@@ -70,9 +70,24 @@ def test_centroids_are_rounded_half_to_even():
 def test_scaling_swaps_no_axis():
     masks = np.zeros((1, 10, 20), bool)
     masks[0, 2:5, 6:15] = True
-    scaled = scale_prompts(extract_prompts(masks), (10, 20), (30, 100))
-    np.testing.assert_allclose(scaled.boxes, [[30, 6, 70, 12]])
-    np.testing.assert_allclose(scaled.centroids, [[50, 9]])
+    scaled = select_prompt(extract_prompts(masks), 0, ("box", "pos_points"), (30, 100))
+    np.testing.assert_allclose(scaled.box, [30, 6, 70, 12])
+    np.testing.assert_allclose(scaled.points, [[50, 9]])
+
+
+def test_a_prompt_is_added_by_one_entry(monkeypatch):
+    masks = np.zeros((2, 5, 7), bool)
+    masks[0, 1:4, 2:5] = masks[1, 4] = True
+
+    def corner(prompts, channel):
+        rows, columns = np.nonzero(prompts.masks[channel])
+        return ClassPrompt(points=np.array([[columns[0], rows[0]]], float), labels=np.array([1]))
+
+    monkeypatch.setitem(PROMPTS, "corner", corner)
+    asked = select_prompt(extract_prompts(masks), 0, ("corner", "neg_points"))
+    np.testing.assert_array_equal(asked.points, [[3, 4], [2, 1]])
+    np.testing.assert_array_equal(asked.labels, [0, 1])
+    assert asked.shape == (False, 2)
 
 
 def test_one_class_alone_has_no_negative_points():

@@ -11,14 +11,15 @@ from segment_anything import SamPredictor
 from segment_anything.checkpoints import CheckpointId, identify
 from segment_anything.embeddings import compute_embedding
 from segment_anything.refinement.cleaning import apply_morphology
-from segment_anything.refinement.prompts import extract_prompts, scale_prompts
+from segment_anything.refinement.prompts import PROMPTS, ClassPrompt, extract_prompts
 from segment_anything.refinement.refine import (
     RefinementOptions,
     add_refinement_arguments,
+    clean_and_prompt,
+    decode_all,
     options_from,
     refine,
     refine_all,
-    two_passes,
 )
 from segment_anything.registry import load_sam
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
@@ -91,7 +92,9 @@ def check_against_upstream(upstream, decoder, embedding, probabilities, options,
     if options.morphology == "paper":
         shapes = apply_morphology(cleaned, options.morphology_operation, options.morphology_element,
                                   options.morphology_radius)
-    scaled = scale_prompts(extract_prompts(shapes), cleaned.shape[1:], embedding.input_size)
+    prompts = extract_prompts(shapes)
+    low_logits, our_ious = decode_all(decoder, [embedding], [prompts], options).get(0, ((), ()))
+    decoded = dict(zip(np.flatnonzero(prompts.valid), zip(low_logits, our_ious, strict=True), strict=True))
     largest = 0.0
     for channel, point in enumerate(brute_force(shapes)[1]):
         if point is None:
@@ -99,7 +102,7 @@ def check_against_upstream(upstream, decoder, embedding, probabilities, options,
             assert np.isnan(refined.estimated_dice[channel])
             continue
         logits, iou, low = upstream.refine(shapes, channel, options)
-        ours, our_iou = two_passes(decoder, decoder.prepare([embedding]), [scaled], [(0, channel)], options)
+        ours, our_iou = decoded[channel]
         largest = max(largest, (ours - low[0]).abs().max().item())
         np.testing.assert_array_equal(refined.mask[channel], nearest_centre(logits > 0, cleaned.shape[1:]))
         assert our_iou.item() == pytest.approx(iou, abs=tolerance)
@@ -127,7 +130,8 @@ def test_equals_upstream_for_every_prompt_set(small, prompt1st, prompt2nd):
 def test_images_that_share_calls_are_refined_as_each_alone(small, monkeypatch):
     """Images of two sizes; two of them have as many classes, one has none."""
     _, decoder, embedding = small
-    wide = replace(embedding, embedding=embedding.embedding.flip(2), original_size=(83, 110), input_size=(97, 128))
+    flipped = {"image": embedding.features["image"].flip(2)}
+    wide = replace(embedding, features=flipped, original_size=(83, 110), input_size=(97, 128))
     images = [(random_probabilities(0), embedding), (random_probabilities(1, 36, 48)[1:], wide),
               (np.zeros((2, 48, 36), np.float32), embedding), (random_probabilities(2, 36, 48), wide)]
     alone = [refine(*image, decoder, RefinementOptions()) for image in images]
@@ -143,6 +147,35 @@ def test_images_that_share_calls_are_refined_as_each_alone(small, monkeypatch):
             np.testing.assert_allclose(ours.estimated_dice, one.estimated_dice, rtol=0, atol=1e-6)
 
 
+def test_objects_share_calls_where_their_prompts_are_of_one_shape(small, monkeypatch):
+    """However many classes an image has, and however many points a class gets; nothing is padded."""
+    def corners(prompts, channel):
+        points = np.argwhere(prompts.masks[channel])[:1 + channel % 2, ::-1].astype(float)
+        return ClassPrompt(points=points, labels=np.ones(len(points), int))
+
+    monkeypatch.setitem(PROMPTS, "corners", corners)
+    _, decoder, embedding = small
+    images = [(random_probabilities(0), embedding), (random_probabilities(1)[2:], embedding)]
+    calls, decode = [], decoder.decode
+
+    def record(*given):
+        calls.append([None if values is None else values.shape for values in given[1:4]])
+        return decode(*given)
+
+    monkeypatch.setattr(decoder, "decode", record)
+    for options, shapes in [
+            (RefinementOptions(("box",), ()), [[(6, 4), None, None]]),
+            (RefinementOptions(("corners",), ()), [[None, (3, 1, 2), (3, 1)], [None, (3, 2, 2), (3, 2)]])]:
+        decoder.objects_at_once = decoder.images_at_once = 1
+        alone = [refine(*image, decoder, options) for image in images]
+        decoder.objects_at_once = decoder.images_at_once = 32
+        calls.clear()
+        for together, one in zip(refine_all(images, decoder, options), alone, strict=True):
+            np.testing.assert_array_equal(together.mask, one.mask)
+            np.testing.assert_allclose(together.estimated_dice, one.estimated_dice, rtol=0, atol=1e-6)
+        assert calls == shapes
+
+
 def test_morphology_is_applied_before_prompts_in_paper_mode_alone(small):
     probabilities = random_probabilities(1)
     options = RefinementOptions(morphology="paper", morphology_element="disk", morphology_radius=2)
@@ -154,6 +187,23 @@ def test_morphology_is_applied_before_prompts_in_paper_mode_alone(small):
     np.testing.assert_array_equal(released.mask, default.mask)
     np.testing.assert_array_equal(paper.cleaned, default.cleaned)
     assert (paper.mask != default.mask).any()
+
+
+def test_morphology_before_the_component_is_chosen(small):
+    """An erosion parts the most probable component; the cleaned masks are then the chosen part."""
+    _, decoder, embedding = small
+    probabilities = np.zeros((1, 48, 36), np.float32)
+    probabilities[0, 10:30, 4:14], probabilities[0, 10:30, 20:34], probabilities[0, 19, 14:20] = 0.9, 0.7, 0.9
+    options = RefinementOptions(morphology="paper", morphology_operation="erosion", morphology_radius=2,
+                                morphology_element="centered_square", morphology_order="before")
+    expected = np.zeros((1, 48, 36), bool)
+    expected[0, 12:28, 6:12] = True
+    cleaned, prompts = clean_and_prompt(probabilities, options)
+    np.testing.assert_array_equal(cleaned, expected)
+    np.testing.assert_array_equal(prompts.masks, expected)
+    np.testing.assert_array_equal(refine(probabilities, embedding, decoder, options).cleaned, expected)
+    unchanged = replace(options, morphology="released")
+    np.testing.assert_array_equal(clean_and_prompt(probabilities, unchanged)[0], probabilities > 0.5)
 
 
 def test_second_pass_uses_the_first_ones_logits(small):
@@ -202,7 +252,7 @@ def test_upscaling_equals_postprocess_masks(monkeypatch, tmp_path, size, preproc
     sam = load_sam("small", checkpoint)
     decoder = StoredEmbeddingDecoder.load("small", checkpoint)
     embedding = compute_embedding(sam, np.zeros(size, np.uint8), preprocessing, identify(checkpoint))
-    logits = torch.randn(decoder.prompt_encoder.mask_input_size, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(sam.prompt_encoder.mask_input_size, generator=torch.Generator().manual_seed(0))
     expected = sam.postprocess_masks(logits[None, None], embedding.input_size, size)[0, 0]
     assert decoder.upscale(logits[None], embedding).shape == (1, *size)
     torch.testing.assert_close(decoder.upscale(logits[None], embedding)[0], expected, rtol=0, atol=1e-5)
@@ -227,6 +277,7 @@ def test_embeddings_of_another_checkpoint_are_refused(small):
     ({"morphology": "other"}, "--morphology other"),
     ({"morphology_operation": "other"}, "--morphology_operation other"),
     ({"morphology_element": "cube"}, "--morphology_element cube"),
+    ({"morphology_order": "between"}, "--morphology_order between: unknown; choose from after, before"),
     ({"morphology_radius": -1}, "--morphology_radius -1")])
 def test_options_without_meaning(changes, message):
     with pytest.raises(InputError, match=message):
@@ -242,11 +293,13 @@ def test_arguments_and_names():
     assert options() == RefinementOptions()
     assert options().name() == "sam_box_refine_pos_points_neg_points_highest_probability_released"
     assert options("--prompt2nd").name() == "sam_box_highest_probability_released"
-    assert options("--morphology_radius", "3").name() == options().name()
+    assert options("--prompt2nd", "box", "neg_points").prompt2nd == ("box", "neg_points")
+    assert options("--morphology_radius", "3", "--morphology_order", "before").name() == options().name()
     distinct = [
         options(), options("--prompt2nd"), options("--prompt1st", "box", "pos_points"), options("--prompt2nd", "box"),
         options("--ccl_selection", "largest"), options("--ccl_selection", "none"), options("--morphology", "paper"),
         options("--morphology", "paper", "--morphology_radius", "3"),
+        options("--morphology", "paper", "--morphology_order", "before"),
         options("--morphology", "paper", "--morphology_element", "disk"),
         options("--morphology", "paper", "--morphology_operation", "opening")]
     assert len({each.name() for each in distinct}) == len(distinct)
@@ -259,7 +312,7 @@ CROP = slice(10, 250), slice(20, 220)  # rows, columns: non-square
 @pytest.fixture(scope="module")
 def mobile_sam():
     """Upstream's way, our decoder, embedding and ground truth of one cropped chest radiograph."""
-    from conftest import SHARED
+    from tests.conftest import SHARED
     checkpoint = SHARED / "weights" / "mobile_sam.pt"
     image = next((SHARED / "data" / "jsrt" / "images").glob("*.png"))
     contours = np.load(SHARED / "data" / "jsrt" / "landmarks" / f"{image.stem}.npy")
@@ -276,7 +329,7 @@ def mobile_sam():
 @pytest.mark.shared
 def test_tiny_vit_encodes_and_a_true_box_finds_the_lungs(mobile_sam):
     _, decoder, embedding, masks = mobile_sam
-    assert embedding.embedding.shape == (256, 64, 64)
+    assert embedding.features["image"].shape == (256, 64, 64)
     assert embedding.input_size == (1024, 853)
     refined = refine(masks[:2].astype(np.float32), embedding, decoder, RefinementOptions(prompt2nd=()))
     both = (refined.mask & masks[:2]).sum(axis=(1, 2))

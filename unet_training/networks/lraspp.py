@@ -165,12 +165,12 @@ class StoredFeatures(Dataset):
         missing = [index for index, path in enumerate(self.paths) if not is_embedded(path, self.checkpoint, size)]
         for index in tqdm(missing, "SAM features", unit="image", disable=not missing):
             image, _ = labeled[index]
+            features = {"image": model.encode(image[None].to(device))[0].cpu()}
             save_embedding(self.paths[index], ImageEmbedding(
-                model.encode(image[None].to(device))[0].cpu(), size, model.encoder.covered(size), model.encoder.side,
-                self.checkpoint))
+                features, size, model.encoder.covered(size), model.encoder.side, self.checkpoint))
 
     def __len__(self) -> int:
         return len(self.labeled)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return load_embedding(self.paths[index], self.checkpoint).embedding, self.labeled[index][1]
+        return load_embedding(self.paths[index], self.checkpoint).features["image"], self.labeled[index][1]
