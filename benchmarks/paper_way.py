@@ -39,11 +39,11 @@ def clean_masks(probabilities: torch.Tensor) -> torch.Tensor:
 
 def dilate(masks: torch.Tensor, side: int = 8) -> torch.Tensor:
     """Dilation by a square of `side` pixels, bool, (C, H, W): a convolution shifts the masks by every pixel of the
-    square, one channel each, of which the maximum is taken, as kornia does it."""
+    square, one channel each, of which the maximum is taken, as by kornia."""
     before, behind = (side - 1) // 2, side // 2
     padded = F.pad(masks.float(), (before, behind, before, behind))[:, None]
     shifts = torch.eye(side * side, device=masks.device).view(-1, 1, side, side)
-    return F.conv2d(padded, shifts).amax(dim=1) > 0
+    return F.conv2d(padded, shifts).max(dim=1).values > 0
 
 
 def save_embedding(path: Path, embedding: ImageEmbedding) -> None:
