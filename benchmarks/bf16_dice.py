@@ -9,7 +9,7 @@ by rounding alone.
 The times are those of a whole training, without the first seed's where there are more. The largest difference is that
 of the test images' mean Dice, in points of percent.
 
-Reads   the sample data's images and annotations (python -m scripts.make_phantoms)
+Reads   the phantoms and annotations (python -m scripts.make_phantoms)
 Writes  nothing, or the table: --json FILE, and --record into benchmarks/RESULTS.md
 """
 import argparse

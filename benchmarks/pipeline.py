@@ -7,7 +7,7 @@ The images are the folder's, over and over under new names. In place of a traine
 whose answers are replaced by masks made from annotations. The paper's way works on the first images alone.
 
 Reads   --image_folder (left out: benchmarks/inputs.py says which)
-Writes  a temporary folder (--work_dir says where; 1.2 MB an image with the small SAM, 4 MB with the others), and the
+Writes  a temporary folder (--work_dir says where; 1.2 MB an image with the demo SAM, 4 MB with the others), and the
         table: --json FILE, and --record into benchmarks/RESULTS.md
 """  # noqa: E501 (its first line is the help's)
 import argparse

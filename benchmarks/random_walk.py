@@ -5,7 +5,7 @@
 
 The largest difference is that of the probabilities; the Dice that is printed is that of ours with a solution to 1e-12.
 
-Reads   annotations_train.xml; --image_folder, left out: the sample data's images (python -m scripts.make_phantoms)
+Reads   annotations_train.xml; --image_folder, left out: the phantoms (python -m scripts.make_phantoms)
 Writes  nothing, or the table: --json FILE, and --record into benchmarks/RESULTS.md
 """
 import argparse

@@ -6,7 +6,7 @@
 The first line is the paper's setting and takes minutes on a CPU. Training starts from the same random weights each
 time; the largest difference is that of the weights after the step.
 
-Reads   the sample data's images and annotations (python -m scripts.make_phantoms)
+Reads   the phantoms and annotations (python -m scripts.make_phantoms)
 Writes  nothing, or the table: --json FILE, and --record into benchmarks/RESULTS.md
 """
 import argparse

@@ -1,4 +1,4 @@
-"""SAM image embeddings, computed once per image and kept on disk (paper, image embeddings).
+"""SAM image embeddings, computed once per image and kept on disk.
 
 One HDF5 file per image, `<folder>/<stem>.h5`: dataset `embedding` (the feature map "image"), float32 or float16
 (D, h, w), uncompressed because that reads fastest; further feature maps, of a type that has them, under their own

@@ -1,4 +1,4 @@
-"""What several test modules share: real data, sample data, that in the layout of GRAZ, own data, a trained model."""
+"""What several test modules share: real data, phantoms, those in the layout of GRAZ, own data, a trained model."""
 import os
 import shutil
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def phantom_data_dir(tmp_path_factory) -> Path:
-    """A data folder with the sample data's labeled images and 12 unlabeled ones, drawn once; leave it as it is."""
+    """A data folder with the phantoms' labeled images and 12 unlabeled ones, drawn once; leave it as it is."""
     folder = tmp_path_factory.mktemp("data")
     parser = make_phantoms.get_args_parser()
     make_phantoms.main(parser.parse_args(["--data_dir", str(folder), "--num_unlabeled", "12"]))

@@ -19,7 +19,7 @@ def predict(model: nn.Module, images: Dataset, device: torch.device,
     """Yields (stem, probabilities) for a data set of (image (1, H, W), stem), with a progress bar; the next images are
     read meanwhile. On the CPU the network sees one image at a time, which is no slower and bounds the memory.
 
-    Probabilities are float32, (C, H, W), in [0, 1]; a pixel belongs to a class above 0.5 (paper, section 4).
+    Probabilities are float32, (C, H, W), in [0, 1]; a pixel belongs to a class above 0.5.
     """
     at_once = batch_size if device.type == "cuda" else 1
     read = map_threaded(images.__getitem__, range(len(images)), READERS)

@@ -1,4 +1,4 @@
-"""Prompts for training the small SAM, drawn from ground truth the way the refinement draws them from imperfect ones.
+"""Prompts for training the demo SAM, drawn from ground truth the way the refinement draws them from imperfect ones.
 
 Coordinates are x, y in pixels of the encoder's input; points carry label 1 (positive) or 0 (negative).
 """

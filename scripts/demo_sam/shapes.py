@@ -1,4 +1,4 @@
-"""Random images of shapes that look like radiographs in general: what the small SAM is trained on.
+"""Random images of shapes that look like radiographs in general: what the demo SAM is trained on.
 
 A scene is a dim background with soft gradients, and brighter objects on it: blobs, polygons with rounded corners, long
 bars with flared ends, cells packed side by side, bars in line with narrow gaps between them. Where objects overlap,

@@ -1,4 +1,4 @@
-"""One training step of the small SAM: scenes, two passes of prompts as in the refinement, losses."""
+"""One training step of the demo SAM: scenes, two passes of prompts as in the refinement, losses."""
 import numpy as np
 import torch
 import torch.nn.functional as F

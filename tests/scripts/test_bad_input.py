@@ -130,7 +130,7 @@ def test_masks_of_another_data_set_are_nobodys(capsys, workplace, tmp_path):
 
 
 def other_sam(data_dir: Path, folder: Path) -> Path:
-    """A checkpoint of the sample data's SAM type with other weights."""
+    """A checkpoint of the phantoms' SAM type with other weights."""
     path = folder / "other.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(default_checkpoint("demo", data_dir)).items()}, path)
     return path

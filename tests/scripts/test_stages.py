@@ -1,4 +1,4 @@
-"""The stages one after the other on the sample data."""
+"""The stages one after the other on the phantoms."""
 import csv
 import json
 

@@ -177,7 +177,7 @@ def test_table_equals_a_computation_by_hand(study, capsys):
         gains = np.reshape(np.subtract(images(method), images("initial")), (2, 12)).mean(axis=0)  # seed, image
         assert p == ("" if method == "initial" else f"{wilcoxon(gains).pvalue:.2g}")
     text = (study / "table.txt").read_text()
-    assert text.startswith("data set hands, SAM type demo, 20 labeled images, test images\nmade with the embedded")
+    assert text.startswith("data set hands, SAM type demo, 20 labeled images, test images\nmade with the demo SAM")
     assert r"\textbf{" + table[2][1][:-1] + "}" in (study / "table.tex").read_text()
     assert read(study / "table.csv")[1]["mean"] == table[2][1][:-1]
     assert [row["mean"] for row in read(study / "pseudo_label_table.csv")] == ["55.50", "60.50"]

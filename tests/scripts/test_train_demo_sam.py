@@ -1,4 +1,4 @@
-"""The small SAM's training: shapes, simulated prompts, one step, the stage."""
+"""The demo SAM's training: shapes, simulated prompts, one step, the stage."""
 import json
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The small SAM's weights on unseen shapes and on phantom bones, always through the installed package's predictor."""
+"""The demo SAM's weights on unseen shapes and on phantom bones, always through the installed package's predictor."""
 from pathlib import Path
 
 import numpy as np

@@ -1,16 +1,16 @@
 """Which SAM the options mean, and that its checkpoint is read once."""
 import argparse
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from segment_anything.checkpoints import hashlib, identify
 from segment_anything.demo_sam import DEMO_SAM_WEIGHTS
-from segment_anything.embeddings import embedding_path, load_embedding
 from segment_anything.options import EncoderOptions, Sam, SamOptions
 from tests.small_sam import register_small_sam
 from utils.datasets.description import load_description
@@ -26,17 +26,28 @@ def from_arguments(cls: type, *arguments: str):
     return options_from(cls, parser.parse_args(arguments))
 
 
+def data_in(folder: Path, **changes) -> SimpleNamespace:
+    """The phantoms' data set in a folder, with its images beside it."""
+    return SimpleNamespace(description=replace(PHANTOM, **changes), data_dir=folder,
+                           image_path=lambda stem: folder / f"{stem}.png")
+
+
 def test_the_data_sets_sam_unless_another_is_named(tmp_path):
-    data_sets_own = Sam.choose(from_arguments(SamOptions), PHANTOM, tmp_path)
+    data_sets_own = Sam.choose(from_arguments(SamOptions), data_in(tmp_path))
     assert data_sets_own == Sam("demo", DEMO_SAM_WEIGHTS)
-    assert "embedded small SAM" in data_sets_own.notice
-    named = Sam.choose(from_arguments(SamOptions, "--sam_type", "medsam", "--embeddings", "bf16"),
-                       replace(PHANTOM, max_grey_value=4095), tmp_path)
+    assert "demo SAM" in data_sets_own.notice
+    graz = data_in(tmp_path, name="graz", max_grey_value=4095)
+    named = Sam.choose(from_arguments(SamOptions, "--sam_type", "medsam", "--embeddings", "bf16"), graz)
     assert named == Sam("medsam", tmp_path / "sam_checkpoints" / "medsam_vit_b.pth", "bf16", 4095)
     assert (named.name, named.notice, named.preprocessing) == ("medsam_bf16_max4095", "", "squash")
-    assert named.folder(tmp_path, "graz") == tmp_path / "graz" / "sam_embeddings" / "medsam_bf16_max4095"
-    encoder = from_arguments(EncoderOptions, "--sam_type", "vit_b", "--sam_checkpoint", "x.pth")
-    assert Sam.choose(encoder, PHANTOM, tmp_path) == Sam("vit_b", Path("x.pth"))
+    assert named.folder(graz) == tmp_path / "graz" / "sam_embeddings" / "medsam_bf16_max4095"
+    assert named.of_type("vit_h", graz).checkpoint == tmp_path / "sam_checkpoints" / "sam_vit_h_4b8939.pth"
+    (tmp_path / "x.pth").touch()
+    encoder = from_arguments(EncoderOptions, "--sam_type", "vit_b", "--sam_checkpoint", str(tmp_path / "x.pth"))
+    assert Sam.choose(encoder, graz) == Sam("vit_b", tmp_path / "x.pth", "float32", 4095)
+    (tmp_path / "x.pth").unlink()
+    with pytest.raises(InputError, match=r"x\.pth: no such SAM checkpoint"):  # told where it is named
+        Sam.choose(encoder, graz)
 
 
 def test_an_unknown_type_is_refused():
@@ -45,21 +56,20 @@ def test_an_unknown_type_is_refused():
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path):
-    sam = Sam.choose(SamOptions("vit_b"), PHANTOM, tmp_path)
+    sam = Sam.choose(SamOptions("vit_b"), data_in(tmp_path))
     for use in (sam.check_present, sam.load, sam.load_decoder, lambda: sam.identity):
         with pytest.raises(InputError, match="no such SAM checkpoint; run"):
             use()
 
 
 def test_missing_embeddings_are_made_with_the_chosen_precision(monkeypatch, tmp_path):
-    sam = Sam("small", register_small_sam(monkeypatch, tmp_path), "float16")
+    sam, data = Sam("small", register_small_sam(monkeypatch, tmp_path), "float16"), data_in(tmp_path)
     cv2.imwrite(str(tmp_path / "a.png"), np.arange(600, dtype=np.uint8).reshape(20, 30))
-    folder = sam.folder(tmp_path, "mine")
     for made in (1, 0):
-        assert sam.embed_missing([("a", tmp_path / "a.png")], folder, torch.device("cpu")) == made
-    embedding = load_embedding(embedding_path(folder, "a"), sam.identity)
+        assert sam.embed_missing(data, ["a"], torch.device("cpu")) == made
+    embedding = sam.read_embedding(data, "a")
     assert sam.load_decoder().checkpoint == embedding.checkpoint == sam.identity
-    assert folder.name == "small_float16"
+    assert embedding.original_size == (20, 30) and sam.folder(data).name == "small_float16"
 
 
 def test_a_checkpoint_is_hashed_once_until_it_changes(monkeypatch, tmp_path):
