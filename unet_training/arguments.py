@@ -22,7 +22,7 @@ from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.datasets.description import DATASET_NAMES, OWN
 from utils.errors import InputError
 from utils.mask_store import MaskStore
-from utils.options import positive_int
+from utils.options import plain_value, positive_int
 from utils.paths import DATA, mask_file
 from utils.random_walk import SETTINGS
 from utils.tracking.experiment import Model, fetch_model, find_models
@@ -181,7 +181,7 @@ def data_parameters(data: AnnotatedImages, labeled: Sequence[str], unlabeled: Se
 
 def plain_values(args: argparse.Namespace) -> dict:
     """The arguments, paths as text and in full."""
-    return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    return {name: plain_value(value) for name, value in vars(args).items()}
 
 
 def saved_masks(args: argparse.Namespace, model_id: str, kind: str, data: AnnotatedImages) -> MaskStore:
