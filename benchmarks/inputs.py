@@ -56,7 +56,7 @@ def images_from(args: argparse.Namespace) -> list[Path]:
     paths = sorted(args.image_folder.glob("*.png"))[:args.images]
     if len(paths) < 2:
         raise InputError(f"{args.image_folder}: needs two PNG images or more; `python -m scripts.make_phantoms` draws "
-                         "the sample data, or name another folder with --image_folder")
+                         "the phantoms, or name another folder with --image_folder")
     return paths
 
 

@@ -4,7 +4,7 @@
     python -m benchmarks.refinement --sam_type vit_t --sam_checkpoint mobile_sam.pt --record
 
 Both work in turn on the same images, which repeats the measurement as often as there are images; the first one only
-warms up. Probabilities are made from the sample data's annotations: 17 classes at 384 x 224, blurred, with stray
+warms up. Probabilities are made from the phantoms' annotations: 17 classes at 384 x 224, blurred, with stray
 components.
 
 Reads   annotations_train.xml; --image_folder (left out: benchmarks/inputs.py says which)

@@ -1,4 +1,4 @@
-"""The embedded small SAM, type `demo`: SAM's own classes at a size that a CPU runs in a fraction of a second.
+"""The demo SAM, type `demo`: SAM's own classes at a size that a CPU runs in a fraction of a second.
 
 It is trained on random procedural shapes only (`python -m scripts.train_demo_sam`), so that the whole pipeline runs
 without a download. It is no substitute for the published models.
@@ -12,7 +12,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from segment_anything.modeling.image_encoder import Block
 
 DEMO_SAM_WEIGHTS = Path(__file__).with_name("demo_sam.safetensors")
-DEMO_SAM_NOTICE = ("made with the embedded small SAM (`demo`, trained on random procedural shapes): it shows that the "
+DEMO_SAM_NOTICE = ("made with the demo SAM (trained on random procedural shapes): it shows that the "
                    "pipeline works, its numbers say nothing about the published SAM")
 
 IMAGE_SIZE = 384  # longest side of the encoder's input, pixels
@@ -23,7 +23,7 @@ PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # SA
 
 
 def build_demo_sam(image_size: int = IMAGE_SIZE) -> Sam:
-    """The small SAM with random weights, in eval mode, on the CPU.
+    """The demo SAM with random weights, in eval mode, on the CPU.
 
     With g = image_size / 8 its embedding is float32, (1, 128, g, g), its logits are (N, 1, 4g, 4g) for N prompts.
     """

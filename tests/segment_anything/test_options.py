@@ -29,7 +29,7 @@ def from_arguments(cls: type, *arguments: str):
 def test_the_data_sets_sam_unless_another_is_named(tmp_path):
     data_sets_own = Sam.choose(from_arguments(SamOptions), PHANTOM, tmp_path)
     assert data_sets_own == Sam("demo", DEMO_SAM_WEIGHTS)
-    assert "embedded small SAM" in data_sets_own.notice
+    assert "demo SAM" in data_sets_own.notice
     named = Sam.choose(from_arguments(SamOptions, "--sam_type", "medsam", "--embeddings", "bf16"),
                        replace(PHANTOM, max_grey_value=4095), tmp_path)
     assert named == Sam("medsam", tmp_path / "sam_checkpoints" / "medsam_vit_b.pth", "bf16", 4095)
