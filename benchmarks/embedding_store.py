@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> list[Step]:
     device, checkpoint, paths = device_from(args), checkpoint_from(args), images_from(args)
     sam, preprocessing = load_sam(args.sam_type, checkpoint).to(device), get_sam_type(args.sam_type).preprocessing
     decoder, watch = StoredEmbeddingDecoder.load(args.sam_type, checkpoint, device), Stopwatch(device)
-    found: dict[str, list[tuple[float, int]]] = {}
+    differences: dict[str, list[tuple[float, int]]] = {}
     pixels = 0
     with tempfile.TemporaryDirectory() as name:
         gzipped, ours = Path(name) / "gzip.h5", Path(name) / "ours.h5"
@@ -57,10 +57,10 @@ def main(args: argparse.Namespace) -> list[Step]:
                 difference = (loaded.features["image"] - embedding.features["image"]).abs().max().item()
                 masks = refine(probabilities, loaded, decoder, RefinementOptions()).mask
                 for step in (write, read):
-                    found.setdefault(step, []).append((difference, int((masks != exact).sum())))
+                    differences.setdefault(step, []).append((difference, int((masks != exact).sum())))
                 sizes = gzipped.stat().st_size, ours.stat().st_size
-    steps = [watch.step(step, max(each[0] for each in values), sum(each[1] for each in values))
-             for step, values in found.items()]
+    steps = [watch.step(step, max(value for value, _ in images), sum(pixels for _, pixels in images))
+             for step, images in differences.items()]
     report(args, f"embedding_store --sam_type {args.sam_type}", device,
            f"{describe(paths)}; {pixels} mask pixels; bytes of the last image: gzip-9 {sizes[0]}, float16 {sizes[1]}",
            steps)

@@ -58,13 +58,13 @@ def main(args: argparse.Namespace) -> list[Step]:
             theirs = watch.time(step, "baseline", compute_embedding, upstream, grey, preprocessing, identity)
             result = watch.time(step, "ours", compute_embedding, sam, grey, preprocessing, identity)
             differences[step].append(compare(theirs, result, probabilities, decoder))
-    steps = [watch.step(step, max(each.embedding for each in found), sum(each.changed for each in found))
-             for step, found in differences.items()]
+    steps = [watch.step(step, max(image.embedding for image in images), sum(image.changed for image in images))
+             for step, images in differences.items()]
     count = operations(compute_embedding, upstream, grey, preprocessing, identity)
     notes = f"; ours in float32: {speed(count, steps[0].ours_ms, device)}"
-    notes += "".join(f"; {step}: masks' Dice with upstream's {np.mean([each.dice for each in found]):.4f}, changed "
-                     f"pixels have logits of at most {max(each.logit for each in found):.1e}"
-                     for step, found in differences.items() if decoder)
+    notes += "".join(f"; {step}: masks' Dice with upstream's {np.mean([image.dice for image in images]):.4f}, changed "
+                     f"pixels have logits of at most {max(image.logit for image in images):.1e}"
+                     for step, images in differences.items() if decoder)
     report(args, f"encoder --sam_type {args.sam_type}", device,
            f"{describe(paths)}; {'weights ' + identity.name if decoder else identity.name}{notes}", steps)
     return steps

@@ -28,11 +28,7 @@ from segment_anything.embeddings import compute_embedding, load_embedding, save_
 from segment_anything.refinement.cleaning import clean_masks
 from segment_anything.refinement.prompts import extract_prompts
 from segment_anything.refinement.refine import RefinementOptions, decode_all, refine
-from segment_anything.registry import (
-    get_sam_type,
-    load_prompt_modules,
-    load_sam,
-)
+from segment_anything.registry import get_sam_type, load_prompt_modules, load_sam
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
@@ -108,7 +104,7 @@ class Bench:
 
         size, (logits, _) = probabilities.shape[1:], ours
         theirs, ours = self.time(
-            "upscaling, all classes", lambda: [paper_way.upscale(each[None, None], embedding, size) for each in logits],
+            "upscaling, all classes", lambda: [paper_way.upscale(low[None, None], embedding, size) for low in logits],
             lambda: self.decoder.upscale(logits, embedding, size) > 0)
         self.note("upscaling, all classes", 0, (torch.stack(theirs) != ours).cpu().numpy())
 
@@ -126,8 +122,8 @@ class Bench:
 
     def steps(self) -> list[Step]:
         """All lines; differences are the largest, changed pixels the sum over all images."""
-        return [self.watch.step(step, max(value for value, _ in found), sum(pixels for _, pixels in found))
-                for step, found in self.differences.items()]
+        return [self.watch.step(step, max(value for value, _ in images), sum(pixels for _, pixels in images))
+                for step, images in self.differences.items()]
 
 
 if __name__ == "__main__":

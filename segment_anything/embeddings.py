@@ -1,4 +1,5 @@
-"""SAM image embeddings, computed once per image and kept on disk.
+"""SAM image embeddings, computed once per image and kept on disk (scripts/generate_img_embeddings.py of the
+authors' code).
 
 One HDF5 file per image, `<folder>/<stem>.h5`: dataset `embedding` (the feature map "image"), float32 or float16
 (D, h, w), uncompressed because that reads fastest; further feature maps, of a type that has them, under their own
@@ -171,12 +172,12 @@ def load_embedding(path: Path, checkpoint: CheckpointId) -> ImageEmbedding:
                          "`python -m scripts.generate_img_embeddings`") from error
 
 
-def check_same_checkpoint(what: Path | str, found: CheckpointId, asked: CheckpointId) -> None:
+def check_same_checkpoint(what: Path | str, used: CheckpointId, asked: CheckpointId) -> None:
     """Raises:
         InputError: the embedding `what` is of another checkpoint than the one that is asked for.
     """
-    if found.sha256 != asked.sha256:
-        raise InputError(f"{what}: this embedding was computed with the checkpoint {found}, but {asked} is asked for; "
+    if used.sha256 != asked.sha256:
+        raise InputError(f"{what}: this embedding was computed with the checkpoint {used}, but {asked} is asked for; "
                          "use that checkpoint, or remove the embedding's folder to compute its embeddings anew")
 
 

@@ -31,6 +31,7 @@ def test_the_papers_way_of_dilating_is_one():
     np.testing.assert_array_equal(paper_way.dilate(torch.from_numpy(masks)), expected)
 
 
+@pytest.mark.slow
 def test_refinement_changes_no_mask(phantom_data_dir, tmp_path):
     images = phantom_data_dir / "phantom" / "img_only_front_all_left"
     file = tmp_path / "steps.json"
@@ -44,6 +45,7 @@ def test_refinement_changes_no_mask(phantom_data_dir, tmp_path):
     assert lines[0]["ratio"] == pytest.approx(lines[0]["baseline_ms"] / lines[0]["ours_ms"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("benchmark", "arguments", "equal"), [
     (encoder, [], ["image encoder demo, float32"]),
     (embedding_store, [], ["write, float32", "read for one refinement, float32"]),
