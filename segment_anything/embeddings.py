@@ -21,7 +21,7 @@ from segment_anything.checkpoints import CheckpointId, identify
 from segment_anything.fast.image_encoder import accelerate
 from segment_anything.modeling import Sam
 from segment_anything.registry import check_present, get_sam_type, load_sam
-from segment_anything.utils.transforms import ResizeLongestSide
+from segment_anything.resize import resize_longest_side
 from utils.errors import InputError
 from utils.files import atomic_path, image_size, read_grey
 from utils.overlap import batched, map_threaded
@@ -73,7 +73,7 @@ def encoder_input(sam: Sam, grey: np.ndarray, preprocessing: str) -> tuple[torch
 def _fit_longest_side(sam: Sam, grey: np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
     """SAM's: the longest side fills the input; SAM's mean and std, zeros to the right and below."""
     # the three channels are equal, so the package's resize sees one of them
-    pixels = ResizeLongestSide(sam.image_encoder.img_size).apply_image(grey)
+    pixels = resize_longest_side(grey, sam.image_encoder.img_size)
     colors = torch.from_numpy(pixels).to(sam.device).expand(1, 3, -1, -1)
     return sam.preprocess(colors), pixels.shape
 

@@ -74,10 +74,10 @@ def recorded(monkeypatch, tmp_path):
     """Records a step of a benchmark, measured on a device, and yields the file's text."""
     monkeypatch.setattr(measure, "RESULTS", tmp_path / "RESULTS.md")
     monkeypatch.setattr(measure, "processor", lambda device: {"cpu": "Core", "cuda": "GPU"}[device.type])
-    args = measure.argparse.Namespace(json=None, record=True)
+    options = measure.ReportOptions(record=True)
 
     def record(benchmark: str, step: str, device: str = "cpu", ours: float = 2) -> str:
-        measure.report(args, benchmark, torch.device(device), "what", [measure.Step(step, 4, ours, 0.5, 7)])
+        measure.report(options, benchmark, torch.device(device), "what", [measure.Step(step, 4, ours, 0.5, 7)])
         return measure.RESULTS.read_text()
     return record
 
