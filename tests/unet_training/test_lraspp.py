@@ -232,7 +232,7 @@ def test_the_stages_take_it_with_and_without_stored_features(stage, checkpoint, 
 
 
 @pytest.mark.slow
-def test_a_model_that_is_not_named_is_a_u_net_whatever_sam_there_is(stage, checkpoint, tmp_path):
+def test_a_model_that_is_not_named_is_a_u_net_whatever_sam_there_is(stage, checkpoint, monkeypatch):
     arguments = (*SMALL, "--data_aug", "0")
     u_net = stage(training, *arguments)
     other = stage(training, *arguments, "--architecture", "lraspp_on_sam", "--sam_type", "small", "--sam_checkpoint",
