@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
+from benchmarks.measure import ReportOptions, Step, Stopwatch, report
 from scripts import evaluate
 from unet_training import training
 from unet_training.networks.registry import Architecture
 from utils.cli import run_stage, select_device, stage_parser
-from utils.options import positive_int
+from utils.options import add_options, options_from, positive_int
 from utils.paths import DATA
 
 DEMO = ("--num_train_samples", "20", "--data_sample_per_epoch", "60", "--batch_size", "4", "--lr", "4e-3",
@@ -42,7 +42,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_dir", type=Path, default=DATA, help="folder of all data sets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="three trainings each")
     parser.add_argument("--epochs", type=positive_int, default=24, help="of a training, 60 images each")
-    add_report_arguments(parser)
+    add_options(parser, ReportOptions)
     return parser
 
 
@@ -63,7 +63,8 @@ def main(args: argparse.Namespace) -> list[Step]:
     step = watch.step(STEP, np.abs(differences[0]).max(), 0)
     bf16, rounding = (", ".join(f"{points:+.2f}" for points in by_seed) for by_seed in differences)
     means = " and ".join(f"{mean:.2f}" for mean in points.mean(axis=0)[:2])
-    report(args, f"bf16_dice --seeds {' '.join(map(str, args.seeds))} --epochs {args.epochs}", device,
+    report(options_from(ReportOptions, args),
+           f"bf16_dice --seeds {' '.join(map(str, args.seeds))} --epochs {args.epochs}", device,
            f"baseline: float32, ours: bfloat16; mean test Dice {means}, differences by seed {bf16}; of float32 from "
            f"weights {NUDGE:.0e} larger {rounding}; in float32 the seeds differ by {np.ptp(points[:, 0]):.2f}", [step])
     return [step]

@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import paper_way
-from benchmarks.inputs import add_input_arguments, checkpoint_from, describe, device_from, images_from, predictions
-from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
+from benchmarks.inputs import add_input_arguments, choose_device, describe, find_checkpoint, list_images, predictions
+from benchmarks.measure import ReportOptions, Step, Stopwatch, report
 from segment_anything.embeddings import compute_embedding, load_embedding, save_embedding
 from segment_anything.refinement.refine import RefinementOptions, refine
 from segment_anything.registry import get_sam_type, load_sam
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
+from utils.options import add_options, options_from
 
 READS = 34  # 17 classes, two passes
 
@@ -31,16 +32,17 @@ READS = 34  # 17 classes, two passes
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("benchmarks.embedding_store", __doc__)
     add_input_arguments(parser)
-    add_report_arguments(parser)
+    add_options(parser, ReportOptions)
     return parser
 
 
 def main(args: argparse.Namespace) -> list[Step]:
     """Returns the lines of the table."""
-    device, checkpoint, paths = device_from(args), checkpoint_from(args), images_from(args)
+    device, checkpoint = choose_device(args.device), find_checkpoint(args.sam_type, args.sam_checkpoint)
+    paths = list_images(args.image_folder, args.images)
     sam, preprocessing = load_sam(args.sam_type, checkpoint).to(device), get_sam_type(args.sam_type).preprocessing
     decoder, watch = StoredEmbeddingDecoder.load(args.sam_type, checkpoint, device), Stopwatch(device)
-    found: dict[str, list[tuple[float, int]]] = {}
+    differences: dict[str, list[tuple[float, int]]] = {}
     pixels = 0
     with tempfile.TemporaryDirectory() as name:
         gzipped, ours = Path(name) / "gzip.h5", Path(name) / "ours.h5"
@@ -57,11 +59,11 @@ def main(args: argparse.Namespace) -> list[Step]:
                 difference = (loaded.features["image"] - embedding.features["image"]).abs().max().item()
                 masks = refine(probabilities, loaded, decoder, RefinementOptions()).mask
                 for step in (write, read):
-                    found.setdefault(step, []).append((difference, int((masks != exact).sum())))
+                    differences.setdefault(step, []).append((difference, int((masks != exact).sum())))
                 sizes = gzipped.stat().st_size, ours.stat().st_size
-    steps = [watch.step(step, max(each[0] for each in values), sum(each[1] for each in values))
-             for step, values in found.items()]
-    report(args, f"embedding_store --sam_type {args.sam_type}", device,
+    steps = [watch.step(step, max(value for value, _ in images), sum(pixels for _, pixels in images))
+             for step, images in differences.items()]
+    report(options_from(ReportOptions, args), f"embedding_store --sam_type {args.sam_type}", device,
            f"{describe(paths)}; {pixels} mask pixels; bytes of the last image: gzip-9 {sizes[0]}, float16 {sizes[1]}",
            steps)
     return steps

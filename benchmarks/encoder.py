@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.inputs import add_input_arguments, describe, device_from, images_from, predictions
-from benchmarks.measure import Step, Stopwatch, add_report_arguments, operations, report, speed
+from benchmarks.inputs import add_input_arguments, choose_device, describe, list_images, predictions
+from benchmarks.measure import ReportOptions, Step, Stopwatch, operations, report, speed
 from segment_anything.checkpoints import CheckpointId
 from segment_anything.embeddings import ImageEmbedding, compute_embedding
 from segment_anything.fast.image_encoder import accelerate
@@ -27,6 +27,7 @@ from segment_anything.registry import default_checkpoint, get_sam_type, load_sam
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
+from utils.options import add_options, options_from
 from utils.paths import DATA
 
 OURS = {"float32": torch.float32, "bf16 option": torch.bfloat16}
@@ -36,14 +37,14 @@ RANDOM = CheckpointId("random weights", "")
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("benchmarks.encoder", __doc__)
     add_input_arguments(parser)
-    add_report_arguments(parser)
+    add_options(parser, ReportOptions)
     return parser
 
 
 def main(args: argparse.Namespace) -> list[Step]:
     """Returns the lines of the table."""
-    device = device_from(args)
-    paths = images_from(args)
+    device = choose_device(args.device)
+    paths = list_images(args.image_folder, args.images)
     checkpoint = args.sam_checkpoint or default_checkpoint(args.sam_type, DATA)
     upstream = load_sam(args.sam_type, checkpoint) if checkpoint.is_file() else random_sam(args.sam_type)
     ours = {f"image encoder {args.sam_type}, {precision}": fast_copy(upstream, dtype).to(device)
@@ -58,14 +59,14 @@ def main(args: argparse.Namespace) -> list[Step]:
             theirs = watch.time(step, "baseline", compute_embedding, upstream, grey, preprocessing, identity)
             result = watch.time(step, "ours", compute_embedding, sam, grey, preprocessing, identity)
             differences[step].append(compare(theirs, result, probabilities, decoder))
-    steps = [watch.step(step, max(each.embedding for each in found), sum(each.changed for each in found))
-             for step, found in differences.items()]
+    steps = [watch.step(step, max(image.embedding for image in images), sum(image.changed for image in images))
+             for step, images in differences.items()]
     count = operations(compute_embedding, upstream, grey, preprocessing, identity)
     notes = f"; ours in float32: {speed(count, steps[0].ours_ms, device)}"
-    notes += "".join(f"; {step}: masks' Dice with upstream's {np.mean([each.dice for each in found]):.4f}, changed "
-                     f"pixels have logits of at most {max(each.logit for each in found):.1e}"
-                     for step, found in differences.items() if decoder)
-    report(args, f"encoder --sam_type {args.sam_type}", device,
+    notes += "".join(f"; {step}: masks' Dice with upstream's {np.mean([image.dice for image in images]):.4f}, changed "
+                     f"pixels have logits of at most {max(image.logit for image in images):.1e}"
+                     for step, images in differences.items() if decoder)
+    report(options_from(ReportOptions, args), f"encoder --sam_type {args.sam_type}", device,
            f"{describe(paths)}; {'weights ' + identity.name if decoder else identity.name}{notes}", steps)
     return steps
 

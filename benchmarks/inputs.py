@@ -39,25 +39,25 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=positive_int, default=4, help="how many images, one round each")
 
 
-def device_from(args: argparse.Namespace) -> torch.device:
-    """Raises InputError where the GPU that is asked for isn't there."""
-    if args.device == "cpu":
+def choose_device(name: str | None) -> torch.device:
+    """"cpu", "cuda", or None for the GPU, if there is one."""
+    if name == "cpu":
         return torch.device("cpu")
-    return select_device(0 if args.device == "cuda" else None)
+    return select_device(0 if name == "cuda" else None)
 
 
-def checkpoint_from(args: argparse.Namespace) -> Path:
+def find_checkpoint(sam_type: str, checkpoint: Path | None) -> Path:
     """SAM's weights; an InputError where they aren't there."""
-    checkpoint = args.sam_checkpoint or default_checkpoint(args.sam_type, DATA)
-    check_present(args.sam_type, checkpoint)
+    checkpoint = checkpoint or default_checkpoint(sam_type, DATA)
+    check_present(sam_type, checkpoint)
     return checkpoint
 
 
-def images_from(args: argparse.Namespace) -> list[Path]:
+def list_images(folder: Path, count: int) -> list[Path]:
     """The first images of the folder, at least two of them: the first round only warms up."""
-    paths = sorted(args.image_folder.glob("*.png"))[:args.images]
+    paths = sorted(folder.glob("*.png"))[:count]
     if len(paths) < 2:
-        raise InputError(f"{args.image_folder}: needs two PNG images or more; `python -m scripts.make_phantoms` draws "
+        raise InputError(f"{folder}: needs two PNG images or more; `python -m scripts.make_phantoms` draws "
                          "the phantoms, or name another folder with --image_folder")
     return paths
 

@@ -1,5 +1,4 @@
 """Times a baseline and ours in turn, prints the ratios, and keeps them."""
-import argparse
 import json
 import os
 import platform
@@ -16,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from segment_anything.fast.linear import linear
 from utils.files import atomic_path
 from utils.memory import keep_freed_memory
+from utils.options import option
 from utils.paths import ROOT
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
@@ -135,20 +135,23 @@ def limits(device: torch.device) -> str:
     return "a large product reaches {:.0f}, in bfloat16 {:.0f}".format(*reached)
 
 
-def add_report_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the lines to this file, too")
-    parser.add_argument("--record", action="store_true", help=f"put the table into benchmarks/{RESULTS.name}")
+@dataclass(frozen=True)
+class ReportOptions:
+    """Where a table is kept beside the screen."""
+
+    json: Path | None = option(None, "write the lines to this file, too", type=Path, metavar="FILE")
+    record: bool = option(False, f"put the table into benchmarks/{RESULTS.name}")
 
 
-def report(args: argparse.Namespace, benchmark: str, device: torch.device, what: str, steps: list[Step]) -> None:
-    """Prints the table, and keeps it where the arguments say so. `what` describes inputs and settings."""
+def report(options: ReportOptions, benchmark: str, device: torch.device, what: str, steps: list[Step]) -> None:
+    """Prints the table, and keeps it where the options say so. `what` describes inputs and settings."""
     machine, what = describe_machine(), f"On {device.type}: {what}"
     rows = [HEADER, *(step.line(device) for step in steps)]
     print("\n".join([machine, what, *rows]))
-    if args.json:
-        with atomic_path(args.json) as temporary:
+    if options.json:
+        with atomic_path(options.json) as temporary:
             temporary.write_text(json.dumps([{**asdict(step), "ratio": step.ratio} for step in steps], indent=1))
-    if args.record:
+    if options.record:
         title = f"python -m benchmarks.{benchmark} ({processor(device)})"
         _record(title, "\n".join(["", machine, "", what, "", *rows, ""]))
 

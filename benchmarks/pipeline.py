@@ -25,8 +25,8 @@ import torch
 from torch import nn
 
 from benchmarks import paper_way
-from benchmarks.inputs import add_input_arguments, checkpoint_from, device_from, predictions
-from benchmarks.measure import Step, add_report_arguments, operations, report, speed
+from benchmarks.inputs import add_input_arguments, choose_device, find_checkpoint, predictions
+from benchmarks.measure import ReportOptions, Step, operations, report, speed
 from segment_anything.embeddings import compute_embedding, embedding_path, load_embedding
 from segment_anything.options import Sam
 from segment_anything.refinement.refine import RefinementOptions
@@ -41,7 +41,7 @@ from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.files import read_grey
 from utils.mask_store import MaskStore, MaskWriter
 from utils.memory import keep_freed_memory
-from utils.options import positive_int
+from utils.options import add_options, options_from, positive_int
 from utils.tracking.models import Model
 
 BATCH = 16
@@ -56,14 +56,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompted", type=positive_int, metavar="N",
                         help="classes that an image shows, fewer for a shorter run (left out: all)")
     parser.add_argument("--work_dir", type=Path, help="where the temporary folder is made")
-    add_report_arguments(parser)
+    add_options(parser, ReportOptions)
     return parser
 
 
 def main(args: argparse.Namespace) -> list[Step]:
     """Returns the lines of the table."""
-    device = device_from(args)
-    checkpoint = checkpoint_from(args)
+    device = choose_device(args.device)
+    checkpoint = find_checkpoint(args.sam_type, args.sam_checkpoint)
     with tempfile.TemporaryDirectory(dir=args.work_dir) as name:
         data = copy_images(args.image_folder, args.images, Path(name))
         model = StandIn(len(data.description.labels), args.base_width, args.prompted, device)
@@ -75,8 +75,10 @@ def main(args: argparse.Namespace) -> list[Step]:
     image = torch.zeros(1, 1, *data.description.input_size, device=device)
     network = speed(operations(model.u_net, image), measured["prediction"][0], device)
     memory = ", ".join(f"{stage} {megabytes:.0f} MB" for stage, (_, megabytes) in measured.items())
-    report(args, f"pipeline --sam_type {args.sam_type} --images {args.images} --base_width {args.base_width}"
-           + (f" --prompted {args.prompted}" if args.prompted else ""), device,
+    prompted = f" --prompted {args.prompted}" if args.prompted else ""
+    report(options_from(ReportOptions, args),
+           f"pipeline --sam_type {args.sam_type} --images {args.images} --base_width {args.base_width}{prompted}",
+           device,
            f"times per image; memory beyond what the process held before the stage, models included: {memory}; the "
            f"paper's way on {args.baseline_images} images; our prediction: {network}", steps)
     return steps

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from benchmarks import paper_way
-from benchmarks.inputs import DRAWN, add_image_arguments, describe, images_from, predictions
-from benchmarks.measure import Step, Stopwatch, add_report_arguments, report
+from benchmarks.inputs import DRAWN, add_image_arguments, describe, list_images, predictions
+from benchmarks.measure import ReportOptions, Step, Stopwatch, report
 from segment_anything.refinement.cleaning import clean_masks
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
+from utils.options import add_options, options_from
 from utils.random_walk import PRESETS, random_walk, seeded_pixels
 
 STEP = "random walk, all classes"
@@ -30,7 +31,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_image_arguments(parser)
     parser.set_defaults(image_folder=DRAWN)  # the masks are of these
     parser.add_argument("--radius", type=int, default=PRESETS["active"][0], help="of the background's erosion")
-    add_report_arguments(parser)
+    add_options(parser, ReportOptions)
     return parser
 
 
@@ -38,7 +39,7 @@ def main(args: argparse.Namespace) -> list[Step]:
     """Returns the line of the table."""
     _, sigma = PRESETS["active"]
     watch, differences, changed, dice = Stopwatch(torch.device("cpu")), [], 0, []
-    for path, probabilities in zip(paths := images_from(args), predictions(), strict=False):
+    for path, probabilities in zip(paths := list_images(args.image_folder, args.images), predictions(), strict=False):
         seeds = clean_masks(probabilities)
         grey = cv2.resize(read_grey(path), seeds.shape[:0:-1]).astype(np.float64)
         seeded = seeded_pixels(seeds, args.radius)
@@ -49,7 +50,7 @@ def main(args: argparse.Namespace) -> list[Step]:
         changed += int(((theirs > 0.5) != (ours > 0.5)).sum())
         dice.append(2 * (exact & (ours > 0.5)).sum() / (exact.sum() + (ours > 0.5).sum()))
     steps = [watch.step(STEP, max(differences), changed)]
-    report(args, f"random_walk --radius {args.radius}", torch.device("cpu"),
+    report(options_from(ReportOptions, args), f"random_walk --radius {args.radius}", torch.device("cpu"),
            f"{describe(paths)}; smallest Dice of the unseeded pixels with the exact "
            f"solution {min(dice):.4f}", steps)
     return steps

@@ -21,21 +21,18 @@ import numpy as np
 import torch
 
 from benchmarks import paper_way
-from benchmarks.inputs import add_input_arguments, checkpoint_from, describe, device_from, images_from, predictions
-from benchmarks.measure import Step, Stopwatch, add_report_arguments, operations, report, speed
+from benchmarks.inputs import add_input_arguments, choose_device, describe, find_checkpoint, list_images, predictions
+from benchmarks.measure import ReportOptions, Step, Stopwatch, operations, report, speed
 from segment_anything.checkpoints import identify
 from segment_anything.embeddings import compute_embedding, load_embedding, save_embedding
 from segment_anything.refinement.cleaning import clean_masks
 from segment_anything.refinement.prompts import extract_prompts
 from segment_anything.refinement.refine import RefinementOptions, decode_all, refine
-from segment_anything.registry import (
-    get_sam_type,
-    load_prompt_modules,
-    load_sam,
-)
+from segment_anything.registry import get_sam_type, load_prompt_modules, load_sam
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
+from utils.options import add_options, options_from
 
 OPTIONS = RefinementOptions()
 DECODER = "mask decoder, both passes, all classes"
@@ -44,21 +41,21 @@ DECODER = "mask decoder, both passes, all classes"
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("benchmarks.refinement", __doc__)
     add_input_arguments(parser)
-    add_report_arguments(parser)
+    add_options(parser, ReportOptions)
     return parser
 
 
 def main(args: argparse.Namespace) -> list[Step]:
     """Returns the lines of the table."""
-    device = device_from(args)
-    checkpoint, paths = checkpoint_from(args), images_from(args)
+    device = choose_device(args.device)
+    checkpoint, paths = find_checkpoint(args.sam_type, args.sam_checkpoint), list_images(args.image_folder, args.images)
     bench = Bench(args.sam_type, checkpoint, device)
     with tempfile.TemporaryDirectory() as folder:
         for path, probabilities in zip(paths, predictions(), strict=False):
             bench.compare(read_grey(path), probabilities, Path(folder))
     steps = bench.steps()
     decoder_ms = next(step.ours_ms for step in steps if step.step == DECODER)
-    report(args, f"refinement --sam_type {args.sam_type}", device,
+    report(options_from(ReportOptions, args), f"refinement --sam_type {args.sam_type}", device,
            f"{describe(paths)}; {bench.prompted / len(paths):.1f} classes prompted in an image; our mask decoder: "
            f"{speed(median(bench.operations), decoder_ms, device)}", steps)
     return steps
@@ -108,7 +105,7 @@ class Bench:
 
         size, (logits, _) = probabilities.shape[1:], ours
         theirs, ours = self.time(
-            "upscaling, all classes", lambda: [paper_way.upscale(each[None, None], embedding, size) for each in logits],
+            "upscaling, all classes", lambda: [paper_way.upscale(low[None, None], embedding, size) for low in logits],
             lambda: self.decoder.upscale(logits, embedding, size) > 0)
         self.note("upscaling, all classes", 0, (torch.stack(theirs) != ours).cpu().numpy())
 
@@ -126,8 +123,8 @@ class Bench:
 
     def steps(self) -> list[Step]:
         """All lines; differences are the largest, changed pixels the sum over all images."""
-        return [self.watch.step(step, max(value for value, _ in found), sum(pixels for _, pixels in found))
-                for step, found in self.differences.items()]
+        return [self.watch.step(step, max(value for value, _ in images), sum(pixels for _, pixels in images))
+                for step, images in self.differences.items()]
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 
 from benchmarks import paper_way
-from benchmarks.inputs import add_device_argument, device_from
-from benchmarks.measure import Step, Stopwatch, add_report_arguments, limits, report
+from benchmarks.inputs import add_device_argument, choose_device
+from benchmarks.measure import ReportOptions, Step, Stopwatch, limits, report
 from unet_training.data import LabeledDataset
 from unet_training.epoch import bce_loss, train_epoch
 from unet_training.networks.u_net import UNet
 from utils.cli import run_stage, stage_parser
 from utils.datasets.annotated import AnnotatedImages, open_dataset
-from utils.options import positive_int
+from utils.options import add_options, options_from, positive_int
 from utils.paths import DATA
 
 AUGMENTATION = 0.03
@@ -37,19 +37,19 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=positive_int, default=16, help="in a batch")
     parser.add_argument("--input_size", type=positive_int, nargs=2, default=(384, 224), metavar=("H", "W"))
     add_device_argument(parser)
-    add_report_arguments(parser)
+    add_options(parser, ReportOptions)
     return parser
 
 
 def main(args: argparse.Namespace) -> list[Step]:
     """Returns the lines of the table."""
-    device = device_from(args)
+    device = choose_device(args.device)
     data = open_dataset("phantom", args.data_dir, args.input_size)
     torch.manual_seed(0)
     model = UNet(len(data.description.labels), args.base_width).to(device)
     steps = training_steps(data, model, args.images, args.rounds, device)
     size = "x".join(map(str, args.input_size))
-    report(args, f"training --base_width {args.base_width} --images {args.images}", device,
+    report(options_from(ReportOptions, args), f"training --base_width {args.base_width} --images {args.images}", device,
            f"{args.rounds} rounds after one to warm up; a batch of {args.images} images of {size} in a step; in "
            f"GFLOP/s {limits(device)}", steps)
     return steps

@@ -16,7 +16,7 @@ Writes  a model, known by its id: on the ClearML server, or in runs/ without one
 """
 import argparse
 
-from unet_training.models import ModelOptions, TrainedModel, add_common_arguments
+from unet_training.models import ModelOptions, TrainedModel, add_common_arguments, add_seed_argument
 from unet_training.nnunet.nnunet import NNUNetOptions
 from unet_training.nnunet.training import train_nnunet
 from utils.cli import run_stage, stage_parser
@@ -26,6 +26,7 @@ from utils.options import add_options, options_from
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.train_nnunet", __doc__)
     add_common_arguments(parser)
+    add_seed_argument(parser)
     add_options(parser, ModelOptions)
     add_options(parser, NNUNetOptions)
     return parser

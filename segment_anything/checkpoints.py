@@ -54,16 +54,16 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     return state_dict
 
 
-def check_architecture(path: Path, sam_type: str, found: Mapping[str, torch.Tensor],
+def check_architecture(path: Path, sam_type: str, actual: Mapping[str, torch.Tensor],
                        expected: Mapping[str, torch.Tensor]) -> None:
     """Compares keys and shapes.
 
     Raises:
         InputError: they differ; the message counts the differences and gives an example of each kind.
     """
-    missing = sorted(expected.keys() - found.keys())
-    unknown = sorted(found.keys() - expected.keys())
-    reshaped = [key for key in sorted(expected.keys() & found.keys()) if expected[key].shape != found[key].shape]
+    missing = sorted(expected.keys() - actual.keys())
+    unknown = sorted(actual.keys() - expected.keys())
+    reshaped = [key for key in sorted(expected.keys() & actual.keys()) if expected[key].shape != actual[key].shape]
     differences = []
     if missing:
         differences.append(f"{len(missing)} tensors are missing, e.g. {missing[0]}")
@@ -71,7 +71,7 @@ def check_architecture(path: Path, sam_type: str, found: Mapping[str, torch.Tens
         differences.append(f"{len(unknown)} are unknown, e.g. {unknown[0]}")
     if reshaped:
         key = reshaped[0]
-        differences.append(f"{len(reshaped)} have another shape, e.g. {key}: {tuple(found[key].shape)} "
+        differences.append(f"{len(reshaped)} have another shape, e.g. {key}: {tuple(actual[key].shape)} "
                            f"instead of {tuple(expected[key].shape)}")
     if differences:
         raise InputError(f"{path}: not a checkpoint of SAM type {sam_type} ({'; '.join(differences)}); "

@@ -1,4 +1,5 @@
-"""SAM image embeddings, computed once per image and kept on disk.
+"""SAM image embeddings, computed once per image and kept on disk (scripts/generate_img_embeddings.py of the
+authors' code).
 
 One HDF5 file per image, `<folder>/<stem>.h5`: dataset `embedding` (the feature map "image"), float32 or float16
 (D, h, w), uncompressed because that reads fastest; further feature maps, of a type that has them, under their own
@@ -20,7 +21,7 @@ from segment_anything.checkpoints import CheckpointId, identify
 from segment_anything.fast.image_encoder import accelerate
 from segment_anything.modeling import Sam
 from segment_anything.registry import check_present, get_sam_type, load_sam
-from segment_anything.utils.transforms import ResizeLongestSide
+from segment_anything.resize import resize_longest_side
 from utils.errors import InputError
 from utils.files import atomic_path, image_size, read_grey
 from utils.overlap import batched, map_side_by_side, map_threaded
@@ -72,7 +73,7 @@ def encoder_input(sam: Sam, grey: np.ndarray, preprocessing: str) -> tuple[torch
 def _fit_longest_side(sam: Sam, grey: np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
     """SAM's: the longest side fills the input; SAM's mean and std, zeros to the right and below."""
     # the three channels are equal, so the package's resize sees one of them
-    pixels = ResizeLongestSide(sam.image_encoder.img_size).apply_image(grey)
+    pixels = resize_longest_side(grey, sam.image_encoder.img_size)
     colors = torch.from_numpy(pixels).to(sam.device).expand(1, 3, -1, -1)
     return sam.preprocess(colors), pixels.shape
 
@@ -177,12 +178,12 @@ def load_embedding(path: Path, checkpoint: CheckpointId) -> ImageEmbedding:
                          "`python -m scripts.generate_img_embeddings`") from error
 
 
-def check_same_checkpoint(what: Path | str, found: CheckpointId, asked: CheckpointId) -> None:
+def check_same_checkpoint(what: Path | str, used: CheckpointId, asked: CheckpointId) -> None:
     """Raises:
         InputError: the embedding `what` is of another checkpoint than the one that is asked for.
     """
-    if found.sha256 != asked.sha256:
-        raise InputError(f"{what}: this embedding was computed with the checkpoint {found}, but {asked} is asked for; "
+    if used.sha256 != asked.sha256:
+        raise InputError(f"{what}: this embedding was computed with the checkpoint {used}, but {asked} is asked for; "
                          "use that checkpoint, or remove the embedding's folder to compute its embeddings anew")
 
 

@@ -55,7 +55,7 @@ def from_mobile_sam(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.T
 
 
 def _timm_key(key: str) -> str:
-    key = re.sub(r"^patch_embed\.seq\.([02])\.", lambda found: f"patch_embed.conv{int(found[1]) // 2 + 1}.", key)
+    key = re.sub(r"^patch_embed\.seq\.([02])\.", lambda match: f"patch_embed.conv{int(match[1]) // 2 + 1}.", key)
     # timm counts a downsampling to the stage that follows it
-    key = re.sub(r"^layers\.(\d)\.downsample\.", lambda found: f"stages.{int(found[1]) + 1}.downsample.", key)
+    key = re.sub(r"^layers\.(\d)\.downsample\.", lambda match: f"stages.{int(match[1]) + 1}.downsample.", key)
     return re.sub(r"^layers\.", "stages.", key).replace(".c.", ".conv.")

@@ -28,12 +28,12 @@ def download(url: str, target: Path, size: int | None = None, sha256: str | None
     try:
         announced = _fetch(url, part)
     except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: not an address
-        raise InputError(f"{url}: could not be downloaded ({error}); the same command goes on where it stopped, "
+        raise InputError(f"{url}: could not be downloaded ({error}); the same command resumes where it stopped, "
                          f"or download it by hand to {target}") from error
     expected = size if size is not None else announced
     if expected is not None and part.stat().st_size < expected:
         raise InputError(f"{url}: the connection ended after {part.stat().st_size} of {expected} bytes; "
-                         f"the same command goes on, or download it by hand to {target}")
+                         f"the same command resumes, or download it by hand to {target}")
     _check(url, part, expected, sha256)
     part.replace(target)
 
@@ -61,10 +61,10 @@ def _fetch(url: str, part: Path) -> int | None:
 
 
 def _check(url: str, part: Path, size: int | None, sha256: str | None) -> None:
-    found = part.stat().st_size
+    received = part.stat().st_size
     with part.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest() if sha256 else None
-    if (size is not None and found != size) or digest != sha256:
+    if (size is not None and received != size) or digest != sha256:
         part.unlink()
-        raise InputError(f"{url}: sent a file of {found} bytes with sha256 {digest}, not the expected one "
+        raise InputError(f"{url}: sent a file of {received} bytes with sha256 {digest}, not the expected one "
                          f"({size} bytes, sha256 {sha256}); it was removed, try again or use another source")

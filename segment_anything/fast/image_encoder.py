@@ -67,15 +67,15 @@ class FastBlock(nn.Module):
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """All (windows, heads, y, x, channel)."""
-        flat = [each.flatten(2, 3) for each in (queries, keys, values)]
+        flat = [rows.flatten(2, 3) for rows in (queries, keys, values)]
         if not self.attn.use_rel_pos:
             return F.scaled_dot_product_attention(*flat).view_as(queries)
         along_y = torch.einsum("bnyxc,ykc->bnyxk", queries, self.along_y).flatten(2, 3)
         along_x = torch.einsum("bnyxc,xkc->bnyxk", queries, self.along_x).flatten(2, 3)
-        portions = zip(*(each.split(QUERIES, dim=2) for each in (flat[0], along_y, along_x)), strict=True)
+        portions = zip(*(rows.split(QUERIES, dim=2) for rows in (flat[0], along_y, along_x)), strict=True)
         attend = F.scaled_dot_product_attention if queries.is_cuda else _attend_on_cpu
-        return torch.cat([attend(some, *flat[1:], (y[..., :, None] + x[..., None, :]).flatten(3))
-                          for some, y, x in portions], dim=2).view_as(queries)
+        return torch.cat([attend(portion, *flat[1:], (y[..., :, None] + x[..., None, :]).flatten(3))
+                          for portion, y, x in portions], dim=2).view_as(queries)
 
 
 def _attend_on_cpu(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
@@ -84,5 +84,5 @@ def _attend_on_cpu(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) 
     PyTorch's own takes twice as long in bfloat16 there, and a tenth less in float32.
     """
     scaled = queries * queries.shape[-1] ** -0.5
-    scores = torch.baddbmm(*(each.flatten(0, 1) for each in (bias, scaled, keys.mT)))
+    scores = torch.baddbmm(*(rows.flatten(0, 1) for rows in (bias, scaled, keys.mT)))
     return (scores.softmax(dim=2) @ values.flatten(0, 1)).view_as(queries)

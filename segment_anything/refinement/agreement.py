@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from segment_anything.embeddings import ImageEmbedding
 from segment_anything.mask_decoder import PlainDecoder
+from segment_anything.resize import fit_longest_side
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
-from segment_anything.utils.transforms import ResizeLongestSide
 from utils.dice import multilabel_dice
 from utils.errors import InputError
 from utils.options import option
@@ -89,7 +89,7 @@ def released_mask_prompt(mask: np.ndarray, embedding: ImageEmbedding) -> torch.T
     """As `mask_prompt`, but the mask keeps its own aspect, and its logits are resized bilinearly
     (segment_anything/utils/prompt_utils.py of the authors' code)."""
     side = _mask_side(embedding)
-    height, width = ResizeLongestSide.get_preprocess_shape(*mask.shape, side)
+    height, width = fit_longest_side(mask.shape, side)
     logits = torch.from_numpy(np.where(mask, CERTAINTY, -CERTAINTY)).float()[None, None]
     resized = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False, antialias=True)
     return F.pad(resized[0, 0], (0, side - width, 0, side - height))

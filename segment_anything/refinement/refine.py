@@ -2,7 +2,6 @@
 
 U-Net probabilities -> cleaned masks -> prompts -> first pass -> second pass with the first one's logits -> masks.
 """
-import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +30,6 @@ from segment_anything.refinement.prompts import (
     select_prompt,
 )
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
-from utils import options as option_arguments
 from utils.errors import InputError
 from utils.options import option
 from utils.overlap import batched, map_side_by_side
@@ -248,20 +246,3 @@ def _decode(decoder: StoredEmbeddingDecoder, images: Maps, prompts: Sequence[Cla
     points = np.stack([prompt.points for prompt in prompts]) if number_of_points else None
     labels = np.stack([prompt.labels for prompt in prompts]) if number_of_points else None
     return decoder.decode(images, boxes, points, labels, mask_inputs)
-
-
-def add_refinement_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that `options_from` reads."""
-    option_arguments.add_options(parser.add_argument_group("refinement"), RefinementOptions)
-
-
-def add_ccl_argument(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--ccl_selection", choices=SELECTIONS, default=RefinementOptions().ccl_selection,
-                        help="which connected component of each class is kept")
-
-
-def options_from(args: argparse.Namespace) -> RefinementOptions:
-    """Raises:
-        InputError: an option has no meaning.
-    """
-    return option_arguments.options_from(RefinementOptions, args)

@@ -34,6 +34,7 @@ def test_the_papers_way_of_dilating_is_one():
     np.testing.assert_array_equal(paper_way.dilate(torch.from_numpy(masks)), expected)
 
 
+@pytest.mark.slow
 def test_refinement_changes_no_mask(phantom_data_dir, tmp_path):
     images = phantom_data_dir / "phantom" / "img_only_front_all_left"
     file = tmp_path / "steps.json"
@@ -47,6 +48,7 @@ def test_refinement_changes_no_mask(phantom_data_dir, tmp_path):
     assert lines[0]["ratio"] == pytest.approx(lines[0]["baseline_ms"] / lines[0]["ours_ms"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("benchmark", "arguments", "equal"), [
     (encoder, [], ["image encoder demo, float32"]),
     (embedding_store, [], ["write, float32", "read for one refinement, float32"]),
@@ -96,10 +98,10 @@ def recorded(monkeypatch, tmp_path):
     """Records a step of a benchmark, measured on a device, and yields the file's text."""
     monkeypatch.setattr(measure, "RESULTS", tmp_path / "RESULTS.md")
     monkeypatch.setattr(measure, "processor", lambda device: {"cpu": "Core", "cuda": "GPU"}[device.type])
-    args = measure.argparse.Namespace(json=None, record=True)
+    options = measure.ReportOptions(record=True)
 
     def record(benchmark: str, step: str, device: str = "cpu", ours: float = 2) -> str:
-        measure.report(args, benchmark, torch.device(device), "what", [measure.Step(step, 4, ours, 0.5, 7)])
+        measure.report(options, benchmark, torch.device(device), "what", [measure.Step(step, 4, ours, 0.5, 7)])
         return measure.RESULTS.read_text()
     return record
 

@@ -96,24 +96,29 @@ def test_an_object_looks_the_same_in_any_window(predictor: SamPredictor):
     torch.testing.assert_close(one[..., 1:-1, 1:15], other[..., 1:-1, 17:31], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_box_prompts(answers: np.ndarray):
     assert answers[:, 0].mean() > 0.8
 
 
+@pytest.mark.slow
 def test_second_pass_with_points_keeps_the_quality(answers: np.ndarray):
     assert answers[:, 1].mean() > answers[:, 0].mean() - 0.01
 
 
+@pytest.mark.slow
 def test_points_alone(answers: np.ndarray):
     assert answers[:, 2].mean() > 0.7
 
 
+@pytest.mark.slow
 def test_predicted_iou_follows_the_true_one(answers: np.ndarray):
     true_iou = answers[:, 0] / (2 - answers[:, 0])
     assert np.corrcoef(true_iou, answers[:, 3])[0, 1] > 0.5
     assert abs(true_iou.mean() - answers[:, 3].mean()) < 0.08
 
 
+@pytest.mark.slow
 def test_mask_prompts(predictor: SamPredictor):
     """A mask alone, even one with a corner cut off, says which object is meant."""
     answers = []
@@ -135,6 +140,7 @@ def test_mask_prompts(predictor: SamPredictor):
     assert np.mean(answers) > 0.75
 
 
+@pytest.mark.slow
 def test_phantom_bones():
     """Bones that it never saw, with tight boxes, and with boxes that are up to 15 % off on every side."""
     predictor = SamPredictor(load_sam("demo", DEMO_SAM_WEIGHTS))

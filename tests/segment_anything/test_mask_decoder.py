@@ -7,7 +7,6 @@ from torch import nn
 
 from segment_anything.checkpoints import CheckpointId
 from segment_anything.demo_sam import DEMO_SAM_WEIGHTS
-from segment_anything.embeddings import embedding_path, load_embedding
 from segment_anything.fast.mask_decoder import FastDecoder
 from segment_anything.mask_decoder import PlainDecoder, select_images
 from segment_anything.modeling import Sam as SamModel
@@ -15,6 +14,7 @@ from segment_anything.options import Sam
 from segment_anything.refinement.refine import RefinementOptions, refine
 from segment_anything.registry import SAM_TYPES, SamType, load_prompt_modules
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
+from tests.segment_anything.test_options import data_in
 from tests.small_sam import register_small_sam
 from utils.files import write_png
 
@@ -98,9 +98,9 @@ def test_a_type_with_two_feature_maps_and_a_decoder_of_its_own(monkeypatch, tmp_
     image = np.zeros((48, 64), np.uint8)
     image[12:36, 8:40] = 200
     write_png(tmp_path / "a.png", image)
-    sam = Sam("toy", tmp_path / "toy.pth")
-    assert sam.embed_missing([("a", tmp_path / "a.png")], tmp_path, torch.device("cpu")) == 1
-    embedding = load_embedding(embedding_path(tmp_path, "a"), sam.identity)
+    sam, data = Sam("toy", tmp_path / "toy.pth"), data_in(tmp_path)
+    assert sam.embed_missing(data, ["a"], torch.device("cpu")) == 1
+    embedding = sam.read_embedding(data, "a")
     assert {name: tuple(values.shape) for name, values in embedding.features.items()} == {
         "image": (3, 4, 4), "fine": (1, 32, 32)}
     probabilities = np.zeros((2, 48, 64), np.float32)

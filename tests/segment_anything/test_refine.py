@@ -14,10 +14,8 @@ from segment_anything.refinement.cleaning import apply_morphology
 from segment_anything.refinement.prompts import PROMPTS, ClassPrompt, extract_prompts
 from segment_anything.refinement.refine import (
     RefinementOptions,
-    add_refinement_arguments,
     clean_and_prompt,
     decode_all,
-    options_from,
     refine,
     refine_all,
 )
@@ -28,6 +26,7 @@ from tests.segment_anything.test_prompts import brute_force
 from tests.small_sam import register_small_sam
 from tests.torch_threads import torch_threads
 from utils.errors import InputError
+from utils.options import add_options, options_from
 
 PROMPT_SETS = [
     (("box",), ("pos_points", "neg_points")),
@@ -301,8 +300,8 @@ def test_options_without_meaning(changes, message):
 def test_arguments_and_names():
     def options(*arguments):
         parser = argparse.ArgumentParser()
-        add_refinement_arguments(parser)
-        return options_from(parser.parse_args(arguments))
+        add_options(parser, RefinementOptions)
+        return options_from(RefinementOptions, parser.parse_args(arguments))
 
     assert options() == RefinementOptions()
     assert options().name() == "sam_box_refine_pos_points_neg_points_highest_probability_released"

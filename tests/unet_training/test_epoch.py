@@ -1,4 +1,3 @@
-import argparse
 import copy
 import math
 
@@ -20,7 +19,7 @@ from unet_training.epoch import (
     validate,
     warp,
 )
-from unet_training.hyper_params import add_final_arguments, loss_from
+from unet_training.hyper_params import LossOptions
 from unet_training.networks.u_net import UNet
 from unet_training.samplers import LabeledOnce
 from utils.errors import InputError
@@ -40,12 +39,9 @@ def test_loss_equals_its_formula():
     assert bce_loss(weights, CPU)(logits, ground_truth).item() == pytest.approx(total.item() / logits.numel(), rel=1e-6)
 
 
-@pytest.mark.parametrize(("arguments", "weights"), [([], [2, 30, 1]), (["--max_positive_weight", "5"], [2, 5, 1])])
-def test_positive_weights_are_bounded_only_where_asked(arguments, weights):
-    parser = argparse.ArgumentParser()
-    add_final_arguments(parser)
-    loss = loss_from(parser.parse_args(arguments), [2, 30, 1], CPU)
-    assert loss.pos_weight.ravel().tolist() == weights
+@pytest.mark.parametrize(("options", "weights"), [(LossOptions(), [2, 30, 1]), (LossOptions(5.0), [2, 5, 1])])
+def test_pos_weight_is_capped_only_where_asked(options, weights):
+    assert options.loss([2, 30, 1], CPU).pos_weight.ravel().tolist() == weights
 
 
 @pytest.mark.parametrize(("mode", "order"), [("bilinear", 1), ("nearest", 0)])

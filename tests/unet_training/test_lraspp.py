@@ -1,5 +1,4 @@
 """LR-ASPP on SAM's encoder against a computation by hand, its file, and the stages that it goes through."""
-import argparse
 import copy
 import dataclasses
 import shutil
@@ -12,18 +11,18 @@ from scipy.ndimage import map_coordinates
 from torch.nn import functional as F
 
 from scripts import evaluate, save_segmentations
-from scripts.run_pipeline import train_if_missing
 from segment_anything.registry import SAM_TYPES, default_checkpoint
 from tests.small_sam import build_small_sam, register_small_sam
 from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
-from unet_training.arguments import choose_model
 from unet_training.checkpoint import Training, load_checkpoint, save_checkpoint
 from unet_training.data import ImageDataset, LabeledDataset
 from unet_training.epoch import bce_loss, train_epoch
+from unet_training.models import ModelOptions, choose_record
 from unet_training.networks import lraspp, stored_features
 from unet_training.networks.lraspp import LrasppOnSam, LrasppOptions
 from unet_training.networks.stored_features import StoredFeatures
 from unet_training.prediction import predict
+from unet_training.training_stage import train_if_missing
 from utils.datasets.annotated import open_dataset
 from utils.errors import InputError
 from utils.mask_store import MaskStore
@@ -233,14 +232,14 @@ def test_the_stages_take_it_with_and_without_stored_features(stage, checkpoint, 
 
 
 @pytest.mark.slow
-def test_a_model_that_is_not_named_is_a_u_net_whatever_sam_there_is(stage, checkpoint, tmp_path):
+def test_a_model_that_is_not_named_is_a_u_net_whatever_sam_there_is(stage, checkpoint, monkeypatch):
     arguments = (*SMALL, "--data_aug", "0")
     u_net = stage(training, *arguments)
     other = stage(training, *arguments, "--architecture", "lraspp_on_sam", "--sam_type", "small", "--sam_checkpoint",
                   str(checkpoint))
-    args = training.get_args_parser().parse_args(["--dataset", "phantom", "--data_dir", str(tmp_path / "data"),
-                                                  *arguments, "--sam_type", "vit_b"])
-    assert train_if_missing(training, args) == u_net
-    assert choose_model(argparse.Namespace(**vars(args), model_id=None)).id == u_net
-    assert not {"architecture", "sam_type", "sam_checkpoint"} & fetch_model(u_net).parameters.keys()
-    assert fetch_model(other).parameters["stage"] == "lraspp_on_sam"
+    monkeypatch.setattr(training, "train", train_if_missing)
+    assert stage(training, *arguments) == u_net
+    for architecture, model_id in (("u_net", u_net), ("lraspp_on_sam", other)):
+        assert choose_record("phantom", ModelOptions(num_train_samples=2), architecture=architecture).id == model_id
+    assert not {"sam_type", "sam_checkpoint"} & fetch_model(u_net).parameters.keys()
+    assert fetch_model(other).parameters["stage"] == "initial"

@@ -55,11 +55,11 @@ with start("observed", {}):
 
 CREDENTIALS = """
 import json, os
-from utils.tracking.clearml_patches import has_credentials, server_address
+from utils.tracking.clearml_patches import get_server_address, has_credentials
 answers = []
 for environment in json.loads(sys.argv[1]):
     os.environ.update(environment)
-    answers.append([has_credentials(), server_address()])
+    answers.append([has_credentials(), get_server_address()])
     for name in environment:
         del os.environ[name]
 print("answers:", json.dumps(answers))

@@ -59,7 +59,7 @@ def test_download(server, tmp_path, path):
 
 
 @pytest.mark.parametrize(("path", "begins"), [("/file", [1000]), ("/plain", [0])])
-def test_goes_on_where_it_stopped(server, tmp_path, path, begins):
+def test_resumes_where_it_stopped(server, tmp_path, path, begins):
     (tmp_path / "sam.pth.part").write_bytes(CONTENT[:1000])
     download(server.url + path, tmp_path / "sam.pth", len(CONTENT), SHA256)
     assert (tmp_path / "sam.pth").read_bytes() == CONTENT
@@ -68,7 +68,7 @@ def test_goes_on_where_it_stopped(server, tmp_path, path, begins):
 
 def test_a_cut_connection_keeps_the_part(server, tmp_path):
     target = tmp_path / "sam.pth"
-    with pytest.raises(InputError, match=f"{len(CONTENT) // 2} of {len(CONTENT)} bytes; the same command goes on"):
+    with pytest.raises(InputError, match=f"{len(CONTENT) // 2} of {len(CONTENT)} bytes; the same command resumes"):
         download(server.url + "/cut", target, None, SHA256)
     assert not target.exists()
     download(server.url + "/file", target, None, SHA256)
@@ -107,15 +107,15 @@ def run(tmp_path: Path, *arguments: str) -> None:
 
 
 def test_stage_writes_to_where_the_checkpoint_is_looked_for(server, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(SAM_TYPES, "some", SamType(list, "some.pth", "a page", server.url + "/file", None, SHA256))
-    run(tmp_path, "some")
-    assert (tmp_path / "sam_checkpoints" / "some.pth").read_bytes() == CONTENT
-    run(tmp_path, "some")
+    monkeypatch.setitem(SAM_TYPES, "new", SamType(list, "new.pth", "a page", server.url + "/file", None, SHA256))
+    run(tmp_path, "new")
+    assert (tmp_path / "sam_checkpoints" / "new.pth").read_bytes() == CONTENT
+    run(tmp_path, "new")
     assert "there already" in capsys.readouterr().out
     assert len(server.begins) == 1
-    (tmp_path / "sam_checkpoints" / "some.pth").write_bytes(b"mine")
+    (tmp_path / "sam_checkpoints" / "new.pth").write_bytes(b"mine")
     with pytest.raises(SystemExit, match="2"):
-        run(tmp_path, "some")
+        run(tmp_path, "new")
 
 
 @pytest.mark.parametrize(("sam_type", "message"), [("medsam", "by hand from"), ("vit_x", "choose one of vit_h")])

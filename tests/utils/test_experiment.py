@@ -49,10 +49,10 @@ model = fetch_model(sys.argv[1])
 assert model.parameters == PARAMETERS and list(model.labels) == LABELS, model
 assert {name: type(value) for name, value in model.parameters.items()} == {n: type(v) for n, v in PARAMETERS.items()}
 assert sorted(model.tags) == ["n=5", "phantom"]
-assert [found.id for found in find_models(stage="initial", num_train_samples=5)] == [model.id]
+assert [match.id for match in find_models(stage="initial", num_train_samples=5)] == [model.id]
 assert find_models(stage="final") == []
 models_module.PAGE_SIZE = 1  # the newest one is unfinished
-assert [found.id for found in find_models(stage="initial", num_train_samples=5)] == [model.id]
+assert [match.id for match in find_models(stage="initial", num_train_samples=5)] == [model.id]
 print("weights:", model.weights)
 with start("prediction", {"stage": "prediction"}) as experiment:
     for _ in range(2):
@@ -132,6 +132,7 @@ def sessions_by_name(runs: Path) -> dict[str, dict]:
             for end in (runs / "offline").glob("*/end.json")}
 
 
+@pytest.mark.slow
 def test_two_processes_offline(tmp_path):
     runs = tmp_path / "runs"
     options = {"folder": tmp_path, "runs": runs}
@@ -156,6 +157,7 @@ def test_two_processes_offline(tmp_path):
     assert "seen on the console" in (session / "log.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_with_a_server(tmp_path):
     with running_server(tmp_path / "server_files") as server:
         options = {"folder": tmp_path, "runs": tmp_path / "runs", "server": server}
@@ -200,6 +202,7 @@ def check_events(server: ClearMLServer, task_id: str) -> None:
     assert any("seen on the console" in event.get("msg", "") for event in events)
 
 
+@pytest.mark.slow
 def test_upload_of_offline_runs(tmp_path):
     runs = tmp_path / "runs"
     initial = train_offline(tmp_path, b"initial", **PARAMETERS)

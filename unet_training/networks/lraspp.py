@@ -48,7 +48,7 @@ class FrozenEncoder:
         from segment_anything.embeddings import IMAGES_AT_ONCE
         from segment_anything.fast.image_encoder import accelerate
         from segment_anything.registry import get_sam_type, load_sam
-        from segment_anything.utils.transforms import ResizeLongestSide
+        from segment_anything.resize import fit_longest_side
         if get_sam_type(sam_type).preprocessing != "longest_side":
             raise InputError(f"SAM type {sam_type}: LR-ASPP is for SAM's own preprocessing; give another --sam_type")
         self.sam = load_sam(sam_type, checkpoint)
@@ -56,7 +56,7 @@ class FrozenEncoder:
         self.checkpoint = identify(checkpoint)
         self.normalize = normalize
         self.side = self.sam.image_encoder.img_size
-        self.resized = ResizeLongestSide.get_preprocess_shape(*input_size, self.side)
+        self.resized = fit_longest_side(input_size, self.side)
         self.channels = self.sam.prompt_encoder.embed_dim
         self.images_at_once = IMAGES_AT_ONCE
         self.sam.image_encoder.pos_embed = None  # vit_t and demo have none

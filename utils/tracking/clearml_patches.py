@@ -52,19 +52,19 @@ def has_credentials() -> bool:
     return not ENV_OFFLINE_MODE.get() and bool((key and secret) or ENV_AUTH_TOKEN.get())
 
 
-def server_address() -> str:
+def get_server_address() -> str:
     """The server that the environment or clearml.conf names, without making a session."""
     from clearml.backend_api import Session
     return Session.get_api_server_host()
 
 
-def configuration_error() -> type[Exception]:
+def get_configuration_error() -> type[Exception]:
     """What the SDK raises when clearml.conf can't be read."""
     from clearml.backend_config.errors import ConfigurationError
     return ConfigurationError
 
 
-def login_error() -> type[Exception]:
+def get_login_error() -> type[Exception]:
     """What the SDK raises when the server refuses the credentials."""
     from clearml.backend_api.session.session import LoginError
     return LoginError

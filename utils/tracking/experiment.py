@@ -94,7 +94,7 @@ def start(name: str, parameters: Mapping, tags: Sequence[str] = ()) -> Iterator[
     experiment = Experiment(_init_task(name, tags), parameters, tags)
     status, reason = "completed", ""
     try:
-        with _terminable():
+        with _unwind_on_termination():
             yield experiment
     except (KeyboardInterrupt, SystemExit):
         status, reason = "stopped", "interrupted"
@@ -121,7 +121,7 @@ def _init_task(name: str, tags: Sequence[str]):
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def _unwind_on_termination() -> Iterator[None]:
     """SIGTERM (`kill`, the time limit of a job scheduler) unwinds like Ctrl-C, so that the task is closed."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

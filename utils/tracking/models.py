@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
+from operator import attrgetter
 from pathlib import Path
 from uuid import uuid4
 
 from utils.errors import InputError
-from utils.tracking.clearml_patches import is_uploaded, server_address
-from utils.tracking.offline_runs import runs_dir, uploaded_ids
+from utils.tracking.clearml_patches import get_server_address, is_uploaded
+from utils.tracking.offline_runs import load_uploaded_ids, runs_dir
 from utils.tracking.server import explain_refusals, has_server, prepare_clearml
 
 PROJECT = "SAM carries the burden"
@@ -54,15 +55,15 @@ def fetch_model(model_id: str) -> Model:
     Raises:
         InputError: there is no such model, or its weights can't be had. The message lists what there is.
     """
-    for model in local_models():
+    for model in load_local_models():
         if model.id == model_id:
             return model
     places = f"in {runs_dir()}"
     if has_server():
-        models = _server_models(id=[model_id])
+        models = _find_server_models(id=[model_id])
         if models:
             return models[0]
-        places += f" and on {server_address()} in the project '{PROJECT}'"
+        places += f" and on {get_server_address()} in the project '{PROJECT}'"
     raise InputError(f"model id {model_id}: there is no such model {places}; there are: {describe(find_models())}")
 
 
@@ -71,12 +72,12 @@ def find_models(**parameters) -> list[Model]:
 
     A model that was made offline and uploaded since is listed once, by its offline id.
     """
-    models = local_models()
+    models = load_local_models()
     if has_server():
-        uploaded = set(uploaded_ids(server_address()).values())
-        models += [model for model in _server_models(name=f"^{MODEL_NAME}$") if model.id not in uploaded]
+        uploaded = set(load_uploaded_ids(get_server_address()).values())
+        models += [model for model in _find_server_models(name=f"^{MODEL_NAME}$") if model.id not in uploaded]
     matching = [model for model in models if parameters.items() <= model.parameters.items()]
-    return sorted(matching, key=_creation, reverse=True)
+    return sorted(matching, key=attrgetter("created"), reverse=True)
 
 
 def describe(models: Sequence[Model]) -> str:
@@ -88,14 +89,10 @@ def describe(models: Sequence[Model]) -> str:
     return "; ".join(listed) + (f"; {len(models) - LISTED_MODELS} older ones" if len(models) > LISTED_MODELS else "")
 
 
-def local_models() -> list[Model]:
+def load_local_models() -> list[Model]:
     """The models that are files, newest first."""
     records = (runs_dir() / "models").glob(f"{OFFLINE}*/model.json")
-    return sorted(map(_read_record, records), key=_creation, reverse=True)
-
-
-def _creation(model: Model) -> float:
-    return model.created
+    return sorted(map(_read_record, records), key=attrgetter("created"), reverse=True)
 
 
 def _read_record(path: Path) -> Model:
@@ -134,7 +131,7 @@ def upload_model(task, weights: Path, parameters: Mapping, labels: Sequence[str]
 
 def link_input_model(task, model_id: str, number: int) -> None:
     """Names the model on the server as the `number`-th, from 1, that a ClearML task starts from."""
-    model_id = uploaded_ids(server_address()).get(model_id, model_id)
+    model_id = load_uploaded_ids(get_server_address()).get(model_id, model_id)
     if model_id.startswith(OFFLINE):
         print(f"model {model_id} is not on the server, so the task can't link to it; "
               "`python -m scripts.upload_offline_runs` brings it there")
@@ -143,22 +140,22 @@ def link_input_model(task, model_id: str, number: int) -> None:
     task.set_input_model(model_id, update_task_design=False, update_task_labels=False, name=name)
 
 
-def _server_models(**query) -> list[Model]:
+def _find_server_models(**query) -> list[Model]:
     """Models on the server with complete weights, newest first."""
     with explain_refusals():
-        return [_from_server(model) for page in _pages(query) for model in page if is_uploaded(model.uri)]
+        return [_from_server(model) for model in _query_server(query) if is_uploaded(model.uri)]
 
 
-def _pages(query: Mapping) -> Iterator[list]:
+def _query_server(query: Mapping) -> Iterator:
     for number in itertools.count():
-        page = list(_api().models.get_all(order_by=["-created"], page=number, page_size=PAGE_SIZE, **query))
-        yield page
+        page = list(_open_api().models.get_all(order_by=["-created"], page=number, page_size=PAGE_SIZE, **query))
+        yield from page
         if len(page) < PAGE_SIZE:
             return
 
 
 @cache
-def _api():
+def _open_api():
     from clearml.backend_api.session.client import APIClient  # of the SDK, which takes half a second
     return APIClient()
 

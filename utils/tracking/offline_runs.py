@@ -41,7 +41,7 @@ def end_session(task_id: str, started: float, status: str, reason: str, input_mo
         path.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
-def ended_sessions() -> list[Session]:
+def find_ended_sessions() -> list[Session]:
     """The sessions that have ended, oldest first, so that a model comes before the runs that use it."""
     sessions = []
     for path in (runs_dir() / "offline").glob("*/end.json"):
@@ -51,19 +51,19 @@ def ended_sessions() -> list[Session]:
     return sorted(sessions, key=lambda session: session.started)
 
 
-def uploaded_ids(server: str) -> dict[str, str]:
+def load_uploaded_ids(server: str) -> dict[str, str]:
     """Offline id -> id on `server`, for what was brought there."""
-    return _uploaded().get(server, {})
+    return _load_uploads().get(server, {})
 
 
 def remember_upload(server: str, old_id: str, new_id: str) -> None:
     """Records that a task or model is on `server`."""
-    uploaded = _uploaded()
+    uploaded = _load_uploads()
     uploaded.setdefault(server, {})[old_id] = new_id
     with atomic_path(runs_dir() / "uploaded.json") as path:
         path.write_text(json.dumps(uploaded, indent=1), encoding="utf-8")
 
 
-def _uploaded() -> dict[str, dict[str, str]]:
+def _load_uploads() -> dict[str, dict[str, str]]:
     path = runs_dir() / "uploaded.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

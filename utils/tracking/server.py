@@ -11,11 +11,11 @@ from types import ModuleType
 
 from utils.errors import InputError
 from utils.tracking.clearml_patches import (
-    configuration_error,
+    get_configuration_error,
+    get_login_error,
+    get_server_address,
     has_credentials,
-    login_error,
     report_from_threads,
-    server_address,
     skip_update_check,
 )
 
@@ -35,10 +35,10 @@ def prepare_clearml() -> ModuleType:
     skip_update_check()
     try:
         online = has_credentials()
-    except configuration_error() as error:
+    except get_configuration_error() as error:
         raise InputError(f"ClearML: {error}; mend this file or move it away") from None
     if online:
-        _check_reachable(server_address())
+        _check_reachable(get_server_address())
     clearml.Task.set_offline(not online)
     return clearml
 
@@ -68,7 +68,7 @@ def explain_refusals() -> Iterator[None]:
     """
     try:
         yield
-    except (login_error(), ValueError) as error:
+    except (get_login_error(), ValueError) as error:
         task = prepare_clearml().Task.current_task()
         if task:
             task.mark_failed(status_message=str(error), force=True)

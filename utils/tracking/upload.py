@@ -2,9 +2,9 @@
 from collections.abc import Iterator
 
 from utils.errors import InputError
-from utils.tracking.clearml_patches import server_address
-from utils.tracking.models import link_input_model, local_models, upload_model
-from utils.tracking.offline_runs import Session, ended_sessions, remember_upload, uploaded_ids
+from utils.tracking.clearml_patches import get_server_address
+from utils.tracking.models import link_input_model, load_local_models, upload_model
+from utils.tracking.offline_runs import Session, find_ended_sessions, load_uploaded_ids, remember_upload
 from utils.tracking.server import correct_status, explain_refusals, has_server, prepare_clearml
 
 
@@ -20,14 +20,14 @@ def upload_offline_runs() -> Iterator[tuple[str, str]]:
         raise InputError("no ClearML credentials; run `clearml-init`, or set CLEARML_API_HOST, CLEARML_WEB_HOST, "
                          "CLEARML_FILES_HOST, CLEARML_API_ACCESS_KEY and CLEARML_API_SECRET_KEY "
                          "(and not CLEARML_OFFLINE_MODE)")
-    for session in ended_sessions():
+    for session in find_ended_sessions():
         yield from _upload_session(session)
 
 
 def _upload_session(session: Session) -> Iterator[tuple[str, str]]:
-    clearml, server = prepare_clearml(), server_address()
-    models = [model for model in local_models() if model.task_id == session.id]
-    done = uploaded_ids(server)
+    clearml, server = prepare_clearml(), get_server_address()
+    models = [model for model in load_local_models() if model.task_id == session.id]
+    done = load_uploaded_ids(server)
     if {session.id, *(model.id for model in models)} <= done.keys():
         return
     with explain_refusals():
@@ -35,7 +35,7 @@ def _upload_session(session: Session) -> Iterator[tuple[str, str]]:
             new_id = clearml.Task.import_offline_session(str(session.folder))
             remember_upload(server, session.id, new_id)
             yield session.id, new_id
-        task = clearml.Task.get_task(uploaded_ids(server)[session.id])
+        task = clearml.Task.get_task(load_uploaded_ids(server)[session.id])
         task.mark_started(force=True)  # a closed task takes no models
         task.output_uri = True
         for model in models:
