@@ -26,8 +26,8 @@ import numpy as np
 import torch
 
 from benchmarks.encoder import RANDOM, random_sam
-from benchmarks.inputs import add_image_arguments, images_from, predictions
-from benchmarks.measure import Step, add_report_arguments, report
+from benchmarks.inputs import add_image_arguments, list_images, predictions
+from benchmarks.measure import ReportOptions, Step, report
 from segment_anything.checkpoints import identify
 from segment_anything.embeddings import compute_embeddings
 from segment_anything.fast.image_encoder import accelerate
@@ -38,7 +38,7 @@ from unet_training.epoch import bce_loss, train_epoch
 from unet_training.networks.u_net import UNet
 from unet_training.prediction import predict
 from utils.cli import run_stage, stage_parser
-from utils.options import positive_int
+from utils.options import add_options, options_from, positive_int
 from utils.paths import DATA
 
 STAGES = "refinement", "embedding", "prediction", "training step"
@@ -68,13 +68,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=positive_int, default=4, help="images of a training step")
     parser.add_argument("--input_size", type=positive_int, nargs=2, default=(384, 224), metavar=("H", "W"),
                         help="of the U-Net")
-    add_report_arguments(parser)
+    add_options(parser, ReportOptions)
     return parser
 
 
 def main(args: argparse.Namespace) -> list[Step]:
     """Returns the lines of the table."""
-    paths, steps, needed = images_from(args), [], []
+    paths, steps, needed = list_images(args.image_folder, args.images), [], []
     work = Work(args.sam_type, args.sam_checkpoint, paths, args.base_width, args.input_size, args.batch_size)
     cores = torch.get_num_threads()
     for stage in STAGES:
@@ -85,7 +85,7 @@ def main(args: argparse.Namespace) -> list[Step]:
                               changed if stage in MASKS else 0))
         needed.append(f"{stage} {idle / count * cores / CORES * IMAGES / 60:.1f}")
     size = "x".join(map(str, args.input_size))
-    report(args, f"shared_machine --sam_type {args.sam_type}", CPU,
+    report(options_from(ReportOptions, args), f"shared_machine --sam_type {args.sam_type}", CPU,
            f"{len(paths)} images ({paths[0].parents[1].name}), {args.rounds} rounds after one to warm up; a U-Net of "
            f"width {args.base_width} at {size}; times per image, the baseline is one thread; {CORES} cores like these "
            f"without a GPU would need for {IMAGES:,} images, extrapolated linearly from images per second per core, in "

@@ -94,7 +94,7 @@ importlib.import_module(sys.argv[1])
 """
 
 
-@pytest.mark.parametrize("module", ["scripts.save_refined_segmentations", "unet_training.training",
+@pytest.mark.parametrize("module", ["scripts.evaluate", "unet_training.training",
                                     "benchmarks.shared_machine"])
 def test_threads_of_a_command_are_set_before_torch_is_imported(module):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
