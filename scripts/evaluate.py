@@ -142,13 +142,16 @@ class Evaluation:
         return summaries["dice"]
 
     def run_if_missing(self) -> Summary:
-        """The mean Dice as it was measured before on these images and their ground truth, or else now."""
-        if all(path.exists() for path in (*self.tables.values(), self._record)):
-            record = json.loads(self._record.read_text(encoding="utf-8"))
-            if record["images"] == self._fingerprint():
-                print(f"already measured: {self.folder}")
-                return Summary(**record["dice"])
-        return self.run()
+        """The mean Dice as it was measured before, or else now."""
+        if not self.is_done():
+            return self.run()
+        print(f"already measured: {self.folder}")
+        return Summary(**json.loads(self._record.read_text(encoding="utf-8"))["dice"])
+
+    def is_done(self) -> bool:
+        """Whether it was measured on these images and their ground truth."""
+        return (all(path.exists() for path in (*self.tables.values(), self._record))
+                and json.loads(self._record.read_text(encoding="utf-8"))["images"] == self._fingerprint())
 
     @property
     def _record(self) -> Path:

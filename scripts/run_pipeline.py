@@ -19,7 +19,7 @@ from unet_training.models import TrainedModel, add_seed_argument
 from unet_training.pseudo_labels import PseudoLabels, add_pseudo_label_argument, save_masks, saved_masks
 from utils.cli import run_stage, stage_parser
 from utils.errors import InputError
-from utils.files import read_grey, write_png
+from utils.files import read_grey
 from utils.overlay import overlay, side_by_side, stack, to_grey
 from utils.paths import RESULTS
 from utils.tables import write_rows
@@ -63,7 +63,7 @@ def run(setting: Setting, kind: str, results_dir: Path) -> list[Row]:
     save_masks(raw, initial, setting.selection)
     if kind != "raw":
         headline(NAMES["refined"])
-        labels = labels.prepared(initial)
+        labels = labels.prepare(initial)
         save_masks(labels, initial, setting.selection)
     headline(NAMES["final"])
     final = setting.train_final(initial, kind)
@@ -73,10 +73,13 @@ def run(setting: Setting, kind: str, results_dir: Path) -> list[Row]:
         asked += [("raw", initial, raw, "unlabeled")]
         asked += [("refined", initial, labels, "unlabeled")] if kind != "raw" else []
     asked.append(("final", final, raw, "test"))
-    rows = [(name, split, Evaluation(model, masks, split, setting.selection, results_dir).run_if_missing())
-            for name, model, masks, split in asked]
+    evaluations = [Evaluation(model, masks, split, setting.selection, results_dir) for _, model, masks, split in asked]
+    picture, is_done = results_dir / "pipeline.png", all(evaluation.is_done() for evaluation in evaluations)
+    rows = [(name, evaluation.split, evaluation.run_if_missing())
+            for (name, *_), evaluation in zip(asked, evaluations, strict=True)]
     write_table(results_dir / "results.csv", rows)
-    write_png(results_dir / "pipeline.png", picture_pipeline(setting, initial, raw, labels))
+    if not (is_done and picture.exists()):
+        write_png(picture, picture_pipeline(setting, initial, raw, labels))
     print_table(setting, labels, rows)
     print(f"table and overlays: {results_dir}")
     return rows

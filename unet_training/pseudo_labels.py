@@ -20,7 +20,7 @@ from segment_anything.refinement.cleaning import clean_masks
 from segment_anything.refinement.refine import RefinementOptions, refine_all
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from unet_training.models import Selection, TrainedModel
-from unet_training.nnunet.nnunet import NNUNetOptions, unpack
+from unet_training.nnunet.nnunet import NNUNetOptions, find_command, unpack
 from unet_training.nnunet.training import find_nnunet, train_nnunet_if_missing
 from utils.datasets.annotated import AnnotatedImages, read_scaled
 from utils.errors import InputError
@@ -86,7 +86,7 @@ class PseudoLabels(ABC):
     def check(self) -> None:
         """Raises an InputError where what they are made with isn't there."""
 
-    def prepared(self, model: TrainedModel) -> "PseudoLabels":
+    def prepare(self, model: TrainedModel) -> "PseudoLabels":
         """Itself, once what has to be trained first was trained."""
         return self
 
@@ -253,7 +253,10 @@ class NNUNetMasks(PseudoLabels):
     def parameters(self) -> dict[str, Any]:
         return option_values(self.options)
 
-    def prepared(self, model: TrainedModel) -> "NNUNetMasks":
+    def check(self) -> None:
+        find_command()
+
+    def prepare(self, model: TrainedModel) -> "NNUNetMasks":
         record = self._chosen() or train_nnunet_if_missing(self.options, self.seed, model)
         return replace(self, options=NNUNetOptions.of(record), nnunet_model_id=record.id)
 
@@ -327,7 +330,7 @@ def save_masks(labels: PseudoLabels, model: TrainedModel, selection: Selection) 
     Raises:
         InputError: something that they are made with isn't there, or the file there was made with something else.
     """
-    labels = labels.prepared(model)
+    labels = labels.prepare(model)
     path = masks_path(labels, model)
     names = model.data.description.labels
     writer = MaskWriter(path, names, labels.attributes(model))

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from unet_training.hyper_params import Schedule
@@ -97,10 +96,11 @@ def data_parameters(data: AnnotatedImages, labeled: Iterable[str], unlabeled: It
     `images` stands for the images, by their names and the sizes of their files, and for the labeled ones' masks.
     """
     description, digest, labeled = data.description, hashlib.sha256(), list(labeled)
+    digest.update(repr(description.labels).encode())
     for stem in (*labeled, *unlabeled):
         digest.update(f"{stem} {data.image_path(stem).stat().st_size}\n".encode())
     for stem in labeled:
-        digest.update(np.packbits(data.mask(stem)))
+        digest.update(data.content(stem))
     return {"dataset": description.name, "input_size": list(description.input_size), "mean": description.mean,
             "std": description.std, "resize_dtype": description.resize_dtype,
             "pos_weight": list(description.pos_weight), "images": digest.hexdigest()[:16]}

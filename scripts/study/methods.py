@@ -195,7 +195,7 @@ def _fully_supervised(setting: Setting, _: TrainedModel) -> Measured:
 def _nnunet_alone(kind: str) -> Callable[[Setting, TrainedModel], Measured]:
     """nnU-Net's own masks of the test images."""
     def run(setting: Setting, initial: TrainedModel) -> Measured:
-        setting.labels[kind].prepared(initial)
+        setting.labels[kind].prepare(initial)
         return Measured(initial, kind)
     return run
 

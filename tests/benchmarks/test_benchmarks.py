@@ -21,6 +21,7 @@ from benchmarks import (
 )
 from scripts.evaluate import Summary
 from segment_anything.refinement.cleaning import apply_morphology, clean_masks
+from unet_training.networks.registry import Architecture
 
 
 def test_the_papers_way_of_cleaning_keeps_the_same_component():
@@ -135,17 +136,18 @@ def test_bf16_is_trained_and_measured_beside_float32_and_other_roundings(monkeyp
     trained = []
 
     def train(args):
-        weights = [each.abs().sum().item() for each in bf16_dice.training.build(args, None).parameters()]
+        network = Architecture("u_net", args.seed).build(None)
+        weights = [each.abs().sum().item() for each in network.parameters()]
         trained.append((args.seed, args.bf16, args.epochs, weights))
         return str(60 + 3 * args.seed * args.bf16)
 
-    def build(args, data):
-        torch.manual_seed(args.seed)
+    def build(architecture, description):
+        torch.manual_seed(architecture.options)
         return torch.nn.Conv2d(1, 2, 3)
 
     monkeypatch.setenv("SAM_BURDEN_RUNS", "as before")
     monkeypatch.setattr(bf16_dice.training, "main", train)
-    monkeypatch.setattr(bf16_dice.training, "build", build)
+    monkeypatch.setattr(Architecture, "build", build)
     monkeypatch.setattr(bf16_dice.evaluate, "main", lambda args: Summary(float(args.model_id), 1, 2))
     step, = bf16_dice.main(bf16_dice.get_args_parser().parse_args(["--seeds", "1", "2", "--epochs", "3"]))
     assert [each[:3] for each in trained] == [(1, False, 3), (1, True, 3), (1, False, 3), (2, False, 3), (2, True, 3),

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace as changed
 from PIL import Image
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -300,7 +301,7 @@ def test_other_models_and_labels_are_refused(fake, workplace, tmp_path):
     with zipfile.ZipFile(tmp_path / "empty.zip", "w") as file:
         file.writestr("export.json", "{}")
     archive = packed(nnunet_in(tmp_path / "own", fake.data), tmp_path)
-    fake.data.description = replace(fake.data.description, labels=fake.data.description.labels[::-1])
+    fake.data.description = changed(fake.data.description, labels=fake.data.description.labels[::-1])
     for path, message in ((tmp_path / "other.zip", "other.zip: holds no nnU-Net"), (archive, "labels of this nnU-Net"),
                           (tmp_path / "empty.zip", "empty.zip: holds no nnU-Net .KeyError")):
         with pytest.raises(InputError, match=message), unpack(path, fake.data, torch.device("cpu")):

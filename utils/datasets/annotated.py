@@ -162,6 +162,10 @@ class AnnotatedImages:
         """Whether the ground truth of an image is known, also of unlabeled ones."""
         return stem in self._source
 
+    def content(self, stem: str) -> bytes:
+        """Stands for the ground truth of an image at any size: with another one it is other bytes."""
+        return self._source.content(stem)
+
     def mask(self, stem: str) -> np.ndarray:
         """The ground truth at the network's input size, bool, (C, H, W), mirrored where the image is.
 

@@ -42,6 +42,10 @@ class Source(ABC):
     def mask(self, stem: str) -> np.ndarray:
         """bool, (C, H, W), at the size of the original image and not mirrored."""
 
+    def content(self, stem: str) -> bytes:
+        """What the mask is drawn from, without drawing it where that can be spared: with another mask other bytes."""
+        return np.packbits(self.mask(stem)).tobytes()
+
     def size(self, stem: str) -> tuple[int, int]:
         """(H, W) of the mask, without drawing it where that can be spared."""
         return self.mask(stem).shape[1:]
@@ -158,6 +162,12 @@ class CvatSource(Source):
         """(H, W) that the annotation gives the image."""
         image = self._image(stem)
         return image.height, image.width
+
+    def content(self, stem: str) -> bytes:
+        image = self._image(stem)
+        shapes = [(shape.anatomy, shape.rle if shape.polygon is None else shape.polygon.tobytes())
+                  for shape in image.shapes]
+        return repr((image.width, image.height, self.is_mirrored(stem), shapes)).encode()
 
     def mask(self, stem: str) -> np.ndarray:
         return draw_masks(self._image(stem), self._description.labels)
