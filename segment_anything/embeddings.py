@@ -24,7 +24,7 @@ from segment_anything.registry import check_present, get_sam_type, load_sam
 from segment_anything.resize import resize_longest_side
 from utils.errors import InputError
 from utils.files import atomic_path, image_size, read_grey
-from utils.overlap import batched, map_threaded
+from utils.overlap import batched, map_side_by_side, map_threaded
 from utils.precision import full_float32
 
 PRECISIONS = ("float32", "float16", "bf16")
@@ -108,13 +108,19 @@ def compute_embedding(sam: Sam, grey: np.ndarray, preprocessing: str, checkpoint
 
 def compute_embeddings(sam: Sam, paths: Sequence[Path], preprocessing: str, checkpoint: CheckpointId,
                        max_grey_value: int | None = None) -> Iterator[ImageEmbedding]:
-    """Embeds image files in their order; the next ones are read, with `max_grey_value` as in `read_grey`, while
-    the device computes."""
+    """Embeds image files, read with `max_grey_value` as in `read_grey`, in their order: on a CPU side by side, on a GPU
+    several at once while the next ones are read."""
     def prepare(path: Path) -> _Prepared:
         grey = read_grey(path, max_grey_value)
         return _Prepared(grey.shape, *encoder_input(sam, grey, preprocessing))
 
+    def embed(path: Path) -> ImageEmbedding:
+        return compute_embedding(sam, read_grey(path, max_grey_value), preprocessing, checkpoint)
+
     at_once = IMAGES_AT_ONCE[sam.device.type]
+    if at_once == 1:
+        yield from map_side_by_side(embed, paths)
+        return
     images = map_threaded(prepare, paths, threads=at_once)
     for batch in batched(images, at_once):
         yield from _encode(sam, batch, preprocessing, checkpoint)

@@ -21,8 +21,8 @@ class StoredEmbeddingDecoder:
     All coordinates are x, y in pixels of the encoder's input (the embedding's `input_size`).
 
     Attributes:
-        objects_at_once: how many objects `decode` should be for: many keep a GPU busy, on a CPU they gain little and
-            take memory
+        objects_at_once: how many objects `decode` should be for: many keep a GPU busy; on a CPU a few, because calls
+            from several threads wait for the interpreter in between, and more take memory
         images_at_once: from how many images such objects should be gathered
         modules: of SAM, those beside its image encoder, by name
     """
@@ -32,7 +32,7 @@ class StoredEmbeddingDecoder:
         """`decoder` is what a type of SAM says of its own."""
         self.checkpoint = checkpoint
         self.device = torch.device(device)
-        self.objects_at_once, self.images_at_once = (32, 8) if self.device.type == "cuda" else (1, 1)
+        self.objects_at_once, self.images_at_once = (32, 8) if self.device.type == "cuda" else (4, 1)
         self.modules = {name: module.to(device) for name, module in modules.items()}
         with torch.inference_mode():
             self._decoder = decoder(**self.modules)

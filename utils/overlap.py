@@ -1,9 +1,12 @@
-"""Going through many images: in batches, and with reading and writing beside the computation."""
+"""Going through many images: in batches, side by side, with reading and writing beside the computation."""
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
+
+from utils.threads import use_one_thread
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -15,13 +18,15 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def map_threaded(function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1) -> Iterator[Result]:
+def map_threaded(function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1,
+                 prepare: Callable[[], None] | None = None) -> Iterator[Result]:
     """Yields `function(item)` for every item, in order; meanwhile threads work on the next `threads` items.
 
     `items` is advanced by the caller's thread: with a computation as `items` and a writer as `function`, a result is
-    written while the next one is computed. An exception of `function` is raised in place of its result.
+    written while the next one is computed. An exception of `function` is raised in place of its result. Each thread
+    calls `prepare` first.
     """
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads, initializer=prepare) as pool:
         waiting = deque()
         for item in items:
             waiting.append(pool.submit(function, item))
@@ -29,3 +34,20 @@ def map_threaded(function: Callable[[Item], Result], items: Iterable[Item], thre
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def map_side_by_side(function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None
+                     ) -> Iterator[Result]:
+    """`map_threaded` for what PyTorch computes on a CPU: each worker computes with one thread, its own.
+
+    Several threads of one operation wait for each other after each operation, and for the operations that one thread
+    is enough for; workers never do, so that their throughput grows with the cores. Nor do results depend on how many
+    there are. They share the weights, and each takes the memory of one item's computation.
+
+    Args:
+        function: enters `torch.inference_mode` itself, which is a thread's own
+        workers: None: as many as an operation would have threads
+    """
+    import torch  # takes seconds, and not every stage that reads beside its computation needs it
+    threads = torch.get_num_threads()
+    return map_threaded(function, items, workers or threads, partial(use_one_thread, elsewhere=threads))

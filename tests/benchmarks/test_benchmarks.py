@@ -1,5 +1,7 @@
 """The benchmarks run, write what they say, and find our way and the paper's to give the same."""
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from benchmarks import (
     pipeline,
     random_walk,
     refinement,
+    shared_machine,
     training,
 )
 from scripts.evaluate import Summary
@@ -68,6 +71,27 @@ def test_training_in_float32_ends_in_the_same_weights(phantom_data_dir):
                  "--input_size", "64", "48"]
     steps = {step.step: step for step in training.main(training.get_args_parser().parse_args(arguments))}
     assert steps["training step, float32"].max_abs_diff == 0 < steps["training step, bf16 option"].max_abs_diff
+
+
+def test_a_shared_machine_is_measured_idle_and_busy(phantom_data_dir, capsys):
+    images = phantom_data_dir / "phantom" / "img_only_front_all_left"
+    arguments = ["--image_folder", str(images), "--images", "2", "--rounds", "1", "--base_width", "2",
+                 "--batch_size", "1", "--input_size", "64", "48"]
+    steps = shared_machine.main(shared_machine.get_args_parser().parse_args(arguments))
+    assert [step.step for step in steps] == [f"{stage}, {situation}" for stage in shared_machine.STAGES
+                                             for situation in ("idle", "one core busy")]
+    assert all(step.baseline_ms > 0 < step.ours_ms for step in steps)
+    assert all(step.max_abs_diff == step.changed_pixels == 0 for step in steps if not step.step.startswith("training"))
+    assert "extrapolated linearly" in capsys.readouterr().out
+
+
+def test_the_neighbor_keeps_one_core_busy_until_it_is_ended():
+    before = os.sched_getaffinity(0)
+    with shared_machine.busy_neighbor() as neighbor:
+        assert os.sched_getaffinity(neighbor.pid) == {max(before)}
+        assert neighbor.poll() is None
+    assert neighbor.returncode == -signal.SIGKILL
+    assert os.sched_getaffinity(0) == before
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from segment_anything.checkpoints import CheckpointId, identify
 from segment_anything.embeddings import (
     ImageEmbedding,
     compute_embedding,
+    compute_embeddings,
     encoder_input,
     load_embedding,
     save_embedding,
@@ -21,6 +22,7 @@ from segment_anything.embeddings import (
 )
 from segment_anything.registry import load_sam
 from tests.small_sam import SIDE, register_small_sam
+from tests.torch_threads import torch_threads
 from utils.errors import InputError
 
 SOME_ID = CheckpointId("some.pth", "0" * 64)
@@ -149,6 +151,19 @@ def test_images_of_one_batch_get_their_own_embeddings(monkeypatch, tmp_path, che
         alone, batched = (load_embedding(folder / f"{stem}.h5", identify(checkpoint)) for folder in (one, together))
         torch.testing.assert_close(batched.features["image"], alone.features["image"], rtol=0, atol=1e-5)
         assert (batched.original_size, batched.input_size) == (alone.original_size, alone.input_size)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_images_are_embedded_side_by_side_in_their_order_and_as_each_alone(checkpoint, images, threads):
+    sam, paths = load_sam("small", checkpoint), [path for _, path in images] * 3
+    with torch_threads(1):
+        alone = [compute_embedding(sam, cv2.imread(str(path), cv2.IMREAD_UNCHANGED), "longest_side", SOME_ID)
+                 for path in paths]
+    with torch_threads(threads):
+        together = list(compute_embeddings(sam, paths, "longest_side", SOME_ID))
+    for ours, one in zip(together, alone, strict=True):
+        assert torch.equal(ours.features["image"], one.features["image"])
+        assert (ours.original_size, ours.input_size) == (one.original_size, one.input_size)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float16", 1e-3), ("bf16", 0.1)])

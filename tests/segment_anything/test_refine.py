@@ -24,6 +24,7 @@ from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from tests.segment_anything.test_cleaning import scipy_clean
 from tests.segment_anything.test_prompts import brute_force
 from tests.small_sam import register_small_sam
+from tests.torch_threads import torch_threads
 from utils.errors import InputError
 from utils.options import add_options, options_from
 
@@ -173,6 +174,19 @@ def test_objects_share_calls_where_their_prompts_are_of_one_shape(small, monkeyp
             np.testing.assert_array_equal(together.mask, one.mask)
             np.testing.assert_allclose(together.estimated_dice, one.estimated_dice, rtol=0, atol=1e-6)
         assert calls == shapes
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_images_are_refined_side_by_side_in_their_order_and_as_each_alone(small, threads):
+    _, decoder, embedding = small
+    images = [(random_probabilities(seed), embedding) for seed in range(7)]
+    with torch_threads(1):
+        alone = [refine(*image, decoder, RefinementOptions()) for image in images]
+    with torch_threads(threads):
+        together = list(refine_all(iter(images), decoder, RefinementOptions()))
+    for ours, one in zip(together, alone, strict=True):
+        for name in ("mask", "cleaned", "estimated_dice"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(one, name))
 
 
 def test_morphology_is_applied_before_prompts_in_paper_mode_alone(small):
