@@ -19,7 +19,7 @@ from unet_training.models import TrainedModel, add_seed_argument
 from unet_training.pseudo_labels import PseudoLabels, add_pseudo_label_argument, save_masks, saved_masks
 from utils.cli import run_stage, stage_parser
 from utils.errors import InputError
-from utils.files import read_grey
+from utils.files import read_grey, write_png
 from utils.overlay import overlay, side_by_side, stack, to_grey
 from utils.paths import RESULTS
 from utils.tables import write_rows
