@@ -136,7 +136,7 @@ class Ours:
         self.folder = data.data_dir
 
     def embeddings(self, stems: list[str]) -> None:
-        self.labels.sam.embed(self.model.data, stems, self.model.device)
+        self.labels.sam.embed_missing(self.model.data, stems, self.model.device)
 
     def prediction(self, stems: list[str]) -> None:
         self._write("raw", Raw(), stems)

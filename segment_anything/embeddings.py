@@ -24,11 +24,13 @@ from segment_anything.registry import check_present, get_sam_type, load_sam
 from segment_anything.resize import resize_longest_side
 from utils.errors import InputError
 from utils.files import atomic_path, image_size, read_grey
+from utils.memory import most_that_fit
 from utils.overlap import batched, map_side_by_side, map_threaded
 from utils.precision import full_float32
 
 PRECISIONS = ("float32", "float16", "bf16")
 IMAGES_AT_ONCE = {"cpu": 1, "cuda": 4}  # in the encoder; more don't pay on a CPU
+MOST_MEMORY = 2 * 2 ** 30  # bytes that an image of 1024 pixels takes in the largest encoder (ViT-H)
 DEFAULT_PREPROCESSING = "longest_side"
 
 
@@ -108,8 +110,8 @@ def compute_embedding(sam: Sam, grey: np.ndarray, preprocessing: str, checkpoint
 
 def compute_embeddings(sam: Sam, paths: Sequence[Path], preprocessing: str, checkpoint: CheckpointId,
                        max_grey_value: int | None = None) -> Iterator[ImageEmbedding]:
-    """Embeds image files, read with `max_grey_value` as in `read_grey`, in their order: on a CPU side by side, on a GPU
-    several at once while the next ones are read."""
+    """Embeds image files, read with `max_grey_value` as in `read_grey`, in their order: on a CPU side by side as far
+    as the memory suffices, on a GPU several at once while the next ones are read."""
     def prepare(path: Path) -> _Prepared:
         grey = read_grey(path, max_grey_value)
         return _Prepared(grey.shape, *encoder_input(sam, grey, preprocessing))
@@ -119,7 +121,8 @@ def compute_embeddings(sam: Sam, paths: Sequence[Path], preprocessing: str, chec
 
     at_once = IMAGES_AT_ONCE[sam.device.type]
     if at_once == 1:
-        yield from map_side_by_side(embed, paths)
+        fitting = most_that_fit(MOST_MEMORY * sam.image_encoder.img_size ** 2 // 1024 ** 2)
+        yield from map_side_by_side(embed, paths, min(torch.get_num_threads(), fitting))
         return
     images = map_threaded(prepare, paths, threads=at_once)
     for batch in batched(images, at_once):

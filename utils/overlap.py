@@ -40,9 +40,9 @@ def map_side_by_side(function: Callable[[Item], Result], items: Iterable[Item], 
                      ) -> Iterator[Result]:
     """`map_threaded` for what PyTorch computes on a CPU: each worker computes with one thread, its own.
 
-    Several threads of one operation wait for each other after each operation, and for the operations that one thread
-    is enough for; workers never do, so that their throughput grows with the cores. Nor do results depend on how many
-    there are. They share the weights, and each takes the memory of one item's computation.
+    Threads that share an operation wait for each other at its end; workers don't, so that their throughput grows with
+    the cores. Results don't depend on the number of workers. They share the weights, and each takes the memory that one
+    item's computation does.
 
     Args:
         function: enters `torch.inference_mode` itself, which is a thread's own

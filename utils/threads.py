@@ -6,6 +6,7 @@ can take a hundred times as long. Threads that sleep leave the core to whoever c
 """
 import math
 import os
+import threading
 from collections.abc import MutableMapping
 from pathlib import Path, PurePosixPath
 
@@ -25,7 +26,7 @@ def share_machine(environment: MutableMapping[str, str] = os.environ) -> None:
 
 def available_cores() -> int:
     """Cores that this process can keep busy: those of its affinity, or its quota, rounded up, where that is less."""
-    return min(affinity(), math.ceil(min(quota(), affinity())))
+    return math.ceil(min(quota(), affinity()))
 
 
 def affinity() -> int:
@@ -34,20 +35,23 @@ def affinity() -> int:
 
 
 def quota() -> float:
-    """Cores' worth of time that the control groups of this process allow (version 1 or 2), infinite without a limit.
+    """Cores' worth of time that the control groups of this process allow (version 1 or 2), infinite without a limit."""
+    return min((_limit(group) for group in control_groups("cpu")), default=math.inf)
 
-    A group is limited by those around it, too. Where a container shows its own groups alone, the path in
-    `MEMBERSHIP` leads nowhere and the limit stands at the top.
+
+def control_groups(controller: str) -> list[Path]:
+    """Folders of this process's groups that may limit it by `controller`, and of those around them, which do so, too.
+
+    Where a container shows its own groups alone, the path in `MEMBERSHIP` leads nowhere and the limit stands at the
+    top.
     """
-    limits = [math.inf]
-    memberships = MEMBERSHIP.read_text().splitlines() if MEMBERSHIP.exists() else []
-    for membership in memberships:
+    folders = []
+    for membership in MEMBERSHIP.read_text().splitlines() if MEMBERSHIP.exists() else []:
         _, controllers, path = membership.split(":", 2)
-        if "cpu" in controllers.split(",") or not controllers:  # version 2 names no controllers
-            top = CONTROL_GROUPS / ("cpu" if controllers else "")
-            group = PurePosixPath(path).relative_to("/")
-            limits += [_limit(top / folder) for folder in (group, *group.parents)]
-    return min(limits)
+        if controller in controllers.split(",") or not controllers:  # version 2 names none
+            top, group = CONTROL_GROUPS / (controller if controllers else ""), PurePosixPath(path).relative_to("/")
+            folders += [top / folder for folder in (group, *group.parents)]
+    return folders
 
 
 def _limit(group: Path) -> float:
@@ -64,8 +68,6 @@ def _limit(group: Path) -> float:
 
 def use_one_thread(elsewhere: int) -> None:
     """PyTorch's operations use one thread when they are called by this thread, and `elsewhere` when by a new one."""
-    import threading
-
     import torch  # takes seconds, and is there already in a process that computes
     torch.get_num_threads()  # a thread's first call takes over the process's number
     torch.set_num_threads(1)  # which this sets, too

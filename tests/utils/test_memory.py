@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from utils import memory, threads
+from utils.memory import most_that_fit
+
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import resource, torch
@@ -26,3 +29,32 @@ def test_large_tensors_take_new_pages_only_without_it(keep, least, most):
     share = subprocess.run([sys.executable, "-c", PROGRAM.format(keep=keep)], cwd=ROOT, check=True,
                            capture_output=True, text=True).stdout
     assert least <= float(share) <= most
+
+
+@pytest.mark.parametrize(("files", "size", "expected"), [
+    ({}, 100, 10),
+    ({}, 300, 3),
+    ({}, 5000, 1),
+    ({"memory.max": "900\n"}, 100, 4),  # 500 of which the process holds already
+    ({"a/memory.max": "max\n"}, 100, 10),
+    ({"memory/b/memory.limit_in_bytes": "700\n"}, 100, 2),
+    ({"memory/b/memory.limit_in_bytes": "9223372036854771712\n"}, 100, 10),
+])
+def test_as_much_is_computed_at_once_as_fits(monkeypatch, tmp_path, files, size, expected):
+    """Sizes in kilobytes."""
+    monkeypatch.setattr(threads, "CONTROL_GROUPS", tmp_path)
+    for name, (module, attribute), text in [
+            ("membership", (threads, "MEMBERSHIP"), "3:memory:/b\n0::/a\n"),
+            ("meminfo", (memory, "SYSTEM"), "MemTotal:    2000 kB\nMemAvailable:    1000 kB\n"),
+            ("status", (memory, "PROCESS"), "VmHWM:   800 kB\nVmRSS:\t   500 kB\n")]:
+        monkeypatch.setattr(module, attribute, tmp_path / name)
+        (tmp_path / name).write_text(text)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text if "max" in text else f"{1024 * int(text)}\n")
+    assert most_that_fit(1024 * size) == expected
+
+
+def test_where_the_memory_is_not_known_it_limits_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "SYSTEM", tmp_path / "absent")
+    assert most_that_fit(1) == sys.maxsize
