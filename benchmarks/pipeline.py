@@ -179,13 +179,13 @@ def compare(ours: Ours, stems: list[str], ours_ms: dict[str, float]) -> list[Ste
     loaded = {stem: load_embedding(embedding_path(stored, stem), identity).features["image"] for stem in stems}
     difference = max((loaded[stem] - theirs[stem].features["image"]).abs().max().item() for stem in stems)
     labels = model.data.description.labels
-    changed = {stage: changed_pixels(folder / f"{name}_gzip.h5", MaskStore(folder / f"{name}.h5", labels), stems)
+    changed = {stage: count_changed_pixels(folder / f"{name}_gzip.h5", MaskStore(folder / f"{name}.h5", labels), stems)
                for stage, name in (("prediction", "raw"), ("refinement", "refined"))}
     return [Step(stage, baseline_ms[stage], ours_ms[stage], difference if stage == "embeddings" else 0,
                  changed.get(stage, 0)) for stage in ours_ms]
 
 
-def changed_pixels(theirs: Path, ours: MaskStore, stems: list[str]) -> int:
+def count_changed_pixels(theirs: Path, ours: MaskStore, stems: list[str]) -> int:
     with h5py.File(theirs) as file:
         return sum(int(np.count_nonzero(file[stem][()] != ours.mask(stem))) for stem in stems)
 

@@ -21,7 +21,7 @@ from segment_anything.refinement.cleaning import clean_masks
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
 from utils.options import add_options, options_from
-from utils.random_walk import PRESETS, random_walk, seeded_pixels
+from utils.random_walk import PRESETS, find_seeded_pixels, random_walk
 
 STEP = "random walk, all classes"
 
@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> list[Step]:
     for path, probabilities in zip(paths := list_images(args.image_folder, args.images), predictions(), strict=False):
         seeds = clean_masks(probabilities)
         grey = cv2.resize(read_grey(path), seeds.shape[:0:-1]).astype(np.float64)
-        seeded = seeded_pixels(seeds, args.radius)
+        seeded = find_seeded_pixels(seeds, args.radius)
         theirs = watch.time(STEP, "baseline", paper_way.random_walk, grey, seeded, seeds, sigma)
         ours = watch.time(STEP, "ours", random_walk, grey, seeded, seeds, sigma)
         exact = paper_way.random_walk(grey, seeded, seeds, sigma, tolerance=1e-12) > 0.5

@@ -3,7 +3,7 @@
     python -m scripts.download_checkpoint vit_h        # 2.6 GB
     python -m scripts.download_checkpoint vit_t        # 41 MB, small enough for a CPU
 
-An interrupted download goes on with the same command. Size and SHA-256 are checked where they are published here.
+The same command resumes an interrupted download. Size and SHA-256 are checked where they are published here.
 
 Reads:  the network
 Writes: <data_dir>/sam_checkpoints/<public file name>

@@ -24,7 +24,7 @@ from unet_training.pseudo_labels import (
     add_pseudo_label_options,
     masks_path,
     mean_estimates,
-    saved_masks,
+    open_saved_masks,
 )
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
@@ -47,7 +47,8 @@ def main(args: argparse.Namespace) -> Path:
     model = TrainedModel.from_args(args)
     data, names = model.data, model.data.description.labels
     labels, agreement = (made.from_args(args, data) for made in (PSEUDO_LABELS[args.pseudo_label], Agreement))
-    store, folder = saved_masks(labels, model), args.results_dir / data.description.name / model.id / labels.variant
+    store = open_saved_masks(labels, model)
+    folder = args.results_dir / data.description.name / model.id / labels.variant
     title = f"{labels.title}\n{labels.notice}".strip()
     pictures = {}
     for label, stem in sample_pseudo_labels(store, names, args.seed).items():
@@ -59,7 +60,7 @@ def main(args: argparse.Namespace) -> Path:
         estimates = 100 * np.concatenate([store.estimated_dice(stem) for stem in store.stems])
         save_figure(folder / "estimate_histogram", draw(title, estimate_histogram, {labels.title: estimates}))
     if masks_path(agreement, model).is_file():
-        agreed = saved_masks(agreement, model)
+        agreed = open_saved_masks(agreement, model)
         agreements = mean_estimates(agreed, agreed.stems)
         save_figure(folder / "agreement_curve", draw(title, agreement_curve, agreements, RELIABLE))
     print(f"pictures: {folder}")

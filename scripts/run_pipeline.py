@@ -16,7 +16,7 @@ import numpy as np
 from scripts.evaluate import Evaluation, Summary
 from scripts.study.methods import Setting, add_setting_arguments
 from unet_training.models import TrainedModel, add_seed_argument
-from unet_training.pseudo_labels import PseudoLabels, add_pseudo_label_argument, save_masks, saved_masks
+from unet_training.pseudo_labels import PseudoLabels, add_pseudo_label_argument, open_saved_masks, save_masks
 from utils.cli import run_stage, stage_parser
 from utils.errors import InputError
 from utils.files import read_grey, write_png
@@ -97,9 +97,9 @@ def write_table(path: Path, rows: list[Row]) -> None:
 
 def picture_pipeline(setting: Setting, initial: TrainedModel, raw: PseudoLabels, labels: PseudoLabels) -> np.ndarray:
     """The first unlabeled images with what the stages made of them (and the ground truth where it is known), RGB."""
-    stores = {"initial U-Net": saved_masks(raw, initial)}
+    stores = {"initial U-Net": open_saved_masks(raw, initial)}
     if labels.kind != raw.kind:
-        stores[labels.title] = saved_masks(labels, initial)
+        stores[labels.title] = open_saved_masks(labels, initial)
     rows = []
     for stem in initial.unlabeled_stems(setting.selection)[:PICTURED]:
         grey = to_grey(read_grey(initial.data.image_path(stem)))

@@ -10,7 +10,7 @@ Prints the running loss and the Dice of the two passes on the training shapes.
 
 Reads   random shapes that it draws itself, and with --initial the weights to go on from
 Writes  segment_anything/demo_sam.safetensors (float16, with how it was trained in its metadata), and meanwhile
-        <output>.resume.pt beside it, from which an interrupted run goes on
+        <output>.resume.pt beside it, from which an interrupted run resumes
 """
 import argparse
 import json

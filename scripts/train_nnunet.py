@@ -7,7 +7,7 @@
 nnU-Net gives each pixel one class, but labels overlap: with `combinations` each combination of labels that occurs is a
 class, with `groups` one nnU-Net is trained for each group of labels that never overlap. The initial U-Net only says
 which images are the labeled ones, and the input size. nnU-Net's default is 1000 epochs of 250 iterations; it draws
-its random numbers itself, --seed only gives it another name. An interrupted training goes on where it stopped. Prints
+its random numbers itself, --seed only gives it another name. An interrupted training resumes where it stopped. Prints
 `model id: <id>` as its last line.
 
 Reads   a model by its id, the labeled images that it was trained on and their masks

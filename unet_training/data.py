@@ -73,7 +73,7 @@ class SegGrazPedWriDataset(LabeledDataset):
 class EpochLoader(DataLoader):
     """A `DataLoader` for training over many epochs, which takes as many random numbers whatever the number of workers.
 
-    One with persistent workers draws their seed in its first epoch alone: a training that goes on after an interruption
+    One with persistent workers draws their seed in its first epoch alone: a training that resumes after an interruption
     would end elsewhere than one that wasn't interrupted.
     """
 

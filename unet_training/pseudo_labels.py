@@ -257,7 +257,7 @@ class NNUNetMasks(PseudoLabels):
         find_command()
 
     def prepare(self, model: TrainedModel) -> "NNUNetMasks":
-        record = self._chosen() or train_nnunet_if_missing(self.options, self.seed, model)
+        record = self._choose_record() or train_nnunet_if_missing(self.options, self.seed, model)
         return replace(self, options=NNUNetOptions.of(record), nnunet_model_id=record.id)
 
     def attributes(self, model: TrainedModel) -> dict[str, str]:
@@ -270,9 +270,9 @@ class NNUNetMasks(PseudoLabels):
 
     def _record(self, model: TrainedModel) -> Model:
         """The nnU-Net's. Raises InputError if there is none of these options."""
-        return self._chosen() or find_nnunet(self.options, self.seed, model)
+        return self._choose_record() or find_nnunet(self.options, self.seed, model)
 
-    def _chosen(self) -> Model | None:
+    def _choose_record(self) -> Model | None:
         return fetch_model(self.nnunet_model_id) if self.nnunet_model_id else None
 
 
@@ -366,7 +366,7 @@ def masks_path(labels: PseudoLabels, model: TrainedModel) -> Path:
     return mask_file(model.data.data_dir, model.id, labels.variant)
 
 
-def saved_masks(labels: PseudoLabels, model: TrainedModel) -> MaskStore:
+def open_saved_masks(labels: PseudoLabels, model: TrainedModel) -> MaskStore:
     """A model's saved masks of its data set.
 
     Raises:
@@ -376,13 +376,13 @@ def saved_masks(labels: PseudoLabels, model: TrainedModel) -> MaskStore:
     if not path.is_file():
         raise InputError(f"{path}: no such masks; make them with `python -m {labels.made_by}`")
     store = MaskStore(path, model.data.description.labels)
-    if difference := made_otherwise(store, labels, model):
+    if difference := find_difference(store, labels, model):
         raise InputError(f"{path}: its masks were made with {difference}; move the file away and save masks anew, or "
                          "give the arguments that it was made with")
     return store
 
 
-def made_otherwise(store: MaskStore, labels: PseudoLabels, model: TrainedModel) -> str:
+def find_difference(store: MaskStore, labels: PseudoLabels, model: TrainedModel) -> str:
     """With what saved masks were made that these aren't; "" if it is the same."""
     for name, value in labels.attributes(model).items():
         if store.attributes.get(name) != value:
@@ -395,7 +395,7 @@ def masks_of(labels: PseudoLabels, model: TrainedModel, stems: Sequence[str]) ->
     path = masks_path(labels, model)
     if path.exists():
         store = MaskStore(path, model.data.description.labels)
-        if all(stem in store for stem in stems) and not made_otherwise(store, labels, model):
+        if all(stem in store for stem in stems) and not find_difference(store, labels, model):
             yield from (Mask(stem, store.mask(stem), store.estimated_dice(stem)) for stem in stems)
             return
     yield from labels.compute(model, stems)

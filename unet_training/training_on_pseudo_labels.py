@@ -36,7 +36,7 @@ from unet_training.pseudo_labels import (
     PseudoLabels,
     add_pseudo_label_argument,
     add_pseudo_label_options,
-    saved_masks,
+    open_saved_masks,
 )
 from unet_training.samplers import HalfAndHalf, LabeledOnce
 from unet_training.trainer import Prepared
@@ -101,7 +101,7 @@ class FinalTraining(TrainingStage):
         return (self.initial.id,)
 
     def prepare(self, device: torch.device) -> Prepared:
-        data, masks = self.initial.data, saved_masks(self.labels, self.initial)
+        data, masks = self.initial.data, open_saved_masks(self.labels, self.initial)
         pseudo_labeled = PseudoLabelDataset(data, self.initial.unlabeled_stems(self.selection), masks)
         check_fills_batch(len(pseudo_labeled), self.schedule.batch_size, f"{masks.path}: pseudo labels")
         validation = LabeledDataset(data, data.stems("val"))

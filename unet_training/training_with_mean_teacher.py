@@ -33,7 +33,7 @@ from unet_training.data import (
 from unet_training.hyper_params import LossOptions, Machine, MeanTeacherOptions, Schedule, add_training_arguments
 from unet_training.mean_teacher import MeanTeacher, mean_teacher_epoch
 from unet_training.models import DataOptions, Selection, TrainedModel, add_model_arguments
-from unet_training.pseudo_labels import Agreement, mean_estimates, saved_masks
+from unet_training.pseudo_labels import Agreement, mean_estimates, open_saved_masks
 from unet_training.trainer import Prepared
 from unet_training.training_stage import TrainingStage, data_parameters, train
 from utils.cli import run_stage, stage_parser
@@ -116,7 +116,7 @@ class MeanTeacherTraining(TrainingStage):
         data, unlabeled = self.initial.data, self.unlabeled_stems()
         labeled = LabeledDataset(data, self.initial.labeled_stems())
         if self.reliable:
-            masks = saved_masks(self.reliable.agreement, self.reliable.model)
+            masks = open_saved_masks(self.reliable.agreement, self.reliable.model)
             agreements = mean_estimates(masks, unlabeled)
             agreed = [unlabeled[index] for index in np.flatnonzero(agreements >= self.options.reliable)]
             print(f"{len(agreed)} of {len(unlabeled)} unlabeled images enter as labeled")

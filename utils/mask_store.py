@@ -65,7 +65,7 @@ class MaskStore:
 class MaskWriter:
     """Writes masks one image at a time; a context manager.
 
-    An interrupted run leaves `<name>.part`, and the next one goes on in it. A finished file that lacks some images is
+    An interrupted run leaves `<name>.part`, and the next one resumes in it. A finished file that lacks some images is
     extended through a copy, so that it stays valid meanwhile.
     """
 

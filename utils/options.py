@@ -37,11 +37,11 @@ def add_options(parser: argparse._ActionsContainer, options: type, only: Collect
         wanted = "argument" in field.metadata and (not only or field.name in only)
         if wanted and f"--{field.name}" not in parser._option_string_actions:
             default = defaults.get(field.name, field.default)
-            arguments = {**_inferred(default), **field.metadata["argument"]}
+            arguments = {**_infer(default), **field.metadata["argument"]}
             parser.add_argument(f"--{field.name}", default=default, **arguments)
 
 
-def _inferred(default: Any) -> dict[str, Any]:
+def _infer(default: Any) -> dict[str, Any]:
     """What a default says of its argument, where the field doesn't."""
     if isinstance(default, bool):
         return {"action": argparse.BooleanOptionalAction if default else "store_true"}

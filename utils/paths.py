@@ -23,5 +23,5 @@ def nnunet_folder(data_dir: Path, dataset: str, n: int, input_size: tuple[int, i
 
 
 def training_state(runs_dir: Path, fingerprint: str) -> Path:
-    """What an interrupted training goes on from; `fingerprint` stands for its arguments."""
+    """What an interrupted training resumes from; `fingerprint` stands for its arguments."""
     return runs_dir / "unfinished" / f"{fingerprint}.pt"

@@ -58,7 +58,7 @@ def random_walk_masks(grey: np.ndarray, cleaned: np.ndarray, options: RandomWalk
     Returns:
         bool, (C, H, W)
     """
-    seeded, masks = seeded_pixels(cleaned, options.radius), cleaned.copy()
+    seeded, masks = find_seeded_pixels(cleaned, options.radius), cleaned.copy()
     if not seeded.all():
         seeds = cleaned if options.walk_seeds == "masks" else np.where(cleaned, probabilities, 0)
         reached = random_walk(grey, seeded, seeds, options.edge_sigma, options.laplace_lambda)
@@ -66,7 +66,7 @@ def random_walk_masks(grey: np.ndarray, cleaned: np.ndarray, options: RandomWalk
     return masks
 
 
-def seeded_pixels(cleaned: np.ndarray, radius: int) -> np.ndarray:
+def find_seeded_pixels(cleaned: np.ndarray, radius: int) -> np.ndarray:
     """The masks, and everything outside all of them, eroded by a disk of `radius` pixels; bool, (C, H, W) -> (H, W).
 
     At radius 0 and 1 nothing is eroded, as in the released code: no pixel is left to decide.

@@ -36,7 +36,7 @@ def simulate_prompts(rng: np.random.Generator, masks: np.ndarray, chosen: np.nda
     points = _points(rng, masks, chosen)
     labels = np.zeros(points.shape[:2])
     labels[:, 0] = 1
-    damaged = np.stack([_damaged_logits(rng, mask) for mask in coverage])[:, None]
+    damaged = np.stack([_damage_logits(rng, mask) for mask in coverage])[:, None]
     return ObjectPrompts(*(array.astype(np.float32) for array in (boxes, points, labels, damaged)))
 
 
@@ -79,7 +79,7 @@ def _point_on(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
     return np.round(centroid + pull * (np.array([columns[pick], rows[pick]]) - centroid))
 
 
-def _damaged_logits(rng: np.random.Generator, coverage: np.ndarray) -> np.ndarray:
+def _damage_logits(rng: np.random.Generator, coverage: np.ndarray) -> np.ndarray:
     """Logits (S, S) of a mask with bites, blots, ragged or shifted edges; sharp or soft."""
     mask = (coverage >= 0.5).astype(np.float32)
     rows, columns = np.nonzero(mask) if mask.any() else np.nonzero(coverage == coverage.max())

@@ -44,7 +44,7 @@ def _random_size(rng: np.random.Generator, longest_side: int) -> tuple[int, int]
 
 
 def _random_layouts(rng: np.random.Generator, hard: bool) -> list:
-    layouts = [scattered, packed_blobs, packed_cells, long_bars if hard else bars_in_line]
+    layouts = [scatter, pack_blobs, pack_cells, long_bars if hard else bars_in_line]
     count = rng.choice([1, 2, 3], p=[0.35, 0.45, 0.2])
     chances = [0.15, 0.35, 0.1, 0.4] if hard else [0.25, 0.3, 0.15, 0.3]
     return [layouts[index] for index in rng.choice(4, size=count, p=chances)]
@@ -62,7 +62,7 @@ def blob(rng: np.random.Generator) -> np.ndarray:
     return 0.5 * np.maximum(radius, 0.35)[:, None] * np.stack([np.cos(angle), stretch * np.sin(angle)], axis=1)
 
 
-def rounded_polygon(rng: np.random.Generator) -> np.ndarray:
+def round_polygon(rng: np.random.Generator) -> np.ndarray:
     """A polygon of 3 to 7 corners around the origin, about 1 long, its corners cut smooth."""
     count = rng.integers(3, 8)
     angle = np.sort((np.arange(count) + rng.uniform(-0.35, 0.35, count)) * 2 * np.pi / count)
@@ -91,36 +91,36 @@ def _cut_corners(points: np.ndarray, rounds: int) -> np.ndarray:
     return points
 
 
-def _placed(outline: np.ndarray, center: np.ndarray, size: float, angle: float) -> np.ndarray:
+def _place(outline: np.ndarray, center: np.ndarray, size: float, angle: float) -> np.ndarray:
     cosine, sine = np.cos(angle), np.sin(angle)
     return center + size * outline @ np.array([[cosine, sine], [-sine, cosine]])
 
 
 # Layouts: each gives the outlines of some objects of one scene.
 
-def scattered(rng: np.random.Generator, height: int, width: int) -> Iterator[np.ndarray]:
+def scatter(rng: np.random.Generator, height: int, width: int) -> Iterator[np.ndarray]:
     """Objects of all kinds and sizes anywhere, also across the border."""
-    kinds = [blob, rounded_polygon, bar]
+    kinds = [blob, round_polygon, bar]
     for _ in range(rng.integers(3, 11)):
         kind = kinds[rng.choice(3, p=[0.4, 0.25, 0.35])]
         smallest = 0.16 if kind is bar else 0.045
         size = max(height, width) * np.exp(rng.uniform(np.log(smallest), np.log(0.7)))
         center = rng.uniform(-0.05, 1.05, 2) * (width, height)
-        yield _placed(kind(rng), center, size, rng.uniform(0, 2 * np.pi))
+        yield _place(kind(rng), center, size, rng.uniform(0, 2 * np.pi))
 
 
-def packed_blobs(rng: np.random.Generator, height: int, width: int) -> Iterator[np.ndarray]:
+def pack_blobs(rng: np.random.Generator, height: int, width: int) -> Iterator[np.ndarray]:
     """Compact objects side by side, some overlapping, some with a narrow gap."""
     sites = _spread_sites(rng, height, width, count=rng.integers(4, 13))
     tightness = rng.uniform(0.85, 1.3)
     for index, site in enumerate(sites):
         nearest = np.sort(np.linalg.norm(np.delete(sites, index, axis=0) - site, axis=1))[:2].mean()
-        kind = blob if rng.random() < 0.6 else rounded_polygon
+        kind = blob if rng.random() < 0.6 else round_polygon
         size = nearest * tightness * rng.uniform(0.8, 1.25)
-        yield _placed(kind(rng), site, size, rng.uniform(0, 2 * np.pi))
+        yield _place(kind(rng), site, size, rng.uniform(0, 2 * np.pi))
 
 
-def packed_cells(rng: np.random.Generator, height: int, width: int) -> Iterator[np.ndarray]:
+def pack_cells(rng: np.random.Generator, height: int, width: int) -> Iterator[np.ndarray]:
     """The cells of a Voronoi diagram with rounded corners, drawn apart by a narrow gap or into an overlap."""
     sites = _spread_sites(rng, height, width, count=rng.integers(5, 14))
     scale = rng.uniform(0.85, 1.12)
@@ -159,11 +159,11 @@ def _segments(rng: np.random.Generator, middle: np.ndarray, length: float, angle
     """A bar, or a bar with one or two short caps before its ends."""
     gap, caps = rng.uniform(0.01, 0.04), rng.integers(0, 3)
     axis = np.array([np.cos(angle), np.sin(angle)])
-    yield _placed(bar(rng), middle, length, angle)
+    yield _place(bar(rng), middle, length, angle)
     for side in (1, -1)[:caps]:
         short = rng.uniform(0.06, 0.14)
-        cap = (blob if rng.random() < 0.5 else rounded_polygon)(rng) * (1, rng.uniform(1.2, 2.5))
-        yield _placed(cap, middle + side * axis * length * (0.5 + gap + short / 2), length * short, angle)
+        cap = (blob if rng.random() < 0.5 else round_polygon)(rng) * (1, rng.uniform(1.2, 2.5))
+        yield _place(cap, middle + side * axis * length * (0.5 + gap + short / 2), length * short, angle)
 
 
 def _spread_sites(rng: np.random.Generator, height: int, width: int, count: int) -> np.ndarray:
@@ -218,11 +218,11 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     outline = (blob if rng.random() < 0.5 else bar)(rng) * (1, rng.uniform(1, 3))
     center = rng.uniform(0.35, 0.65, 2) * (width, height)
     size, angle = longest * rng.uniform(0.7, 1.8), rng.uniform(0, 2 * np.pi)
-    tissue = _coverage(_placed(outline, center, size, angle), height, width)
+    tissue = _coverage(_place(outline, center, size, angle), height, width)
     tissue = cv2.GaussianBlur(tissue, (0, 0), rng.uniform(1.5, 14))
     for _ in range(rng.integers(0, 4)):  # unsharp shadows that are no objects
         outline, center = blob(rng), rng.uniform(0, 1, 2) * (width, height)
-        shadow = _coverage(_placed(outline, center, longest * rng.uniform(0.1, 0.6), angle=0), height, width)
+        shadow = _coverage(_place(outline, center, longest * rng.uniform(0.1, 0.6), angle=0), height, width)
         tissue += rng.uniform(-0.35, 0.35) * cv2.GaussianBlur(shadow, (0, 0), longest * rng.uniform(0.02, 0.08))
     waves = 0.5 * _slope(rng, height, width) + 0.5 * _field(rng, height, width, longest / rng.uniform(2, 12))
     return rng.uniform(0, 0.15) + rng.uniform(0.05, 0.35) * tissue * (1 + 0.3 * waves)

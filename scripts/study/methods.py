@@ -167,7 +167,7 @@ class Method:
     optional: bool = False
 
 
-def _refined(kind: str) -> Callable[[Setting, TrainedModel], Measured]:
+def _refine_only(kind: str) -> Callable[[Setting, TrainedModel], Measured]:
     """The initial network's masks of the test images, refined; no second training."""
     return lambda _, initial: Measured(initial, kind)
 
@@ -202,9 +202,9 @@ def _nnunet_alone(kind: str) -> Callable[[Setting, TrainedModel], Measured]:
 
 METHODS: dict[str, Method] = {
     "initial": Method("U-Net", lambda _, initial: Measured(initial)),
-    "u_net_sam": Method("U-Net + SAM", _refined("sam"), ("sam",)),
-    "u_net_medsam": Method("U-Net + MedSAM", _refined("medsam"), ("medsam",), optional=True),
-    "u_net_random_walk": Method("U-Net + Random Walk", _refined("random_walk"), ("random_walk",)),
+    "u_net_sam": Method("U-Net + SAM", _refine_only("sam"), ("sam",)),
+    "u_net_medsam": Method("U-Net + MedSAM", _refine_only("medsam"), ("medsam",), optional=True),
+    "u_net_random_walk": Method("U-Net + Random Walk", _refine_only("random_walk"), ("random_walk",)),
     "raw": Method("Raw pseudo labels", _final("raw"), ("raw",), final=True),
     "random_walk": Method("Random walk's pseudo labels", _final("random_walk"), ("random_walk",), final=True),
     "sam": Method("SAM's pseudo labels", _final("sam"), ("sam",), final=True),

@@ -12,6 +12,9 @@ from PIL import Image
 from scripts import (
     add_sam_agreement,
     evaluate,
+    import_checkpoint,
+    plot_prediction,
+    plot_pseudo_labels,
     run_pipeline,
     save_random_walk_segmentations,
     save_refined_segmentations,
@@ -20,6 +23,7 @@ from scripts import (
 from segment_anything.refinement.cleaning import clean_masks
 from segment_anything.registry import default_checkpoint
 from tests.stage_runs import SMALL, N, run
+from tests.unet_training.test_checkpoint import authors_forward, authors_weights, save_authors
 from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
 from unet_training.checkpoint import load_checkpoint
 from unet_training.pseudo_labels import Raw, SamRefined
@@ -27,6 +31,7 @@ from utils.datasets import annotated
 from utils.datasets.annotated import load_image, open_dataset
 from utils.datasets.description import load_description
 from utils.dice import surface_dice
+from utils.errors import InputError
 from utils.mask_store import MaskStore
 from utils.paths import mask_file
 from utils.tracking.models import fetch_model, find_models
@@ -242,3 +247,43 @@ def test_pipeline_passes_ids_and_skips_what_is_there(workplace, tmp_path, capsys
     assert [[what for what, _, _ in each] for each in others] == [["initial", "raw", "final"],
                                                                   ["initial", "raw", "refined", "final"]]
     assert len(find_models(seed=7, dataset="phantom", stage="initial")) == 1
+
+
+@pytest.mark.slow
+def test_a_prediction_with_its_prompts_and_saved_masks_are_drawn(workplace, refined, tmp_path):
+    data_dir, model_id = workplace
+    stem = open_dataset("phantom", data_dir).stems("test")[1]
+    own = ("--model_id", model_id, "--results_dir", str(tmp_path))
+    folder = run(plot_prediction, data_dir, *own, "--stem", stem)
+    assert {path.name for path in folder.iterdir()} == {
+        f"{what}_{stem}.{suffix}" for what in ("prediction", "prompts") for suffix in ("png", "pdf")}
+    run(add_sam_agreement, data_dir, *N)
+    folder = run(plot_pseudo_labels, data_dir, *own)
+    assert folder.name == refined.stem and {path.stem for path in folder.iterdir()} == {
+        "pseudo_labels", "estimate_histogram", "agreement_curve"}
+    for picture in folder.glob("*.png"):
+        assert np.ptp(np.asarray(Image.open(picture))) > 100
+
+
+def test_masks_of_all_images_and_of_those_that_a_table_chooses(workplace):
+    data_dir, model_id = workplace
+    path = run(save_segmentations, data_dir, *N, "--include_annotated")
+    assert len(MaskStore(path, open_dataset("phantom", data_dir).description.labels).stems) == 63 + 12
+    for rule, message in (("cast", "give a column"), ("cast=1", "has no table")):
+        with pytest.raises(InputError, match=message):
+            run(save_segmentations, data_dir, "--model_id", model_id, "--where", rule)
+
+
+def test_a_checkpoint_of_the_authors_becomes_a_model(workplace, tmp_path):
+    data_dir, _ = workplace
+    weights = authors_weights(4, 6, 17)
+    save_authors(tmp_path / "theirs.pth", weights)
+    model_id = run(import_checkpoint, data_dir, "--file", str(tmp_path / "theirs.pth"), "--num_train_samples", "4",
+                   "--input_size", "64", "48")
+    path = run(save_segmentations, data_dir, "--num_train_samples", "4")  # found as an initial model
+    assert path.parent.name == model_id
+    data = open_dataset("phantom", data_dir, (64, 48))
+    store = MaskStore(path, data.description.labels)
+    image = torch.from_numpy(load_image(data.image_path(store.stems[0]), data.description))
+    expected = authors_forward(image[None], weights)[0] > 0
+    assert (store.mask(store.stems[0]) == expected.numpy()).mean() > 0.999  # rounding at the threshold
