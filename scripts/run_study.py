@@ -109,8 +109,8 @@ def compare(setting: Setting, methods: list[str], results_dir: Path, tolerance: 
         on_test = Evaluation(model, setting.labels[kind], "test", setting.selection, results_dir, tolerance)
         rows = [(*key, *row, model.id) for row in measure_once(on_test)]
         pseudo_label_rows = []
-        if method.final:
-            quality = replace(on_test, model=initial, labels=setting.labels[method.kinds[0]], split="unlabeled",
+        if method.final and name in setting.labels:  # and not another method's
+            quality = replace(on_test, model=initial, labels=setting.labels[name], split="unlabeled",
                               surface_tolerance=None)
             if all(setting.data.has_ground_truth(stem) for stem in initial.unlabeled_stems(setting.selection)):
                 pseudo_label_rows = [(*key, *row, initial.id) for row in measure_once(quality)]

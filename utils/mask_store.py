@@ -32,7 +32,8 @@ class MaskStore:
         self.path = path
         self._file: h5py.File | None = None
         if not path.is_file():
-            raise InputError(f"{path}: no such masks; run the stage that writes them")
+            raise InputError(f"{path}: no such masks; make them with a stage such as `python -m "
+                             "scripts.save_segmentations`")
         with _open(path) as file:
             _check_labels(path, file, labels)
             self.attributes: dict[str, str] = dict(file.attrs)

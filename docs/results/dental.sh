@@ -12,7 +12,7 @@ ln -sfn "$folder/img" "$folder/masks_machine" data/dental_standin/
 python -m scripts.run_study --dataset dental_standin --num_train_samples 20 45 \
     --methods initial raw random_walk sam mixed mean_teacher reliable_mean_teacher lraspp_on_sam nnunet_alone nnunet \
     --sam_type vit_t --sam_checkpoint "$checkpoint" --epochs 12 --batch_size 4 --data_sample_per_epoch 180 --lr 4e-3 \
-    --bf16 --base_width 16 --n_last_channel 16 --input_size 112 192 --random_walk active --no-train_from_scratch \
+    --bf16 --base_width 16 --n_last_channel 16 --input_size 112 192 --random_walk active --walk_seeds masks --no-train_from_scratch \
     --max_positive_weight 2 --nnunet_epochs 20 --nnunet_iterations 25 --results_dir results/dental_study
 python -m scripts.plot_results --results_dir results/dental_study --n 45
 docs/results/keep.sh results/dental_study dental

@@ -10,7 +10,7 @@ python -m scripts.prepare_jsrt --source "$folder"
 python -m scripts.run_study --dataset jsrt --num_train_samples 5 20 \
     --methods initial raw random_walk sam mixed mean_teacher reliable_mean_teacher lraspp_on_sam nnunet_alone nnunet \
     --sam_type vit_t --sam_checkpoint "$checkpoint" --epochs 40 --batch_size 4 --lr 4e-3 --base_width 8 \
-    --n_last_channel 8 --input_size 128 128 --random_walk active --nnunet_epochs 20 --nnunet_iterations 25 \
+    --n_last_channel 8 --input_size 128 128 --random_walk active --walk_seeds masks --nnunet_epochs 20 --nnunet_iterations 25 \
     --results_dir results/jsrt_study
 python -m scripts.plot_results --results_dir results/jsrt_study --n 20
 docs/results/keep.sh results/jsrt_study jsrt

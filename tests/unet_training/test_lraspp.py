@@ -240,6 +240,6 @@ def test_a_model_that_is_not_named_is_a_u_net_whatever_sam_there_is(stage, check
     monkeypatch.setattr(training, "train", train_if_missing)
     assert stage(training, *arguments) == u_net
     for architecture, model_id in (("u_net", u_net), ("lraspp_on_sam", other)):
-        assert choose_record("phantom", ModelOptions(num_train_samples=2), architecture=architecture).id == model_id
+        assert choose_record("phantom", ModelOptions(num_train_samples=3), architecture=architecture).id == model_id
     assert not {"sam_type", "sam_checkpoint"} & fetch_model(u_net).parameters.keys()
     assert fetch_model(other).parameters["stage"] == "initial"
