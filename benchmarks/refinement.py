@@ -5,8 +5,8 @@
 
 Both work in turn on the same images, which repeats the measurement as often as there are images; the first one only
 warms up. In the last line ours refines several copies of the image side by side, as the stages do with many images on a
-CPU, and the time is that of one. Probabilities are made from the phantoms' annotations: 17 classes at 384 x 224, blurred, with stray
-components.
+CPU, and the time is that of one. Probabilities are made from the phantoms' annotations: 17 classes at 384 x 224,
+blurred, with stray components.
 
 Reads   annotations_train.xml; --image_folder (left out: benchmarks/inputs.py says which)
 Writes  nothing, or the table: --json FILE, and --record into benchmarks/RESULTS.md
