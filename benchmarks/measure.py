@@ -83,8 +83,8 @@ class Stopwatch:
         self._device = device
         self._seconds: dict[tuple[str, str], list[float]] = {}
 
-    def time(self, step: str, who: str, function: Callable, *arguments: object) -> object:
-        """Calls `function(*arguments)`, notes how long it took, and returns its result.
+    def time(self, step: str, who: str, function: Callable, *arguments: object, images: int = 1) -> object:
+        """Calls `function(*arguments)`, notes how long it took for each of so many images, and returns its result.
 
         The stages' setting of the memory allocator belongs to ours; the baseline has PyTorch's.
         """
@@ -93,7 +93,7 @@ class Stopwatch:
         start = time.perf_counter()
         result = function(*arguments)
         self._wait()
-        self._seconds.setdefault((step, who), []).append(time.perf_counter() - start)
+        self._seconds.setdefault((step, who), []).append((time.perf_counter() - start) / images)
         return result
 
     def _wait(self) -> None:
