@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from utils.boxes import bounding_slices
+from utils.boxes import bounding_boxes
 
 SELECTIONS = ("highest_probability", "largest", "none")
 OPERATIONS = {"dilation": (cv2.dilate,), "erosion": (cv2.erode,),
@@ -21,19 +21,26 @@ def clean_masks(probabilities: np.ndarray, selection: str = "highest_probability
     Returns:
         bool, (C, H, W); a class without foreground stays empty
     """
-    return select_components(probabilities > 0.5, probabilities, selection)
+    masks = probabilities > 0.5
+    _keep_components(masks, probabilities, selection)
+    return masks
 
 
 def select_components(masks: np.ndarray, probabilities: np.ndarray, selection: str) -> np.ndarray:
     """As `clean_masks`, of masks, bool (C, H, W), that were thresholded already."""
     masks = masks.copy()
-    if selection == "none":
-        return masks
-    for mask, probability in zip(masks, probabilities, strict=True):
-        if mask.any():
-            box = bounding_slices(mask)
-            mask[box] = _best_component(mask[box], probability[box], selection)
+    _keep_components(masks, probabilities, selection)
     return masks
+
+
+def _keep_components(masks: np.ndarray, probabilities: np.ndarray, selection: str) -> None:
+    """Changes the masks in place."""
+    if selection == "none":
+        return
+    for mask, probability, (x0, y0, x1, y1) in zip(masks, probabilities, bounding_boxes(masks).tolist(), strict=True):
+        if x1 >= x0:
+            box = slice(y0, y1 + 1), slice(x0, x1 + 1)
+            mask[box] = _best_component(mask[box], probability[box], selection)
 
 
 def _best_component(mask: np.ndarray, probability: np.ndarray, selection: str) -> np.ndarray:
