@@ -23,6 +23,8 @@ from utils.mask_store import MaskWriter
 from utils.paths import mask_file
 from utils.tracking.models import fetch_model
 
+pytestmark = pytest.mark.slow  # they share a trained model
+
 PHANTOM = ("--dataset", "phantom")
 
 

@@ -38,6 +38,7 @@ def test_importing_a_stage_runs_nothing(monkeypatch):
         assert import_module(module).main
 
 
+@pytest.mark.slow
 def test_paper_commands_run_on_graz(graz, capsys):
     def stage(module, *arguments):
         return module.main(module.get_args_parser().parse_args(["--data_dir", str(graz.parent), *arguments]))

@@ -9,6 +9,8 @@ from scripts import search_refinement
 from scripts.search_refinement import option_effects
 from unet_training import training
 
+pytestmark = pytest.mark.slow  # they share a trained model
+
 
 @pytest.fixture(scope="module")
 def workplace(phantom_data_dir, tmp_path_factory):

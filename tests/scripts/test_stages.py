@@ -36,6 +36,8 @@ from utils.mask_store import MaskStore
 from utils.paths import mask_file
 from utils.tracking.models import fetch_model, find_models
 
+pytestmark = pytest.mark.slow  # they share a trained model
+
 
 def test_last_line_is_the_model_id_and_the_model_knows_its_arguments(workplace, capsys):
     data_dir, _ = workplace

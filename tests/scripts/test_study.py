@@ -37,6 +37,7 @@ def read(path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path, monkeypatch):
     data_dir = shutil.copytree(phantom_data_dir, tmp_path / "data")
     monkeypatch.setenv("SAM_BURDEN_RUNS", str(tmp_path / "runs"))

@@ -168,6 +168,7 @@ def _average_in_group(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_processes_average_their_gradients(tmp_path: Path):
     torch.multiprocessing.spawn(_average_in_group, (str(tmp_path),), nprocs=2)
     for rank in (0, 1):

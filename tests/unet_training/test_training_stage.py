@@ -70,6 +70,7 @@ SETTINGS = {"sam": ("--prompt1st", "pos_points"), "random_walk": ("--random_walk
             "nnunet": ("--nnunet_epochs", "3")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["raw", *SETTINGS])
 def test_only_the_settings_of_its_own_pseudo_labels_make_another_final_model(stage_of, is_found_again, workplace, kind):
     data_dir, _ = workplace
@@ -81,6 +82,7 @@ def test_only_the_settings_of_its_own_pseudo_labels_make_another_final_model(sta
     assert cleaning == (kind in ("raw", "nnunet"))
 
 
+@pytest.mark.slow
 def test_sam_makes_another_mean_teacher_only_where_it_is_asked(stage_of, is_found_again, workplace):
     data_dir, _ = workplace
     for reliable, same in (((), True), (("--reliable",), False)):
@@ -90,6 +92,7 @@ def test_sam_makes_another_mean_teacher_only_where_it_is_asked(stage_of, is_foun
         assert not is_found_again(made, stage_of(training_with_mean_teacher, *own, "--alpha", "0.9"))
 
 
+@pytest.mark.slow
 def test_where_data_lie_and_how_they_are_loaded_is_no_part_of_a_training(stage_of, workplace, tmp_path):
     data_dir, _ = workplace
     own = ("--dataset", "phantom", *N)
