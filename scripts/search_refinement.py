@@ -8,36 +8,43 @@ The grid is tried in random order. A rerun resumes where the last one stopped, u
 
 Reads   a model by its id, the labeled validation images, with `--refiner sam` SAM's weights
 Writes  results/<dataset>/<model id>/search_<refiner>/: study.log (Optuna's journal), trials.csv (every trial, the best
-        first; gain is that of the mean Dice over the U-Net's own masks, in points), options.csv (the mean gain with
-        each value of each option, and whether the option made a difference at all)
+        first; gain is that of the Dice over the U-Net's own masks, in points), options.csv (the mean gain with
+        each value of each option, and whether the option made a difference at all), Optuna's history, slices and
+        contours as PNG and PDF
 """
 import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from scripts.study.figures import save_figure, search_figures
 from segment_anything.refinement.cleaning import ELEMENTS, OPERATIONS, SELECTIONS, clean_masks
-from segment_anything.refinement.refine import RefinementOptions, refine_all
+from segment_anything.refinement.refine import ORDERS, RefinementOptions, refine_all
 from unet_training.models import TrainedModel, add_saving_arguments
 from unet_training.pseudo_labels import SamRefined
 from unet_training.training_stage import fingerprint
 from utils.cli import run_stage, stage_parser
 from utils.datasets.annotated import read_scaled
-from utils.dice import image_dice, multilabel_dice
+from utils.dice import multilabel_dice
 from utils.options import positive_int
 from utils.paths import RESULTS
 from utils.random_walk import RandomWalkOptions, random_walk_masks
 from utils.tables import write_rows
 
+if TYPE_CHECKING:
+    import optuna
+
 Refiner = Callable[[Mapping[str, Any]], list[np.ndarray]]  # from options to the refined masks of all images
 SAM_GRID = {
     "prompt1st": ["box", "pos_points neg_points", "pos_points"],
     "prompt2nd": ["", "box", "pos_points neg_points", "pos_points"],
+    "ccl_selection": list(SELECTIONS),
     "morphology_operation": list(OPERATIONS), "morphology_element": list(ELEMENTS), "morphology_radius": list(range(9)),
+    "morphology_order": list(ORDERS),
 }
 WALK_GRID = {
     "ccl_selection": list(SELECTIONS), "walk_radius": [1, 2, 4, 8, 16], "sigma": [5.0, 10.0, 19.87, 40.0, 80.0],
@@ -51,6 +58,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     SamRefined.add_arguments(parser)
     parser.add_argument("--refiner", choices=("sam", "random_walk"), default="sam", help="what refines")
     parser.add_argument("--trials", type=positive_int, default=100, help="points of the grid, earlier ones too")
+    parser.add_argument("--figures", action=argparse.BooleanOptionalAction, default=True,
+                        help="draw history, slices and contours, which takes some seconds")
     parser.add_argument("--results_dir", type=Path, default=RESULTS, help="folder of the results")
     return parser
 
@@ -66,13 +75,17 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
         name, grid = args.refiner, WALK_GRID
         probabilities, refiner = prepare_walk(model, stems)
     ground_truth = torch.from_numpy(np.stack([model.data.mask(stem) for stem in stems]))
-    raw = mean_dice([image > 0.5 for image in probabilities], ground_truth)
+    raw = pooled_dice([image > 0.5 for image in probabilities], ground_truth)
     folder = args.results_dir / model.data.description.name / model.id / f"search_{name}"
-    trials = search(lambda options: mean_dice(refiner(options), ground_truth) - raw, grid, folder, args.trials,
-                    args.seed)
+    study = search(lambda options: pooled_dice(refiner(options), ground_truth) - raw, grid, folder, args.trials,
+                   args.seed)
+    trials = rank_trials(study)
     write_table(folder / "trials.csv", trials)
     write_table(folder / "options.csv", option_effects(trials, grid))
-    print(f"raw masks: Dice {raw:.2f} % ({len(stems)} validation images)")
+    if args.figures:
+        for name, figure in search_figures(study).items():
+            save_figure(folder / name, figure)
+    print(f"raw masks: Dice {raw:.2f} % ({len(stems)} validation images, all classes alike)")
     print(f"best of {len(trials)} trials: {trials[0]['gain']:+.2f} with "
           + ", ".join(f"{option} = {value}" for option, value in trials[0].items() if option != "gain"))
     print(f"tables: {folder}")
@@ -80,8 +93,8 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def search(gain: Callable[[Mapping[str, Any]], float], grid: Mapping[str, Sequence], folder: Path, trials: int,
-           seed: int) -> list[dict[str, Any]]:
-    """Tries points of the grid in random order, resuming what the folder's journal holds; the best one first."""
+           seed: int) -> "optuna.Study":
+    """Tries points of the grid in random order, resuming what the folder's journal holds."""
     import optuna  # takes a second to import
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -96,6 +109,11 @@ def search(gain: Callable[[Mapping[str, Any]], float], grid: Mapping[str, Sequen
     missing = wanted - len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
     if missing > 0:
         study.optimize(objective, n_trials=missing, show_progress_bar=True)
+    return study
+
+
+def rank_trials(study: "optuna.Study") -> list[dict[str, Any]]:
+    """Options and gain of each trial, the best one first."""
     done = [{**trial.params, "gain": trial.value} for trial in study.trials if trial.value is not None]
     return sorted(done, key=lambda trial: -trial["gain"])
 
@@ -126,9 +144,10 @@ def prepare_walk(model: TrainedModel, stems: Sequence[str]) -> tuple[list[np.nda
     return probabilities, refine
 
 
-def mean_dice(masks: Sequence[np.ndarray], ground_truth: torch.Tensor) -> float:
-    """Mean over images, in percent."""
-    return 100 * image_dice(multilabel_dice(torch.from_numpy(np.stack(masks)), ground_truth)).nanmean().item()
+def pooled_dice(masks: Sequence[np.ndarray], ground_truth: torch.Tensor) -> float:
+    """Mean over all classes of all images alike, in percent, as the authors' seg_processing/hpo_seg_preprocess.py
+    maximizes it."""
+    return 100 * multilabel_dice(torch.from_numpy(np.stack(masks)), ground_truth).nanmean().item()
 
 
 def option_effects(trials: Sequence[Mapping[str, object]], grid: Mapping[str, Sequence]) -> list[dict[str, object]]:

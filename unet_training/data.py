@@ -163,7 +163,7 @@ class PartlyLabeledDataset(Dataset):
         return image
 
 
-def check_fills_batch(images: int, batch_size: int, source: str) -> None:
-    """Raises an InputError where there are fewer images than in one batch."""
-    if images < batch_size:
-        raise InputError(f"{source}: {images} images don't fill one batch of {batch_size}; give a smaller --batch_size")
+def check_fills_batch(count: int, batch_size: int, source: str, what: str = "images") -> None:
+    """Raises an InputError where there are fewer of them than in one batch."""
+    if count < batch_size:
+        raise InputError(f"{source}: {count} {what} don't fill one batch of {batch_size}; give a smaller --batch_size")

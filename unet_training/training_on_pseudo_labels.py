@@ -103,7 +103,7 @@ class FinalTraining(TrainingStage):
     def prepare(self, device: torch.device) -> Prepared:
         data, masks = self.initial.data, open_saved_masks(self.labels, self.initial)
         pseudo_labeled = PseudoLabelDataset(data, self.initial.unlabeled_stems(self.selection), masks)
-        check_fills_batch(len(pseudo_labeled), self.schedule.batch_size, f"{masks.path}: pseudo labels")
+        check_fills_batch(len(pseudo_labeled), self.schedule.batch_size, str(masks.path), "pseudo labels")
         validation = LabeledDataset(data, data.stems("val"))
         torch.manual_seed(self.seed)
         network = self.initial.network

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from segment_anything.refinement.agreement import AgreementOptions
+from unet_training.data import check_fills_batch
 from unet_training.hyper_params import (
     FinalOptions,
     LossOptions,
@@ -35,7 +36,6 @@ from unet_training.training_stage import train_if_missing
 from unet_training.training_with_mean_teacher import MeanTeacherTraining, Reliable
 from utils.cli import select_device
 from utils.datasets.annotated import AnnotatedImages
-from utils.errors import InputError
 from utils.options import add_options, options_from
 from utils.tracking.models import fetch_model
 
@@ -96,10 +96,10 @@ class Setting:
             InputError: the number of labeled images or the batch size has no meaning.
         """
         self.data.stems("train", self.num_labeled)
-        unlabeled = len(self.selection.stems(self.data, self.num_labeled))
-        if final and unlabeled < self.schedule.batch_size:
-            raise InputError(f"data set {self.data.description.name}: {unlabeled} unlabeled images don't fill one "
-                             f"batch of {self.schedule.batch_size}; give a smaller --batch_size")
+        unlabeled = self.selection.stems(self.data, self.num_labeled)
+        if final:
+            check_fills_batch(len(unlabeled), self.schedule.batch_size, f"data set {self.data.description.name}",
+                              "unlabeled images")
 
     def load(self, model_id: str) -> TrainedModel:
         return TrainedModel.load(fetch_model(model_id), self.data, self.device, self.machine.infer_batch_size)

@@ -1,12 +1,14 @@
 """The search on a barely trained model: resumed, ranked, and honest about options without effect."""
 import csv
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from scripts import search_refinement
-from scripts.search_refinement import option_effects
+from scripts.search_refinement import option_effects, pooled_dice
 from unet_training import training
 
 pytestmark = pytest.mark.slow  # they share a trained model
@@ -21,7 +23,7 @@ def workplace(phantom_data_dir, tmp_path_factory):
         small = ["--epochs", "10", "--base_width", "4", "--n_last_channel", "4", "--input_size", "64", "48",
                  "--data_sample_per_epoch", "24", "--batch_size", "4", "--lr", "1e-2"]
         training.main(training.get_args_parser().parse_args([*arguments, *small]))
-        yield [*arguments, "--results_dir", str(data_dir.parent / "results")]
+        yield [*arguments, "--no-figures", "--results_dir", str(data_dir.parent / "results")]
 
 
 def search(*arguments: str) -> list[dict]:
@@ -31,7 +33,9 @@ def search(*arguments: str) -> list[dict]:
 def test_a_search_goes_on_and_ranks_its_trials(workplace, capsys):
     first = search(*workplace, "--trials", "2")
     assert len(first) == 2
-    more = search(*workplace, "--trials", "4")
+    more = search(*workplace, "--trials", "4", "--figures")
+    folder, = Path(workplace[-1]).glob("phantom/*/search_sam_demo")
+    assert {path.stem for path in folder.glob("*.pdf")} == {"search_history", "search_slices", "search_contours"}
     assert len(more) == 4 and all(trial in more for trial in first)
     gains = [trial["gain"] for trial in more]
     assert gains == sorted(gains, reverse=True)
@@ -48,6 +52,16 @@ def test_the_walk_is_searched_to_the_end_of_its_grid(workplace, tmp_path):
     with next(tmp_path.rglob("options.csv")).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["makes_a_difference"] for row in rows if row["option"] == "walk_radius"} == {"yes"}
+
+
+def test_gains_are_of_all_classes_of_all_images_alike():
+    rng = np.random.default_rng(0)
+    masks, ground_truth = rng.random((2, 3, 4, 9, 14)) < 0.4  # images, classes, rows, columns
+    ground_truth[0, 1:] = False  # an image of one class counts once, the others four times
+    dice = [2 * (mask & true).sum() / (mask.sum() + true.sum()) for pair in zip(masks, ground_truth, strict=True)
+            for mask, true in zip(*pair, strict=True) if true.any()]
+    assert len(dice) == 9
+    assert pooled_dice(list(masks), torch.from_numpy(ground_truth)) == pytest.approx(100 * np.mean(dice))
 
 
 def test_options_without_effect_are_told():
