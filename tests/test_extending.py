@@ -5,10 +5,8 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 
 from tests.conftest import OWN_DESCRIPTION, ROOT
-from utils.datasets import sources
 from utils.files import write_png
 
 
@@ -19,7 +17,6 @@ def blocks(heading: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.skipif(not hasattr(sources, "Masks"), reason="sources have no tables of their own yet")
 def test_a_source_of_annotations_is_added_in_one_file(tmp_path):
     for package in ("scripts", "unet_training", "segment_anything", "utils"):
         shutil.copytree(ROOT / package, tmp_path / package)
