@@ -24,13 +24,8 @@ import numpy as np
 import torch
 
 from unet_training.models import Selection, TrainedModel, add_batch_argument, add_model_arguments
-from unet_training.pseudo_labels import (
-    PSEUDO_LABELS,
-    PseudoLabels,
-    add_pseudo_label_argument,
-    add_pseudo_label_options,
-    masks_of,
-)
+from unet_training.pseudo_labels import PSEUDO_LABELS, PseudoLabels, add_pseudo_label_argument, add_pseudo_label_options
+from unet_training.saved_masks import masks_of
 from unet_training.training_stage import data_parameters
 from utils.cli import run_stage, stage_parser
 from utils.dice import image_dice, multilabel_dice, surface_dice

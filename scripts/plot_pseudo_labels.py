@@ -17,15 +17,8 @@ from scripts.study.figures import agreement_curve, draw, estimate_histogram, sav
 from scripts.study.methods import RELIABLE
 from scripts.study.pictures import pseudo_label_grid, sample_pseudo_labels
 from unet_training.models import TrainedModel, add_saving_arguments
-from unet_training.pseudo_labels import (
-    PSEUDO_LABELS,
-    Agreement,
-    add_pseudo_label_argument,
-    add_pseudo_label_options,
-    masks_path,
-    mean_estimates,
-    open_saved_masks,
-)
+from unet_training.pseudo_labels import PSEUDO_LABELS, Agreement, add_pseudo_label_argument, add_pseudo_label_options
+from unet_training.saved_masks import masks_path, mean_estimates, open_saved_masks
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
 from utils.overlay import to_grey

@@ -24,7 +24,7 @@ from scripts.study import figures, tables
 from scripts.study.methods import METHODS, Setting
 from scripts.study.pictures import overlays, panels
 from segment_anything.registry import SAM_TYPES
-from unet_training.pseudo_labels import masks_of
+from unet_training.saved_masks import masks_of
 from utils.cli import run_stage, stage_parser
 from utils.errors import InputError
 from utils.files import read_grey

@@ -16,7 +16,8 @@ import numpy as np
 from scripts.evaluate import Evaluation, Summary
 from scripts.study.methods import Setting, add_setting_arguments
 from unet_training.models import TrainedModel, add_seed_argument
-from unet_training.pseudo_labels import PseudoLabels, add_pseudo_label_argument, open_saved_masks, save_masks
+from unet_training.pseudo_labels import PseudoLabels, add_pseudo_label_argument
+from unet_training.saved_masks import open_saved_masks, save_masks
 from utils.cli import run_stage, stage_parser
 from utils.errors import InputError
 from utils.files import read_grey, write_png

@@ -14,7 +14,8 @@ import argparse
 from pathlib import Path
 
 from unet_training.models import Selection, TrainedModel, add_saving_arguments
-from unet_training.pseudo_labels import SamRefined, save_masks
+from unet_training.pseudo_labels import SamRefined
+from unet_training.saved_masks import save_masks
 from utils.cli import run_stage, stage_parser
 from utils.options import options_from
 

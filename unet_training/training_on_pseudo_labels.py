@@ -31,14 +31,9 @@ from unet_training.epoch import random_similarity, train_epoch
 from unet_training.hyper_params import FinalOptions, LossOptions, Machine, Schedule, add_training_arguments
 from unet_training.models import Selection, TrainedModel, add_model_arguments
 from unet_training.networks.registry import rebuild
-from unet_training.pseudo_labels import (
-    PSEUDO_LABELS,
-    PseudoLabels,
-    add_pseudo_label_argument,
-    add_pseudo_label_options,
-    open_saved_masks,
-)
+from unet_training.pseudo_labels import PSEUDO_LABELS, PseudoLabels, add_pseudo_label_argument, add_pseudo_label_options
 from unet_training.samplers import HalfAndHalf, LabeledOnce
+from unet_training.saved_masks import open_saved_masks
 from unet_training.trainer import Prepared
 from unet_training.training_stage import TrainingStage, data_parameters, train
 from utils.cli import run_stage, stage_parser

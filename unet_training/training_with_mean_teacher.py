@@ -33,7 +33,8 @@ from unet_training.data import (
 from unet_training.hyper_params import LossOptions, Machine, MeanTeacherOptions, Schedule, add_training_arguments
 from unet_training.mean_teacher import MeanTeacher, mean_teacher_epoch
 from unet_training.models import DataOptions, Selection, TrainedModel, add_model_arguments
-from unet_training.pseudo_labels import Agreement, mean_estimates, open_saved_masks
+from unet_training.pseudo_labels import Agreement
+from unet_training.saved_masks import mean_estimates, open_saved_masks
 from unet_training.trainer import Prepared
 from unet_training.training_stage import TrainingStage, data_parameters, train
 from utils.cli import run_stage, stage_parser

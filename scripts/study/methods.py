@@ -22,14 +22,8 @@ from unet_training.hyper_params import (
 )
 from unet_training.models import ALL, DataOptions, Selection, TrainedModel, add_common_arguments
 from unet_training.networks.registry import Architecture
-from unet_training.pseudo_labels import (
-    PSEUDO_LABELS,
-    Agreement,
-    PseudoLabels,
-    SamRefined,
-    add_pseudo_label_options,
-    save_masks,
-)
+from unet_training.pseudo_labels import PSEUDO_LABELS, Agreement, PseudoLabels, SamRefined, add_pseudo_label_options
+from unet_training.saved_masks import save_masks
 from unet_training.training import InitialTraining, add_initial_arguments
 from unet_training.training_on_pseudo_labels import FinalTraining, add_final_arguments
 from unet_training.training_stage import train_if_missing

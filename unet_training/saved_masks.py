@@ -1,0 +1,105 @@
+"""Files of masks: made where they are missing, opened only for what they were made of.
+
+    path = save_masks(Raw(), model, Selection())
+    store = open_saved_masks(Raw(), model)
+"""
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from unet_training.models import Selection, TrainedModel
+from unet_training.pseudo_labels import Mask, PseudoLabels
+from utils.errors import InputError
+from utils.mask_store import MaskStore, MaskWriter
+from utils.options import option_values
+from utils.paths import mask_file
+from utils.tracking.experiment import start
+
+
+def save_masks(labels: PseudoLabels, model: TrainedModel, selection: Selection) -> Path:
+    """Makes the masks of the images without labels as far as they are missing; returns their file.
+
+    Raises:
+        InputError: something that they are made with isn't there, or the file there was made with something else.
+    """
+    labels = labels.prepare(model)
+    path = masks_path(labels, model)
+    names = model.data.description.labels
+    writer = MaskWriter(path, names, labels.attributes(model))
+    missing = writer.missing(model.unlabeled_stems(selection))
+    if missing:
+        labels.check()
+        dataset = model.data.description.name
+        parameters = {"stage": labels.stage, "dataset": dataset, "model_id": model.id, "masks": labels.variant,
+                      **option_values(selection), **labels.parameters}
+        with start(labels.made_by.partition(".")[2], parameters, (labels.stage, dataset)) as experiment:
+            experiment.use_model(model.id)
+            estimates: list[np.ndarray] = []
+            with writer:
+                writer.write_all(note_estimates(labels.compute(model, missing), estimates))
+            if estimates:
+                experiment.histogram("estimated dice per class", class_means(np.stack(estimates)), names, 0)
+    print(f"{labels.kind} masks: {path} ({len(missing)} new)")
+    if labels.notice:
+        print(f"refined masks: {labels.notice}")
+    return path
+
+
+def note_estimates(masks: Iterable[Mask], estimates: list[np.ndarray]) -> Iterator[Mask]:
+    """Yields the masks, and adds to `estimates` what comes with them."""
+    for mask in masks:
+        if mask.estimated_dice is not None:
+            estimates.append(mask.estimated_dice)
+        yield mask
+
+
+def masks_path(labels: PseudoLabels, model: TrainedModel) -> Path:
+    """Where a model's masks of this kind lie, if they were saved."""
+    return mask_file(model.data.data_dir, model.id, labels.variant)
+
+
+def open_saved_masks(labels: PseudoLabels, model: TrainedModel) -> MaskStore:
+    """A model's saved masks of its data set.
+
+    Raises:
+        InputError: there are none, or those are of other labels, another data set or another SAM.
+    """
+    path = masks_path(labels, model)
+    if not path.is_file():
+        raise InputError(f"{path}: no such masks; make them with `python -m {labels.made_by}`")
+    store = MaskStore(path, model.data.description.labels)
+    if difference := find_difference(store, labels, model):
+        raise InputError(f"{path}: its masks were made with {difference}; move the file away and save masks anew, or "
+                         "give the arguments that it was made with")
+    return store
+
+
+def find_difference(store: MaskStore, labels: PseudoLabels, model: TrainedModel) -> str:
+    """With what saved masks were made that these aren't; "" if it is the same."""
+    for name, value in labels.attributes(model).items():
+        if store.attributes.get(name) != value:
+            return f"{name} = {store.attributes.get(name)}, not {value}"
+    return ""
+
+
+def masks_of(labels: PseudoLabels, model: TrainedModel, stems: Sequence[str]) -> Iterator[Mask]:
+    """Yields the saved masks of these images if they are all there and made in this way, else computes them."""
+    path = masks_path(labels, model)
+    if path.exists():
+        store = MaskStore(path, model.data.description.labels)
+        if all(stem in store for stem in stems) and not find_difference(store, labels, model):
+            yield from (Mask(stem, store.mask(stem), store.estimated_dice(stem)) for stem in stems)
+            return
+    yield from labels.compute(model, stems)
+
+
+def mean_estimates(store: MaskStore, stems: Sequence[str]) -> np.ndarray:
+    """The mean of each image's estimates over its classes, float64, (N,); NaN for an image without any."""
+    return np.array(class_means(np.stack([store.estimated_dice(stem) for stem in stems]).T))
+
+
+def class_means(estimates: np.ndarray) -> list[float]:
+    """Mean over images (N, C) per class, NaN for a class that was never estimated."""
+    counts = (~np.isnan(estimates)).sum(axis=0)
+    return np.where(counts > 0, np.nansum(estimates, axis=0) / np.maximum(counts, 1), np.nan).tolist()
