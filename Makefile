@@ -16,7 +16,7 @@ test: .venv/installed  ## check the style, run all tests
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
-test-fast: .venv/installed  ## check the style, run the tests that take less than five seconds each
+test-fast: .venv/installed  ## check the style, run the tests that take less than two seconds each
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -m "not slow"
 

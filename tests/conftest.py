@@ -1,6 +1,7 @@
 """What several test modules share: real data, phantoms, those in the layout of GRAZ, own data, a trained model."""
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,8 +33,10 @@ val = 1
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """No test reaches a tracking server of the user's; decided once per process, before the first test."""
+    """No test reaches a tracking server of the user's. Stages can be interrupted, also where pytest runs in a shell's
+    background, which ignores Ctrl-C. Decided once per process, before the first test."""
     os.environ["CLEARML_OFFLINE_MODE"] = "1"
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -66,6 +66,7 @@ def test_other_stages_give_the_same_where_nothing_was_asked_to_differ(phantom_da
         assert step.step not in equal or step.changed_pixels <= (2 if benchmark is random_walk else 0)
 
 
+@pytest.mark.slow
 def test_training_in_float32_ends_in_the_same_weights(phantom_data_dir):
     arguments = ["--data_dir", str(phantom_data_dir), "--rounds", "1", "--base_width", "2", "--images", "2",
                  "--input_size", "64", "48"]
@@ -73,6 +74,7 @@ def test_training_in_float32_ends_in_the_same_weights(phantom_data_dir):
     assert steps["training step, float32"].max_abs_diff == 0 < steps["training step, bf16 option"].max_abs_diff
 
 
+@pytest.mark.slow
 def test_a_shared_machine_is_measured_idle_and_busy(phantom_data_dir, capsys):
     images = phantom_data_dir / "phantom" / "img_only_front_all_left"
     arguments = ["--image_folder", str(images), "--images", "2", "--rounds", "1", "--base_width", "2",

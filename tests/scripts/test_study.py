@@ -158,6 +158,7 @@ def study(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_table_equals_a_computation_by_hand(study, capsys):
     table = plot_results.main(plot_results.get_args_parser().parse_args(["--results_dir", str(study)]))
     rows = [row for row in read(study / "study.csv") if row["n"] == "20"]

@@ -99,6 +99,7 @@ def test_part_of_the_input_gets_the_same_prompts():
     torch.testing.assert_close((logits[:, :1], quality[:, :1]), expected)
 
 
+@pytest.mark.slow
 def test_steps_on_one_scene_lower_the_loss():
     torch.manual_seed(0)
     sam = build_demo_sam().train()
@@ -114,6 +115,7 @@ def _train(output: Path, *more: str) -> None:
     train_demo_sam.main(train_demo_sam.get_args_parser().parse_args(arguments))
 
 
+@pytest.mark.slow
 def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(train_demo_sam, "SAVE_EVERY", 1)
     _train(tmp_path / "whole.safetensors")
@@ -137,6 +139,7 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path, monkeyp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.safetensors", "whole.safetensors"]
 
 
+@pytest.mark.slow
 def test_weights_of_another_image_size_keep_their_frequencies_per_pixel(tmp_path: Path):
     _train(tmp_path / "small.safetensors", "--image_size", "256", "--steps", "1")
     _train(tmp_path / "large.safetensors", "--initial", str(tmp_path / "small.safetensors"), "--lr", "0")

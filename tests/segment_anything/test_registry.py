@@ -17,6 +17,7 @@ from utils.errors import InputError
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_folder_extends_the_installed_package_here_and_nowhere_else(tmp_path):
     assert Path(segment_anything.__file__) == ROOT / "segment_anything" / "__init__.py"
     installed = Path(segment_anything.modeling.__file__).parents[1]

@@ -64,6 +64,7 @@ def test_the_500_listed_images_are_the_unlabeled_ones(data_dir):
             (folder / f"{stem}.png").unlink()
 
 
+@pytest.mark.slow
 def test_positive_weights_and_class_counts_come_out_exactly(data):
     masks = np.stack([data.mask(stem) for stem in data.stems("train")])
     foreground = np.count_nonzero(masks, axis=(0, 2, 3))

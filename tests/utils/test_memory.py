@@ -22,6 +22,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.g
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the setting is one of glibc")
 @pytest.mark.parametrize(("keep", "least", "most"), [(True, 0, 0.1), (False, 0.5, 2)])
 def test_large_tensors_take_new_pages_only_without_it(keep, least, most):
