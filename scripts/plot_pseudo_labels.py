@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from scripts.study.figures import agreement_curve, draw, estimate_histogram, save_figure
-from scripts.study.methods import RELIABLE
 from scripts.study.pictures import pseudo_label_grid, sample_pseudo_labels
+from unet_training.hyper_params import RELIABLE
 from unet_training.models import TrainedModel, add_saving_arguments
 from unet_training.pseudo_labels import PSEUDO_LABELS, Agreement, add_pseudo_label_argument, add_pseudo_label_options
 from unet_training.saved_masks import masks_path, mean_estimates, open_saved_masks
@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> Path:
     for label, stem in sample_pseudo_labels(store, names, args.seed).items():
         channel, estimates = names.index(label), store.estimated_dice(stem)
         pictures[label] = (stem, to_grey(read_grey(data.image_path(stem))), store.mask(stem)[channel],
-                           np.nan if estimates is None else estimates[channel])
+                           None if estimates is None else estimates[channel])
     save_figure(folder / "pseudo_labels", pseudo_label_grid(pictures, title))
     if labels.kind == "sam":
         estimates = 100 * np.concatenate([store.estimated_dice(stem) for stem in store.stems])

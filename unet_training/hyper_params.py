@@ -10,6 +10,8 @@ from utils.datasets.description import DatasetDescription
 from utils.errors import InputError
 from utils.options import add_options, non_negative, option, positive_float, positive_int
 
+RELIABLE = 0.85  # agreement of SAM, a Dice, from which on a mask enters as a label where no other is given
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -94,8 +96,8 @@ class MeanTeacherOptions:
 
     alpha: float = option(0.996, "share of the teacher that each step keeps", type=float)
     reliable: float | None = option(
-        None, "take masks as labels on which SAM agrees by this Dice or more; 0.85 if it isn't given", type=float,
-        nargs="?", const=0.85, metavar="DICE")
+        None, f"take masks as labels on which SAM agrees by this Dice or more; {RELIABLE} if it isn't given",
+        type=float, nargs="?", const=RELIABLE, metavar="DICE")
     reliable_model_id: str | None = option(
         None, "the model whose masks and agreement --reliable takes, such as a mean teacher trained before (left out: "
               "the initial model)", metavar="ID")

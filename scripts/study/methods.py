@@ -12,6 +12,7 @@ import torch
 from segment_anything.refinement.agreement import AgreementOptions
 from unet_training.data import check_fills_batch
 from unet_training.hyper_params import (
+    RELIABLE,
     FinalOptions,
     LossOptions,
     Machine,
@@ -32,8 +33,6 @@ from utils.cli import select_device
 from utils.datasets.annotated import AnnotatedImages
 from utils.options import add_options, options_from
 from utils.tracking.models import fetch_model
-
-RELIABLE = 0.85  # agreement from which on the reliable mean teacher takes a mask as a label
 
 MIXED = FinalOptions(train_from_scratch=False, mixed="half")
 
@@ -105,12 +104,10 @@ class Setting:
         return self.load(train_if_missing(replace(training, **changes), self.device))
 
     def train_final(self, initial: TrainedModel, kind: str, **changes: Any) -> TrainedModel:
-        """Trains the final network on pseudo labels of that kind, which are made first; `changes` are fields of
+        """Trains the final network on the saved pseudo labels of that kind if it isn't there; `changes` are fields of
         `FinalTraining`."""
-        labels = self.labels[kind]
-        save_masks(labels, initial, self.selection)
-        training = FinalTraining(self.schedule, self.seed, initial, labels, self.selection, self.final, self.loss,
-                                 self.machine)
+        training = FinalTraining(self.schedule, self.seed, initial, self.labels[kind], self.selection, self.final,
+                                 self.loss, self.machine)
         return self.load(train_if_missing(replace(training, **changes), self.device))
 
     def train_mean_teacher(self, initial: TrainedModel, judged: TrainedModel | None = None) -> TrainedModel:
@@ -167,8 +164,11 @@ def _refine_only(kind: str) -> Callable[[Setting, TrainedModel], Measured]:
 
 
 def _final(kind: str, **changes: Any) -> Callable[[Setting, TrainedModel], Measured]:
-    """The final network on pseudo labels."""
-    return lambda setting, initial: Measured(setting.train_final(initial, kind, **changes))
+    """The final network on pseudo labels, which are made first."""
+    def run(setting: Setting, initial: TrainedModel) -> Measured:
+        save_masks(setting.labels[kind], initial, setting.selection)
+        return Measured(setting.train_final(initial, kind, **changes))
+    return run
 
 
 def _reliable_mean_teacher(setting: Setting, initial: TrainedModel) -> Measured:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scripts.study.figures import legend_columns, new_figure
+from segment_anything.refinement.prompts import ClassPrompt, Prompts, select_prompt
 from utils.mask_store import MaskStore
 from utils.overlay import class_colors, overlay, shrink
 
@@ -20,14 +21,13 @@ if TYPE_CHECKING:  # imported where a figure is made: they take seconds
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from segment_anything.refinement.prompts import Prompts
-
 LONGEST = 640  # pixels of a picture's longer side in a figure
 MASK_COLOR = np.array([[86, 180, 233]], np.uint8)  # of a mask that stands alone
 BOX = {"edgecolor": "#FFD700", "linewidth": 1.2}
 POSITIVE = {"marker": "o", "color": "#00E000", "markeredgecolor": "black", "markersize": 5}
 NEGATIVE = {"marker": "X", "color": "#FF2020", "markeredgecolor": "white", "markersize": 5, "markeredgewidth": 0.5}
-PROMPT_TITLES = {"box": "box", "pos_points": "positive point", "neg_points": "negative points"}
+POINTS = {1: ("positive point", POSITIVE), 0: ("negative points", NEGATIVE)}  # by their label
+PROMPT_TITLES = {"pos_points": "positive point", "neg_points": "negative points"}  # others are called by their name
 
 
 def panels(grey: np.ndarray, masks: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
@@ -67,7 +67,7 @@ def overlays(pictures: Mapping[str, Sequence[tuple[str, np.ndarray]]], labels: S
     return figure
 
 
-def prompts_figure(grey: np.ndarray, probabilities: np.ndarray, cleaned: np.ndarray, prompts: "Prompts",
+def prompts_figure(grey: np.ndarray, probabilities: np.ndarray, cleaned: np.ndarray, prompts: Prompts,
                    prompt_sets: Sequence[Sequence[str]], refined: np.ndarray, estimated_dice: np.ndarray,
                    labels: Sequence[str], title: str) -> "Figure":
     """Why SAM draws what it draws: of each class that the U-Net shows its mask, the cleaned mask with the prompts that
@@ -83,19 +83,20 @@ def prompts_figure(grey: np.ndarray, probabilities: np.ndarray, cleaned: np.ndar
         estimated_dice: (C,), in [0, 1], NaN where SAM was not asked
     """
     grey, masks = shrink(grey, LONGEST), probabilities > 0.5
-    channels, names = np.flatnonzero(masks.any(axis=(1, 2))), {name for names in prompt_sets for name in names}
-    passes = [f"{order} pass: {', '.join(PROMPT_TITLES[name] for name in names)}"
+    channels, names = np.flatnonzero(masks.any(axis=(1, 2))), sum(map(tuple, prompt_sets), ())
+    asked = {channel: select_prompt(prompts, channel, names) for channel in channels if prompts.valid[channel]}
+    passes = [f"{order} pass: {', '.join(PROMPT_TITLES.get(name, name) for name in names)}"
               for order, names in zip(("first", "second"), prompt_sets, strict=True) if names]
     figure, blocks = _draw_blocks(len(channels), 3, grey.shape, f"{title}\n{'; '.join(passes)}")
     for axes, channel in zip(blocks, channels, strict=True):
-        captions = ["U-Net", "cleaned, prompts" if prompts.valid[channel] else "cleaned, no prompt",
+        captions = ["U-Net", "cleaned, prompts" if channel in asked else "cleaned, no prompt",
                     f"SAM, {_describe(estimated_dice[channel])}"]
         for panel, mask, caption in zip(axes, (masks, cleaned, refined), captions, strict=True):
             _show(panel, overlay(grey, mask[[channel]], MASK_COLOR), caption)
         axes[0].set_ylabel(labels[channel], fontsize="small")
-        if prompts.valid[channel]:
-            _draw_prompts(axes[1], prompts, channel, names, np.divide(grey.shape, masks.shape[1:])[::-1])
-    figure.legend(handles=_prompt_handles(names), ncols=3, fontsize="small", loc="outside lower center")
+        if channel in asked:
+            _draw_prompt(axes[1], asked[channel], np.divide(grey.shape, masks.shape[1:])[::-1])
+    figure.legend(handles=_prompt_handles(asked.values()), ncols=3, fontsize="small", loc="outside lower center")
     return figure
 
 
@@ -148,23 +149,22 @@ def _describe(estimate: float) -> str:
     return "not asked" if np.isnan(estimate) else f"estimate {100 * estimate:.1f} %"
 
 
-def _draw_prompts(axes: "Axes", prompts: "Prompts", channel: int, names: Collection[str], scale: np.ndarray) -> None:
+def _draw_prompt(axes: "Axes", prompt: ClassPrompt, scale: np.ndarray) -> None:
     """`scale` is from pixels of the masks to those of the picture: x, y."""
     from matplotlib.patches import Rectangle
-    if "box" in names:
-        first, last = prompts.boxes[channel].reshape(2, 2)  # pixels, both inside
+    if prompt.box is not None:
+        first, last = prompt.box.reshape(2, 2)  # pixels, both inside
         axes.add_patch(Rectangle(first * scale - 0.5, *((last - first + 1) * scale), fill=False, **BOX))
-    others = prompts.valid & (np.arange(len(prompts.valid)) != channel)
-    for name, points, marker in (("pos_points", prompts.centroids[[channel]], POSITIVE),
-                                 ("neg_points", prompts.centroids[others], NEGATIVE)):
-        if name in names:
-            axes.plot(*((points + 0.5) * scale - 0.5).T, linestyle="none", **marker)
+    for label, (_, marker) in POINTS.items():
+        if prompt.points is not None and (chosen := prompt.labels == label).any():
+            axes.plot(*((prompt.points[chosen] + 0.5) * scale - 0.5).T, linestyle="none", **marker)
 
 
-def _prompt_handles(names: Collection[str]) -> "list[Artist]":
+def _prompt_handles(asked: Collection[ClassPrompt]) -> "list[Artist]":
+    """Of what is drawn of these prompts."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
-    handles = {"box": Patch(fill=False, label=PROMPT_TITLES["box"], **BOX)}
-    handles |= {name: Line2D([], [], linestyle="none", label=PROMPT_TITLES[name], **marker)
-                for name, marker in (("pos_points", POSITIVE), ("neg_points", NEGATIVE))}
-    return [handle for name, handle in handles.items() if name in names]
+    box = [Patch(fill=False, label="box", **BOX)] if any(prompt.box is not None for prompt in asked) else []
+    labels = {label for prompt in asked if prompt.labels is not None for label in prompt.labels.tolist()}
+    return box + [Line2D([], [], linestyle="none", label=title, **marker)
+                  for label, (title, marker) in POINTS.items() if label in labels]

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from scripts.study import pictures
 from scripts.study.pictures import overlays, panels, prompts_figure, pseudo_label_grid, sample_pseudo_labels
-from segment_anything.refinement.prompts import extract_prompts
+from segment_anything.refinement.prompts import PROMPTS, ClassPrompt, extract_prompts
 from tests.scripts.test_figures import check_nothing_is_cut_off, legend_of
 from utils.mask_store import MaskStore, MaskWriter
 
@@ -66,6 +66,17 @@ def test_only_the_prompts_of_the_sets_are_drawn(masks):
     assert not of_class(figure, "Radius")[1].lines
     cleaned = of_class(draw_prompts(masks, (("pos_points",), ("pos_points",))), "Radius")[1]
     assert len(cleaned.lines) == 1 and not cleaned.patches
+
+
+def test_a_prompt_that_was_added_is_drawn(masks, monkeypatch):
+    """As docs/extending.md has it, which names no other file to touch."""
+    monkeypatch.setitem(PROMPTS, "corner", lambda prompts, channel: ClassPrompt(
+        points=prompts.boxes[[channel], :2], labels=np.array([1])))
+    figure = draw_prompts(masks, (("corner",), ("neg_points",)))
+    assert figure.get_suptitle().endswith("first pass: corner; second pass: negative points")
+    assert legend_of(figure) == ["positive point", "negative points"]
+    positive, _ = of_class(figure, "Os lunatum")[1].lines
+    np.testing.assert_allclose(positive.get_xydata(), [[3 * 20.5 - 0.5, 2 * 12.5 - 0.5]])
 
 
 def test_many_classes_have_room():
