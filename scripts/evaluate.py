@@ -130,7 +130,7 @@ class Evaluation:
             for name, picture in self.overlays(measured["dice"]):
                 write_png(self.folder / f"{name}.png", picture)
                 experiment.image("overlay", name, picture, 0)
-            record = {"images": self._fingerprint(), "dice": asdict(summaries["dice"])}
+            record = {"images": self._fingerprint, "dice": asdict(summaries["dice"])}
             with atomic_path(self._record) as temporary:
                 temporary.write_text(json.dumps(record), encoding="utf-8")
         self._print(summaries)
@@ -146,12 +146,13 @@ class Evaluation:
     def is_done(self) -> bool:
         """Whether it was measured on these images and their ground truth."""
         return (all(path.exists() for path in (*self.tables.values(), self._record))
-                and json.loads(self._record.read_text(encoding="utf-8"))["images"] == self._fingerprint())
+                and json.loads(self._record.read_text(encoding="utf-8"))["images"] == self._fingerprint)
 
     @property
     def _record(self) -> Path:
         return self.folder / "evaluation.json"
 
+    @cached_property
     def _fingerprint(self) -> str:
         return data_parameters(self.model.data, self.stems)["images"]
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -110,10 +110,26 @@ class Raw(PseudoLabels):
             yield Mask(stem, probabilities > 0.5)
 
 
+@dataclass(frozen=True)
 class _OfSam(PseudoLabels):
-    """What is made with SAM, `self.sam`, of the network's probabilities and the image's embedding."""
+    """What is made with SAM, of the network's probabilities and the image's embedding; `options` are of the class
+    `options_type`."""
 
     sam: Sam
+    options: Any
+    options_type: ClassVar[type]
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace, data: AnnotatedImages) -> Self:
+        return cls(Sam.choose(options_from(SamOptions, args), data), options_from(cls.options_type, args))
+
+    @property
+    def variant(self) -> str:
+        return f"{self.options.name()}_{self.sam.name}"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {**self.sam.parameters, **option_values(self.options)}
 
     @property
     def notice(self) -> str:
@@ -148,29 +164,17 @@ class SamRefined(_OfSam):
     """The network's masks, refined by SAM."""
 
     kind, stage, made_by = "sam", "refine", "scripts.save_refined_segmentations"
-    sam: Sam
     options: RefinementOptions
+    options_type = RefinementOptions
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         add_options(parser.add_argument_group("SAM"), SamOptions)
         add_options(parser.add_argument_group("refinement"), RefinementOptions)
 
-    @classmethod
-    def from_args(cls, args: argparse.Namespace, data: AnnotatedImages) -> "SamRefined":
-        return cls(Sam.choose(options_from(SamOptions, args), data), options_from(RefinementOptions, args))
-
-    @property
-    def variant(self) -> str:
-        return f"{self.options.name()}_{self.sam.name}"
-
     @property
     def title(self) -> str:
         return f"SAM type {self.sam.name}"
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return {**self.sam.parameters, **option_values(self.options)}
 
     def refine_params(self) -> dict[str, Any]:
         return {**asdict(self.options), "sam_type": self.sam.type_name, **super().refine_params()}
@@ -276,26 +280,14 @@ class Agreement(_OfSam):
     """The network's masks as they are, with how far SAM agrees with each of them in the place of an estimate."""
 
     kind, stage, made_by = "agreement", "agreement", "scripts.add_sam_agreement"
-    sam: Sam
     options: AgreementOptions
+    options_type = AgreementOptions
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         group = parser.add_argument_group("SAM")
         add_options(group, SamOptions)
         add_options(group, AgreementOptions)
-
-    @classmethod
-    def from_args(cls, args: argparse.Namespace, data: AnnotatedImages) -> "Agreement":
-        return cls(Sam.choose(options_from(SamOptions, args), data), options_from(AgreementOptions, args))
-
-    @property
-    def variant(self) -> str:
-        return f"{self.options.name()}_{self.sam.name}"
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return {**self.sam.parameters, **option_values(self.options)}
 
     def compute(self, model: TrainedModel, stems: Sequence[str]) -> Iterator[Mask]:
         decoder, images = self.inputs(model, stems)

@@ -16,6 +16,7 @@ Writes  a model, known by its id: on the ClearML server, or in runs/ without one
 """  # noqa: E501 (a command to copy)
 import argparse
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -81,7 +82,7 @@ class InitialTraining(TrainingStage):
         number = self.sampling.num_train_samples
         return self.data.stems("train", None if number == ALL else number)
 
-    @property
+    @cached_property
     def parameters(self) -> dict[str, Any]:
         return {"stage": "initial", **option_values(self.schedule, self.sampling), "seed": self.seed,
                 "num_train_samples": len(self.stems), **self.architecture.parameters,

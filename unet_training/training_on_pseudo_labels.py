@@ -14,7 +14,7 @@ Writes  a model, known by its id: on the ClearML server, or in runs/ without one
 import argparse
 import copy
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -79,7 +79,7 @@ class FinalTraining(TrainingStage):
 
     task = "training_on_pseudo_labels"
 
-    @property
+    @cached_property
     def parameters(self) -> dict[str, Any]:
         labeled = self.initial.labeled_stems() if self.options.mixed else []
         return {"stage": "final", **option_values(self.schedule, self.options, self.loss, self.selection),

@@ -34,7 +34,8 @@ class TrainingStage(ABC):
     @property
     @abstractmethod
     def parameters(self) -> dict[str, Any]:
-        """What the result depends on, `stage` among it: a training with the same ones is the same training."""
+        """What the result depends on, `stage` among it: a training with the same ones is the same training. It is asked
+        for several times and reads every labeled image's mask, so a subclass keeps it (`cached_property`)."""
 
     @property
     @abstractmethod

@@ -15,6 +15,7 @@ Writes  a model, known by its id: on the ClearML server, or in runs/ without one
 import argparse
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ class MeanTeacherTraining(TrainingStage):
 
     task = "training_with_mean_teacher"
 
-    @property
+    @cached_property
     def parameters(self) -> dict[str, Any]:
         stems = self.initial.labeled_stems(), self.unlabeled_stems()
         judged = self.reliable.agreement.parameters if self.reliable else {}
