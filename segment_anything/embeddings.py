@@ -21,7 +21,7 @@ from segment_anything.checkpoints import CheckpointId, identify
 from segment_anything.fast.image_encoder import accelerate
 from segment_anything.modeling import Sam
 from segment_anything.registry import check_present, get_sam_type, load_sam
-from segment_anything.resize import resize_longest_side
+from segment_anything.resize import fit_longest_side, resize_longest_side
 from utils.errors import InputError
 from utils.files import atomic_path, image_size, read_grey
 from utils.memory import most_that_fit
@@ -80,18 +80,34 @@ def _fit_longest_side(sam: Sam, grey: np.ndarray) -> tuple[torch.Tensor, tuple[i
     return sam.preprocess(colors), pixels.shape
 
 
+def _fit_longest_side_min_max(sam: Sam, grey: np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
+    """LiteMedSAM's: the longest side fills the input, averaged over areas as 8-bit numbers; the minimum becomes 0, the
+    maximum 1, zeros to the right and below."""
+    side = sam.image_encoder.img_size
+    height, width = fit_longest_side(grey.shape, side)
+    pixels = torch.zeros(side, side)
+    pixels[:height, :width] = _scale_min_max(cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA))
+    return pixels.expand(1, 3, -1, -1).to(sam.device), (height, width)
+
+
 def _squash(sam: Sam, grey: np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
     """MedSAM's: cubic to the whole square, then its minimum becomes 0, its maximum 1.
 
     Resized as 8-bit numbers by OpenCV, as in scripts/generate_img_embeddings.py of the authors' code.
     """
     side = sam.image_encoder.img_size
-    pixels = cv2.resize(grey, (side, side), interpolation=cv2.INTER_CUBIC).astype(np.float64)
-    scaled = (pixels - pixels.min()) / max(np.ptp(pixels), 1e-8)
-    return torch.from_numpy(scaled).float().expand(1, 3, -1, -1).to(sam.device), (side, side)
+    pixels = _scale_min_max(cv2.resize(grey, (side, side), interpolation=cv2.INTER_CUBIC))
+    return pixels.expand(1, 3, -1, -1).to(sam.device), (side, side)
 
 
-PREPROCESSINGS = {"longest_side": _fit_longest_side, "squash": _squash}  # of uint8 (H, W)
+def _scale_min_max(pixels: np.ndarray) -> torch.Tensor:
+    """uint8 -> float32 in [0, 1]; where all are equal, 0."""
+    pixels = pixels.astype(np.float64)
+    return torch.from_numpy((pixels - pixels.min()) / max(np.ptp(pixels), 1e-8)).float()
+
+
+PREPROCESSINGS = {"longest_side": _fit_longest_side, "longest_side_min_max": _fit_longest_side_min_max,
+                  "squash": _squash}  # of uint8 (H, W)
 
 
 class _Prepared(NamedTuple):
@@ -121,7 +137,7 @@ def compute_embeddings(sam: Sam, paths: Sequence[Path], preprocessing: str, chec
 
     at_once = IMAGES_AT_ONCE[sam.device.type]
     if at_once == 1:
-        fitting = most_that_fit(MOST_MEMORY * sam.image_encoder.img_size ** 2 // 1024 ** 2)
+        fitting = most_that_fit(MOST_MEMORY * max(sam.image_encoder.img_size, 512) ** 2 // 1024 ** 2)
         yield from map_side_by_side(embed, paths, min(torch.get_num_threads(), fitting))
         return
     images = map_threaded(prepare, paths, threads=at_once)

@@ -52,7 +52,7 @@ class EncoderOptions:
 class SamOptions(EncoderOptions):
     """Which SAM, and how its image embeddings are kept."""
 
-    embeddings: str = option("float32", "float16: half the size on disk; bf16: also computed in bfloat16 (not vit_t), "
+    embeddings: str = option("float32", "float16: half the size on disk; bf16: also computed in bfloat16 by a ViT, "
                              "much faster on a GPU and on some processors", choices=PRECISIONS)
 
 

