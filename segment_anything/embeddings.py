@@ -15,6 +15,7 @@ import cv2
 import h5py
 import numpy as np
 import torch
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from segment_anything.checkpoints import CheckpointId, identify
@@ -32,6 +33,7 @@ PRECISIONS = ("float32", "float16", "bf16")
 IMAGES_AT_ONCE = {"cpu": 1, "cuda": 4}  # in the encoder; more don't pay on a CPU
 MOST_MEMORY = 2 * 2 ** 30  # bytes that an image of 1024 pixels takes in the largest encoder (ViT-H)
 DEFAULT_PREPROCESSING = "longest_side"
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std of red, green and blue in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,17 @@ def _scale_min_max(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy((pixels - pixels.min()) / max(np.ptp(pixels), 1e-8)).float()
 
 
+def _squash_imagenet(sam: Sam, grey: np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
+    """SAM 2's: linearly to the whole square, averaging over pixels where the image shrinks; ImageNet's mean and std."""
+    side = sam.image_encoder.img_size
+    scaled = torch.from_numpy(grey)[None, None].to(sam.device) / 255
+    pixels = F.interpolate(scaled, (side, side), mode="bilinear", antialias=True)
+    mean, std = (torch.tensor(values, device=sam.device).view(3, 1, 1) for values in IMAGENET)
+    return (pixels - mean) / std, (side, side)
+
+
 PREPROCESSINGS = {"longest_side": _fit_longest_side, "longest_side_min_max": _fit_longest_side_min_max,
-                  "squash": _squash}  # of uint8 (H, W)
+                  "squash": _squash, "squash_imagenet": _squash_imagenet}  # of uint8 (H, W)
 
 
 class _Prepared(NamedTuple):

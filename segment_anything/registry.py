@@ -2,6 +2,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from segment_anything.demo_sam import DEMO_SAM_NOTICE, DEMO_SAM_WEIGHTS, build_d
 from segment_anything.fast.mask_decoder import FastDecoder
 from segment_anything.mask_decoder import Decoder, PlainDecoder
 from segment_anything.modeling import Sam
+from segment_anything.sam2 import Sam2Decoder, build_sam2, from_transformers
 from utils.errors import InputError
 
 _META_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
@@ -32,6 +34,7 @@ class SamType:
         url, size, sha256: for the download; None where nothing is published that could be checked (size in bytes)
         shipped: finds the checkpoint where it was installed with something else; None if it wasn't
         requirement: of the package that it is installed with, as pip takes it
+        optional: package that `build` needs and `requirements.txt` doesn't name
         decoder: makes a decoder of the model's other modules, given by their names
         preprocessing: a key of `embeddings.PREPROCESSINGS`; "longest_side" is SAM's own
         notice: what must be said wherever a result of this type is shown
@@ -46,6 +49,7 @@ class SamType:
     sha256: str | None = None
     shipped: Callable[[], Path | None] = lambda: None
     requirement: str = ""
+    optional: str = ""
     decoder: Callable[..., Decoder] = PlainDecoder
     preprocessing: str = "longest_side"
     notice: str = ""
@@ -71,6 +75,14 @@ def _meta(build: Callable[[], Sam], file_name: str, sha256: str, size: int | Non
     return SamType(build, file_name, _META_URL + file_name, _META_URL + file_name, size, sha256, decoder=FastDecoder)
 
 
+def _sam2(size: str, repository: str) -> SamType:
+    return SamType(partial(build_sam2, size), f"{repository}.safetensors",
+                   f"the hub's repository facebook/{repository}, where it is called model.safetensors,",
+                   optional="transformers", decoder=Sam2Decoder, preprocessing="squash_imagenet",
+                   convert=from_transformers)
+
+
+_SAM2_SIZES = {"t": "tiny", "s": "small", "b": "base-plus", "l": "large"}
 SAM_TYPES: dict[str, SamType] = {
     "vit_h": _meta(build_sam_vit_h, "sam_vit_h_4b8939.pth",
                    "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 2_564_550_879),
@@ -91,6 +103,8 @@ SAM_TYPES: dict[str, SamType] = {
                            preprocessing="longest_side_min_max", convert=_convert_tiny_vit),
     "demo": SamType(build_demo_sam, DEMO_SAM_WEIGHTS.name, "this project's repository",
                     shipped=lambda: DEMO_SAM_WEIGHTS, decoder=FastDecoder, notice=DEMO_SAM_NOTICE),
+    **{f"{version}_{size}": _sam2(size, f"{repository}-hiera-{name}")
+       for version, repository in (("sam2", "sam2"), ("sam21", "sam2.1")) for size, name in _SAM2_SIZES.items()},
 }
 
 
@@ -118,10 +132,13 @@ def default_checkpoint(sam_type: str, data_dir: Path) -> Path:
 
 def check_present(sam_type: str, checkpoint: Path) -> None:
     """Raises:
-        InputError: the checkpoint isn't there, or isn't what it should have been installed with; the message says how
-            to get it.
+        InputError: the checkpoint isn't there, isn't what it should have been installed with, or the type needs an
+            optional package; the message says what to do.
     """
     kind = get_sam_type(sam_type)
+    if kind.optional and not find_spec(kind.optional):
+        raise InputError(f"SAM type {sam_type}: the package {kind.optional} isn't installed; "
+                         "run `python -m pip install -r requirements_sam2.txt`")
     if checkpoint.is_file():
         if kind.requirement and checkpoint == kind.shipped() and identify(checkpoint).sha256 != kind.sha256:
             raise InputError(f"{checkpoint}: not the file of {kind.requirement}; run `python -m pip install "
