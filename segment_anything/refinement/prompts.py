@@ -148,9 +148,9 @@ def select_prompt(prompts: Prompts, channel: int, names: tuple[str, ...],
 def fit_to_sam(prompt: ClassPrompt, embedding: ImageEmbedding) -> ClassPrompt:
     """The prompt with its mask, if it has one, as SAM's low-resolution logits (4h, 4w) of the image, 0 in its padding.
 
-    SAM was trained on its own logits of a pass before, which are of that resolution, smooth, and of the size of these
-    (MobileSAM's on radiographs lie within -30 and 20; SAM 2's are clamped to 32): so they are resized as they are,
-    without a threshold, bilinearly, as SAM resizes its logits.
+    SAM was trained on its own logits of a pass before: of that resolution, smooth, and on chest radiographs within -18
+    and 10 (MobileSAM; SAM 2's are clamped to 32). A U-Net's are as large (-10 to 13), so they are resized as they are,
+    without a threshold, and bilinearly, as SAM resizes its own.
     """
     if prompt.logits is None:
         return prompt

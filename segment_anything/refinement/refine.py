@@ -240,13 +240,15 @@ def two_passes(decoder: StoredEmbeddingDecoder, images: Maps, objects: Sequence[
         images: those that the objects number, prepared by the decoder
     """
     images = select_images(images, [item.image for item in objects])
-    logits, iou = _decode(decoder, images, [item.first for item in objects])
+    logits, iou = decode_prompts(decoder, images, [item.first for item in objects])
     second = [item.second for item in objects]
-    return (logits, iou) if second[0].empty else _decode(decoder, images, second, logits)
+    return (logits, iou) if second[0].empty else decode_prompts(decoder, images, second, logits)
 
 
-def _decode(decoder: StoredEmbeddingDecoder, images: Maps, prompts: Sequence[ClassPrompt],
-            mask_inputs: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def decode_prompts(decoder: StoredEmbeddingDecoder, images: Maps, prompts: Sequence[ClassPrompt],
+                   mask_inputs: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """One pass of objects whose prompts are of the same shape, as `StoredEmbeddingDecoder.decode`; masks of the prompts
+    take the place of `mask_inputs`."""
     has_box, number_of_points, has_mask = prompts[0].shape
     boxes = np.stack([prompt.box for prompt in prompts]) if has_box else None
     points = np.stack([prompt.points for prompt in prompts]) if number_of_points else None
