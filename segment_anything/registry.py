@@ -55,6 +55,11 @@ class SamType:
     notice: str = ""
     convert: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] = dict
 
+    @property
+    def trainable_decoder(self) -> Callable[..., Decoder]:
+        """As `decoder`, but gradients flow to its modules, whose weights may change."""
+        return PlainDecoder if self.decoder is FastDecoder else self.decoder
+
 
 def _build_vit_t() -> Sam:
     from segment_anything.tiny_vit import build_sam_vit_t  # timm takes seconds to import, and few types need it

@@ -62,7 +62,7 @@ def fit(prepared: Prepared, schedule: Schedule, device: torch.device, experiment
                 network.compile()
     optimizer = schedule.optimizer(model)
     scheduler = schedule.scheduler(optimizer)
-    history = _resume(state_file, model, optimizer, scheduler, device)
+    history = resume(state_file, model, optimizer, scheduler, device)
     for epoch, record in enumerate(history):
         _report(experiment, record, labels, epoch)
     saved = time.monotonic()
@@ -80,7 +80,7 @@ def fit(prepared: Prepared, schedule: Schedule, device: torch.device, experiment
         if epoch % max(1, schedule.epochs // DEBUG_IMAGES) == 0 or epoch == schedule.epochs - 1:
             _report_prediction(experiment, prepared, device, epoch)
         if time.monotonic() - saved > SECONDS_BETWEEN_STATES:
-            _save_state(state_file, model, optimizer, scheduler, history, device)
+            save_state(state_file, model, optimizer, scheduler, history, device)
             saved = time.monotonic()
 
 
@@ -118,8 +118,9 @@ def _report_prediction(experiment: Experiment, prepared: Prepared, device: torch
     experiment.image("validation image", "ground truth", overlay(grey, mask[0].cpu().numpy()), epoch)
 
 
-def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
-                scheduler: torch.optim.lr_scheduler.LRScheduler, history: list[dict], device: torch.device) -> None:
+def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
+               scheduler: torch.optim.lr_scheduler.LRScheduler, history: list[dict], device: torch.device) -> None:
+    """Keeps an unfinished training, with the records of its epochs, for `resume`."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
              "random": torch.get_rng_state(), "history": history}
     if device.type == "cuda":
@@ -128,9 +129,13 @@ def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
         torch.save(state, temporary)
 
 
-def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
-            scheduler: torch.optim.lr_scheduler.LRScheduler, device: torch.device) -> list[dict]:
-    """Loads an unfinished training of the same parameters and returns its epochs' records; [] without one."""
+def resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
+           scheduler: torch.optim.lr_scheduler.LRScheduler, device: torch.device) -> list[dict]:
+    """Loads an unfinished training of the same parameters and returns its epochs' records; [] without one.
+
+    Raises:
+        InputError: the file is another one.
+    """
     if not path.exists():
         return []
     try:

@@ -72,17 +72,19 @@ def train(stage: TrainingStage, device: torch.device) -> str:
 
 
 def train_if_missing(stage: TrainingStage, device: torch.device) -> str:
-    """The id of a model that was trained with exactly these options on the data as they are, or else of a new one.
+    """The id of a model that was trained with exactly these options on the data as they are, or else of a new one."""
+    return find_trained(stage) or train(stage, device)
 
-    For an option that there was not when a model was trained stands its default.
-    """
+
+def find_trained(stage: TrainingStage) -> str | None:
+    """The id of such a model. For an option that there was not when a model was trained stands its default."""
     wanted = stage.parameters
     defaults = option_defaults(stage)
     for model in find_models(stage=wanted["stage"]):
         if wanted.items() <= {**defaults, **model.parameters}.items():
             print(f"already trained: {model.id}")
             return model.id
-    return train(stage, device)
+    return None
 
 
 def option_defaults(stage: TrainingStage) -> dict[str, Any]:
