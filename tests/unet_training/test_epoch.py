@@ -41,7 +41,7 @@ def test_loss_equals_its_formula():
 
 @pytest.mark.parametrize(("options", "weights"), [(LossOptions(), [2, 30, 1]), (LossOptions(5.0), [2, 5, 1])])
 def test_pos_weight_is_capped_only_where_asked(options, weights):
-    assert options.loss([2, 30, 1], CPU).pos_weight.ravel().tolist() == weights
+    assert options.build([2, 30, 1], CPU).pos_weight.ravel().tolist() == weights
 
 
 @pytest.mark.parametrize(("mode", "order"), [("bilinear", 1), ("nearest", 0)])
