@@ -7,7 +7,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -23,7 +22,6 @@ from unet_training.nnunet.nnunet import NNUNetOptions, find_command, unpack
 from unet_training.nnunet.training import find_nnunet, train_nnunet_if_missing
 from utils.datasets.annotated import AnnotatedImages, read_scaled
 from utils.options import add_options, option_values, options_from
-from utils.overlap import map_threaded
 from utils.random_walk import RandomWalkOptions, random_walk_masks
 from utils.tracking.models import Model, fetch_model
 
@@ -150,11 +148,9 @@ class _OfSam(PseudoLabels):
 
     def inputs(self, model: TrainedModel, stems: Sequence[str]
                ) -> tuple[StoredEmbeddingDecoder, Iterator[tuple[str, np.ndarray, ImageEmbedding]]]:
-        """SAM's decoder and, of each image, (stem, probabilities, embedding); computes missing embeddings first, and
-        reads the next one while the caller works."""
-        self.sam.embed_missing(model.data, stems, model.device)
+        """SAM's decoder and, of each image, (stem, probabilities, embedding) as of `Sam.embeddings`."""
+        embeddings = self.sam.embeddings(model.data, stems, model.device)
         decoder = self.sam.load_decoder(model.device)
-        embeddings = map_threaded(partial(self.sam.read_embedding, model.data), stems)
         predicted = model.probabilities(stems)
         return decoder, ((*prediction, embedding) for prediction, embedding in zip(predicted, embeddings, strict=True))
 
