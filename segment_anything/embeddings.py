@@ -238,15 +238,21 @@ def save_missing_embeddings(images: Sequence[tuple[str, Path]], folder: Path, sa
                if not is_embedded(embedding_path(folder, stem), checkpoint_id, image_size(path), preprocessing)]
     if not missing:
         return 0
-    sam = load_sam(sam_type, checkpoint).to(device)
-    accelerate(sam.image_encoder, torch.bfloat16 if precision == "bf16" else torch.float32)
     stored = np.float32 if precision == "float32" else np.float16
-    embeddings = compute_embeddings(sam, [path for _, path in missing], preprocessing, checkpoint_id, max_grey_value)
+    embeddings = embed([path for _, path in missing], sam_type, checkpoint, device, precision, max_grey_value)
     named = zip((embedding_path(folder, stem) for stem, _ in missing), embeddings, strict=True)
     progress = tqdm(named, f"SAM embeddings ({sam_type})", len(missing), unit="image")
     for _ in map_threaded(lambda path_and_embedding: save_embedding(*path_and_embedding, stored), progress):
         pass
     return len(missing)
+
+
+def embed(paths: Sequence[Path], sam_type: str, checkpoint: Path, device: torch.device, precision: str = "float32",
+          max_grey_value: int | None = None) -> Iterator[ImageEmbedding]:
+    """Loads SAM, and embeds image files as they are asked for; arguments and errors as of `save_missing_embeddings`."""
+    sam = load_sam(sam_type, checkpoint).to(device)
+    accelerate(sam.image_encoder, torch.bfloat16 if precision == "bf16" else torch.float32)
+    return compute_embeddings(sam, paths, get_sam_type(sam_type).preprocessing, identify(checkpoint), max_grey_value)
 
 
 def is_embedded(path: Path, checkpoint: CheckpointId, size: tuple[int, int],

@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
 
 import msgspec
@@ -29,7 +28,6 @@ from utils.datasets.annotated import AnnotatedImages, read_scaled
 from utils.errors import InputError
 from utils.files import atomic_path
 from utils.options import add_options, option, option_values, options_from
-from utils.overlap import map_threaded
 from utils.paths import mask_file
 from utils.random_walk import RandomWalkOptions, random_walk_masks
 from utils.tracking.models import Model, fetch_model
@@ -158,11 +156,9 @@ class _OfSam(PseudoLabels):
 
     def inputs(self, model: TrainedModel, stems: Sequence[str]
                ) -> tuple[StoredEmbeddingDecoder, Iterator[tuple[str, np.ndarray, ImageEmbedding]]]:
-        """SAM's decoder and, of each image, (stem, probabilities, embedding); computes missing embeddings first, and
-        reads the next one while the caller works."""
-        self.sam.embed_missing(model.data, stems, model.device)
+        """SAM's decoder and, of each image, (stem, probabilities, embedding) as of `Sam.embeddings`."""
+        embeddings = self.sam.embeddings(model.data, stems, model.device)
         decoder = self.sam.load_decoder(model.device)
-        embeddings = map_threaded(partial(self.sam.read_embedding, model.data), stems)
         predicted = model.probabilities(stems)
         return decoder, ((*prediction, embedding) for prediction, embedding in zip(predicted, embeddings, strict=True))
 
