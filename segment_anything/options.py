@@ -25,6 +25,7 @@ from segment_anything.modeling import Sam as SamModel
 from segment_anything.registry import SAM_TYPES, check_present, default_checkpoint, get_sam_type, load_sam
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.datasets.annotated import AnnotatedImages
+from utils.grey import STORED, GreyValues
 from utils.options import option
 from utils.paths import embedding_folder
 
@@ -64,13 +65,13 @@ class Sam:
         type_name: a key of `SAM_TYPES`
         checkpoint: the file of its weights; it may not be there yet
         precision: of the image embeddings, one of `PRECISIONS`
-        max_grey_value: of the images, as in `read_grey`
+        grey: how the values of the image files are meant, as in `read_grey`
     """
 
     type_name: str
     checkpoint: Path
     precision: str = "float32"
-    max_grey_value: int | None = None
+    grey: GreyValues = STORED
 
     @classmethod
     def choose(cls, options: EncoderOptions, data: AnnotatedImages) -> "Sam":
@@ -84,7 +85,7 @@ class Sam:
             check_present(type_name, options.sam_checkpoint)
         precision = options.embeddings if isinstance(options, SamOptions) else "float32"
         return cls(type_name, options.sam_checkpoint or default_checkpoint(type_name, data.data_dir), precision,
-                   data.description.max_grey_value)
+                   data.description.grey)
 
     def of_type(self, type_name: str, data: AnnotatedImages) -> "Sam":
         """Another type in the place of this one, with its weights at their usual place."""
@@ -92,9 +93,9 @@ class Sam:
 
     @property
     def name(self) -> str:
-        """The type, and what its embeddings have of their own: their precision, and the maximum grey value."""
+        """The type, and what its embeddings have of their own: their precision, and how grey values are meant."""
         precision = "" if self.precision == "float32" else f"_{self.precision}"
-        return self.type_name + precision + (f"_max{self.max_grey_value}" if self.max_grey_value else "")
+        return self.type_name + precision + self.grey.name
 
     @property
     def notice(self) -> str:
@@ -145,4 +146,4 @@ class Sam:
         `save_missing_embeddings`."""
         images = [(stem, data.image_path(stem)) for stem in stems]
         return save_missing_embeddings(images, self.folder(data), self.type_name, self.checkpoint, device,
-                                       self.precision, self.max_grey_value)
+                                       self.precision, self.grey)
