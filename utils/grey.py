@@ -7,6 +7,7 @@ from utils.errors import say_once
 
 RANGES = ("stored", "bits", "percentiles")
 RARE = 1e-3  # share of an image's pixels that may be cut off unsaid
+MARKS = 0.2  # share of them that may be burnt in with one value
 OUTER = 0.5  # percent of the pixels that "percentiles" leaves to black and to white each
 BITS = (8, 10, 12, 14)  # that images in files of 16 may have
 
@@ -77,12 +78,13 @@ STORED = GreyValues()
 def find_maximum(grey: np.ndarray) -> int:
     """The largest number of as few bits (8, 10, 12, 14 or 16) as hold an image, uint16, (H, W).
 
-    `RARE` of its pixels, and those of the most frequent value beyond, may lie above: what was burnt in.
+    `RARE` of its pixels, and those of the most frequent value beyond if they aren't more than `MARKS`, may lie above:
+    what was burnt in.
     """
     counts = np.bincount(grey.ravel(), minlength=1 << 16)
     for bits in BITS:
         above = counts[1 << bits:]
-        if above.sum() - above.max() <= RARE * grey.size:
+        if above.sum() - min(above.max(), MARKS * grey.size) <= RARE * grey.size:
             return (1 << bits) - 1
     return (1 << 16) - 1
 

@@ -177,7 +177,8 @@ def _known_names(place: str, table: dict[str, Any]) -> Collection[str]:
     hint = DatasetDescription
     for key in re.findall(r"\.(\w+)", place):
         hint = MASK_KINDS[table["masks"]["kind"]] if key == "masks" else get_type_hints(hint)[key]
+        if get_origin(hint) is not Literal:
+            hint = next(iter(get_args(hint)), hint)  # of what may be missing, or of a list
         if get_origin(hint) is Literal:
             return get_args(hint)
-        hint = next(iter(get_args(hint)), hint)  # of a table that may be missing, or of a list of them
     return hint.__struct_fields__

@@ -3,8 +3,9 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from utils.errors import InputError
 from utils.files import open_image, read_orientation
@@ -41,9 +42,12 @@ class Pixels:
                 raise InputError(f"{path}: holds {image.n_frames} images; save each one in a file of its own")
             mode = image.tile[0].args if image.tile else ""
             mode = mode[0] if isinstance(mode, tuple) else mode
-            orientation = 1 if image.format == "TIFF" else read_orientation(path, image)
-            image.load()  # turns a TIFF
-            upright = image.transpose(TURNS[orientation]) if orientation in TURNS else image
+            if image.format == "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                upright = _read_turned_tiff(path)  # Pillow mixes up the rows of those that lie
+            else:
+                image.load()
+                turn = TURNS.get(1 if image.format == "TIFF" else read_orientation(path, image))
+                upright = image if turn is None else image.transpose(turn)
             values = np.asarray(upright)
         if "A" in upright.getbands():
             if upright.getchannel("A").getextrema()[0] < WHITE:
@@ -65,6 +69,13 @@ class Pixels:
                       np.broadcast_to(values[..., None], (*values.shape, 3)))
         self.grey = not colored or bool((self.shown == self.shown[..., :1]).all())
         self.stored = values if values.ndim == 2 else values[..., 0] if self.grey else None
+
+
+def _read_turned_tiff(path: Path) -> Image.Image:
+    values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        raise InputError(f"{path}: not a readable image; replace the file")
+    return Image.fromarray(values if values.ndim == 2 else np.ascontiguousarray(values[..., 2::-1]))
 
 
 def check_lossless(path: Path, image: Image.Image) -> None:
