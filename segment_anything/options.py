@@ -36,6 +36,7 @@ from segment_anything.registry import (
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from segment_anything.tuned_decoder import TunedDecoder
 from utils.datasets.annotated import AnnotatedImages
+from utils.grey import STORED, GreyValues
 from utils.options import option
 from utils.overlap import map_threaded
 from utils.paths import embedding_folder
@@ -79,7 +80,7 @@ class Sam:
         type_name: a key of `SAM_TYPES`
         checkpoint: the file of its weights; it may not be there yet
         precision: of the image embeddings, one of `PRECISIONS`
-        max_grey_value: of the images, as in `read_grey`
+        grey: how the values of the image files are meant, as in `read_grey`
         tuned: its mask decoder if that isn't its own
         stored: whether `embeddings` keeps them on disk; results don't depend on it
     """
@@ -87,7 +88,7 @@ class Sam:
     type_name: str
     checkpoint: Path
     precision: str = "float32"
-    max_grey_value: int | None = None
+    grey: GreyValues = STORED
     tuned: TunedDecoder | None = None
     stored: bool = True
 
@@ -108,7 +109,7 @@ class Sam:
         embeddings = options.embeddings if isinstance(options, SamOptions) else "float32"
         stored = embeddings != "none"
         return cls(type_name, options.sam_checkpoint or default_checkpoint(type_name, data.data_dir),
-                   embeddings if stored else "float32", data.description.max_grey_value, tuned, stored)
+                   embeddings if stored else "float32", data.description.grey, tuned, stored)
 
     def of_type(self, type_name: str, data: AnnotatedImages) -> "Sam":
         """Another type in the place of this one, with its weights at their usual place."""
@@ -121,9 +122,9 @@ class Sam:
 
     @property
     def embeddings_name(self) -> str:
-        """The type, and what its embeddings have of their own: their precision, and the maximum grey value."""
+        """The type, and what its embeddings have of their own: their precision, and how grey values are meant."""
         precision = "" if self.precision == "float32" else f"_{self.precision}"
-        return self.type_name + precision + (f"_max{self.max_grey_value}" if self.max_grey_value else "")
+        return self.type_name + precision + self.grey.name
 
     @property
     def notice(self) -> str:
@@ -173,7 +174,7 @@ class Sam:
             self.embed_missing(data, stems, device)
             return map_threaded(partial(self.read_embedding, data), stems)
         paths = [data.image_path(stem) for stem in stems]
-        return embed(paths, self.type_name, self.checkpoint, device, self.precision, self.max_grey_value)
+        return embed(paths, self.type_name, self.checkpoint, device, self.precision, self.grey)
 
     def load(self) -> SamModel:
         """The whole model, as `load_sam` gives it."""
@@ -197,4 +198,4 @@ class Sam:
         `save_missing_embeddings`."""
         images = [(stem, data.image_path(stem)) for stem in stems]
         return save_missing_embeddings(images, self.folder(data), self.type_name, self.checkpoint, device,
-                                       self.precision, self.max_grey_value)
+                                       self.precision, self.grey)

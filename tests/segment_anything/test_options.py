@@ -18,6 +18,7 @@ from tests.small_sam import register_small_sam
 from tests.torch_threads import torch_threads
 from utils.datasets.description import load_description
 from utils.errors import InputError
+from utils.grey import GreyValues
 from utils.options import add_options, options_from
 
 PHANTOM = load_description("phantom")
@@ -41,13 +42,13 @@ def test_the_data_sets_sam_unless_another_is_named(tmp_path):
     assert "demo SAM" in data_sets_own.notice
     graz = data_in(tmp_path, name="graz", max_grey_value=4095)
     named = Sam.choose(from_arguments(SamOptions, "--sam_type", "medsam", "--embeddings", "bf16"), graz)
-    assert named == Sam("medsam", tmp_path / "sam_checkpoints" / "medsam_vit_b.pth", "bf16", 4095)
+    assert named == Sam("medsam", tmp_path / "sam_checkpoints" / "medsam_vit_b.pth", "bf16", GreyValues(4095, "bits"))
     assert (named.name, named.notice, named.preprocessing) == ("medsam_bf16_max4095", "", "squash")
     assert named.folder(graz) == tmp_path / "graz" / "sam_embeddings" / "medsam_bf16_max4095"
     assert named.of_type("vit_h", graz).checkpoint == tmp_path / "sam_checkpoints" / "sam_vit_h_4b8939.pth"
     (tmp_path / "x.pth").touch()
     encoder = from_arguments(EncoderOptions, "--sam_type", "vit_b", "--sam_checkpoint", str(tmp_path / "x.pth"))
-    assert Sam.choose(encoder, graz) == Sam("vit_b", tmp_path / "x.pth", "float32", 4095)
+    assert Sam.choose(encoder, graz) == Sam("vit_b", tmp_path / "x.pth", "float32", GreyValues(4095, "bits"))
     (tmp_path / "x.pth").unlink()
     with pytest.raises(InputError, match=r"x\.pth: no such SAM checkpoint"):  # told where it is named
         Sam.choose(encoder, graz)
