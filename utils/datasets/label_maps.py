@@ -140,7 +140,8 @@ def _by_color(path: Path, pixels: Pixels, labels: Sequence[str], colors: Mapping
 def find_values(values: np.ndarray) -> list[int]:
     """All values of an array of whole numbers, sorted."""
     if values.dtype == np.uint8:
-        return np.flatnonzero(np.bincount(values.ravel())).tolist()  # sorts nothing
+        histogram = cv2.calcHist([np.ascontiguousarray(values)], [0], None, [256], [0, 256])  # sorts nothing
+        return np.flatnonzero(histogram).tolist()
     return np.unique(values).tolist()
 
 
