@@ -202,7 +202,8 @@ def test_training_recommended_stands_for_its_options_and_yields_to_those_that_ar
     run(save_segmentations, data_dir, *N)
     common = (*N, "--pseudo_label", "raw", "--epochs", "2", "--final_epochs", "3", "--batch_size", "4")
     asked = (["--training", "recommended"],
-             ["--no-train_from_scratch", "--mixed", "--loss", "bce_dice", "--max_positive_weight", "1", "--ema", "0.999"],
+             ["--no-train_from_scratch", "--mixed", "--loss", "bce_dice", "--max_positive_weight", "1", "--ema",
+              "0.999"],
              ["--training", "recommended", "--ema", "0.5"], ["--mixed", "released", "--training", "recommended"])
     parameters = [fetch_model(run(training_on_pseudo_labels, data_dir, *common, *arguments)).parameters
                   for arguments in asked]
