@@ -147,6 +147,7 @@ def test_hidden_files_and_those_of_other_programs_dont_count(tmp_path):
     for name in ("a.png", ".b.png", "._a.png", "__MACOSX/a.png", "notes.txt", "Thumbs.db", "c.bmp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "again").symlink_to(tmp_path)
     found = find_files(tmp_path, [".png"], subfolders=True)
     assert found.paths == {"a": tmp_path / "a.png"}
     assert found.left_out == {"without the suffix .png": ["c.bmp"]}

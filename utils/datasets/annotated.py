@@ -82,6 +82,10 @@ class AnnotatedImages:
         usual = self._image_folder / (stem + description.image_ending + description.image_suffixes[0])
         return usual if usual.is_file() else self._images.paths.get(stem, usual)
 
+    def read_grey(self, stem: str) -> np.ndarray:
+        """The image of a stem as SAM sees it, uint8 or uint16, (H, W). Raises InputError as `utils.files.read_grey`."""
+        return read_grey(self.image_path(stem), self.description.grey)
+
     def stems(self, split: str, num: int | None = None) -> list[str]:
         """The stems of "train" (in training order), "val" or "test"; with `num`, the first so many of them.
 
