@@ -19,7 +19,7 @@ from utils.datasets.sources import SOURCES, SPLITS
 from utils.errors import InputError, say_once
 from utils.files import image_size, read_grey
 from utils.names import name_some
-from utils.tables import matching_stems, read_column
+from utils.tables import matching_stems, read_stems
 
 UNLABELED_SAMPLE = 500
 MOST_KEPT_MASKS = 256
@@ -121,7 +121,7 @@ class AnnotatedImages:
             return None
         path = self.description.locate(self.folder, stem_list.file)
         if path.is_file():
-            return read_column(path, stem_list.column)
+            return read_stems(path, stem_list.column)
         print(f"{path} is not there: {otherwise}", file=sys.stderr)
         return None
 

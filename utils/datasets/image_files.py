@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 from utils.errors import InputError
 from utils.files import has_16_bits
-from utils.names import name_some, plain
+from utils.names import IMAGE_SUFFIXES, name_some, plain
 
 if TYPE_CHECKING:
     from utils.datasets.description import DatasetDescription
 
 SAME_SUFFIX = {".jpeg": ".jpg", ".tiff": ".tif"}
-IMAGES = (".png", ".jpg", ".tif", ".bmp", ".gif", ".webp", ".jp2", ".dcm", ".dicom", ".img", ".pgm", ".npy", ".nii",
-          ".mha")
 FOLDER_MARK = "__"  # between folder and name in a stem, which names files, too
 
 
@@ -63,7 +61,7 @@ def find_files(folder: Path, suffixes: Sequence[str], ending: str = "", subfolde
         start, dot, suffix = name.rpartition(".")
         suffix = _suffix(dot + suffix)
         if suffix not in wanted:
-            if suffix in IMAGES:
+            if suffix in IMAGE_SUFFIXES:
                 leave_out(f"without the suffix {' or '.join(sorted(wanted))}", name)
         elif "/" in name and not subfolders:
             leave_out("in folders inside it, which `subfolders = true` reads", name)

@@ -186,7 +186,9 @@ class CvatSource(Source):
 
     @cached_property
     def _unlabeled_ground_truth(self) -> dict[str, CvatImage]:
-        return {image.stem: image for _, image in self._parse(self._description.masks.unlabeled_ground_truth)}
+        masks = self._description.masks
+        return {image.stem: image for _, image in self._parse(masks.unlabeled_ground_truth)
+                if image.shapes or masks.without_shapes == "empty"}
 
     @cached_property
     def _mirrored_stems(self) -> frozenset[str] | None:
