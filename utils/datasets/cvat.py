@@ -6,7 +6,6 @@ in degrees, clockwise. What a shape shows is said by one of its `<attribute name
 where the annotators used none.
 """
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -181,7 +180,9 @@ def _read_bytes(path: Path) -> bytes:
                 raise InputError(f"{path}: holds {len(members)} files {MEMBER}; export one task as 'CVAT for "
                                  "images 1.1'")
             return archive.read(members[0])
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever the damage leads to
         raise InputError(f"{path}: not a readable ZIP file ({error}); export it again from CVAT") from None
 
 
