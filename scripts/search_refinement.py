@@ -30,6 +30,7 @@ from unet_training.training_stage import fingerprint
 from utils.cli import run_stage, stage_parser
 from utils.datasets.annotated import read_scaled
 from utils.dice import multilabel_dice
+from utils.errors import InputError
 from utils.options import positive_int
 from utils.paths import RESULTS
 from utils.random_walk import RandomWalkOptions, random_walk_masks
@@ -68,6 +69,8 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Returns the trials, the best one first: their options and gain."""
     model = TrainedModel.from_args(args)
     labels, stems = SamRefined.from_args(args, model.data), model.data.stems("val")
+    if not isinstance(labels, SamRefined):
+        raise InputError("--refinement recommended: chooses by itself, there is nothing to search; leave it out")
     if args.refiner == "sam":
         name, grid = f"sam_{labels.sam.name}", SAM_GRID
         probabilities, refiner = prepare_sam(labels, model, stems)

@@ -248,6 +248,9 @@ class Recommended(_OfSam):
         decoder, images = self.inputs(model, stems)
         _, probabilities, embeddings = zip(*images, strict=True)
         calibration = calibrate(probabilities, embeddings, [model.data.mask(stem) for stem in stems], decoder)
+        before, after = (100 * dice for dice in calibration.dice)
+        print(f"recommended refinement, chosen on {len(stems)} validation images: their Dice {before:.2f} % of the "
+              f"U-Net's masks, {after:.2f} % of the refined ones")
         with atomic_path(path) as temporary:
             temporary.write_bytes(msgspec.json.format(msgspec.json.encode(_KnownCalibration(attributes, calibration))))
         return calibration
