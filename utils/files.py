@@ -98,7 +98,7 @@ def has_16_bits(path: Path) -> bool:
     """Whether an image file holds more than 8 bits a pixel, by its header. False for what isn't an image."""
     if path.suffix.lower() in (".jpg", ".jpeg", ".bmp", ".gif"):
         return False
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
         start = file.read(25)
     if start.startswith(b"\x89PNG"):
         return start[24:] == b"\x10"

@@ -60,12 +60,12 @@ class Calibration:
 
 
 class Rated(NamedTuple):
-    """What is known of the objects of one image; all float64.
+    """What is known of the objects of one image.
 
     Attributes:
-        mixture: logits, (C, H, W)
-        features: (C, 3) the Dice that the mixture's probabilities expect of its mask, that of the U-Net's mask and
-            SAM's, and SAM's estimate of its own; where SAM wasn't asked, what the probabilities expect
+        mixture: logits, float32, (C, H, W)
+        features: float64, (C, 3): the Dice that the mixture's probabilities expect of its mask, that of the U-Net's
+            mask and SAM's, and SAM's estimate of its own; where SAM wasn't asked, what the probabilities expect
         cleaned: bool, (C, H, W), the U-Net's masks that SAM was asked by
     """
 
@@ -131,7 +131,7 @@ class Answer(NamedTuple):
     """What both raters say of one image.
 
     Attributes:
-        unet: logits less their cuts, float64, (C, H, W)
+        unet: logits less their cuts, float32, (C, H, W)
         cleaned: bool, (C, H, W), the masks that SAM was asked by
         sam: logits, float32, (C, H, W); NaN for a class without a mask
         estimate: SAM's of its Dice, float64, (C,); NaN likewise
@@ -173,8 +173,8 @@ def _mix(unet: np.ndarray, cleaned: np.ndarray, sam: np.ndarray, estimate: np.nd
          ) -> Rated:
     mixture = _blend(unet, sam, _per_class(calibration.shares)) - _per_class(calibration.mixed_cuts)
     probabilities, masks = _sigmoid(mixture), mixture > 0
-    expected = (2 * (probabilities * masks).sum(axis=(1, 2))
-                / np.maximum(probabilities.sum(axis=(1, 2)) + masks.sum(axis=(1, 2)), 1e-9))
+    inside, total = (values.sum(axis=(1, 2), dtype=np.float64) for values in (probabilities * masks, probabilities))
+    expected = 2 * inside / np.maximum(total + masks.sum(axis=(1, 2)), 1e-9)
     agreement = multilabel_dice(torch.from_numpy(sam > 0), torch.from_numpy(cleaned)).double().numpy()
     asked = ~np.isnan(estimate)
     features = [expected, np.where(asked, agreement, expected), np.where(asked, estimate, expected)]
@@ -190,7 +190,7 @@ def calibrate(probabilities: Sequence[np.ndarray], embeddings: Sequence[ImageEmb
         embeddings: of each image; they are gone through once
         ground_truth: of each image, bool, (C, H, W)
     """
-    raw = [to_logits(predicted) for predicted in probabilities]
+    raw = [to_logits(predicted.astype(np.float32, copy=False)) for predicted in probabilities]
     curves = np.stack([dice_curve(*pair, CUTS) for pair in zip(raw, ground_truth, strict=True)])  # (N, C, T)
     cuts = CUTS[_choose(curves)]
     tables, answers = {names: [] for names in PROMPT_SETS}, {names: [] for names in PROMPT_SETS}
@@ -272,16 +272,20 @@ def _choose(tables: np.ndarray) -> np.ndarray:
 
 
 def _cut(probabilities: np.ndarray, cuts: Sequence[float]) -> np.ndarray:
-    return to_logits(probabilities) - _per_class(cuts)
+    return to_logits(probabilities.astype(np.float32, copy=False)) - _per_class(cuts)
 
 
 def _blend(unet: np.ndarray, sam: np.ndarray, share: np.ndarray | float) -> np.ndarray:
     """A mixture of logits; where SAM wasn't asked, the U-Net's."""
-    return np.where(np.isnan(sam), unet, (1 - share) * unet + share * sam)
+    mixed = unet + share * (sam - unet)
+    unasked = np.isnan(sam[:, 0, 0])
+    mixed[unasked] = unet[unasked]
+    return mixed
 
 
 def _select(logits: np.ndarray, selection: str) -> np.ndarray:
-    return select_components(logits > 0, _sigmoid(logits), selection)
+    probabilities = _sigmoid(logits) if selection == "highest_probability" else logits  # others don't look at them
+    return select_components(logits > 0, probabilities, selection)
 
 
 def _dice(masks: np.ndarray, ground_truth: np.ndarray) -> np.ndarray:
@@ -294,8 +298,9 @@ def _mean(dice: np.ndarray) -> float:
 
 
 def _per_class(values: Sequence[float]) -> np.ndarray:
-    return np.asarray(values)[:, None, None]
+    return np.asarray(values, np.float32)[:, None, None]
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-logits))
+    from scipy.special import expit  # slow to import
+    return expit(logits)

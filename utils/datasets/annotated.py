@@ -19,7 +19,7 @@ from utils.datasets.sources import SOURCES, SPLITS
 from utils.errors import InputError, say_once
 from utils.files import image_size, read_grey
 from utils.names import name_some
-from utils.tables import matching_stems, read_column
+from utils.tables import matching_stems, read_stems
 
 UNLABELED_SAMPLE = 500
 MOST_KEPT_MASKS = 256
@@ -82,6 +82,10 @@ class AnnotatedImages:
         usual = self._image_folder / (stem + description.image_ending + description.image_suffixes[0])
         return usual if usual.is_file() else self._images.paths.get(stem, usual)
 
+    def read_grey(self, stem: str) -> np.ndarray:
+        """The image of a stem as SAM sees it, uint8 or uint16, (H, W). Raises InputError as `utils.files.read_grey`."""
+        return read_grey(self.image_path(stem), self.description.grey)
+
     def stems(self, split: str, num: int | None = None) -> list[str]:
         """The stems of "train" (in training order), "val" or "test"; with `num`, the first so many of them.
 
@@ -117,7 +121,7 @@ class AnnotatedImages:
             return None
         path = self.description.locate(self.folder, stem_list.file)
         if path.is_file():
-            return read_column(path, stem_list.column)
+            return read_stems(path, stem_list.column)
         print(f"{path} is not there: {otherwise}", file=sys.stderr)
         return None
 
