@@ -33,7 +33,7 @@ from unet_training.models import DataOptions, TrainedModel
 from unet_training.new_images import Predictor
 from unet_training.pseudo_labels import Raw, SamRefined
 from utils.cli import run_stage, select_device, stage_parser
-from utils.datasets.image_files import list_files
+from utils.datasets.image_files import list_names
 from utils.dicom import is_dicom, read_dicom
 from utils.errors import InputError
 from utils.files import atomic_path, read_grey, write_png
@@ -109,11 +109,11 @@ class Folder:
         failed, saved = {}, time.monotonic()
         try:
             for image, name in tqdm(self.names.items(), "images", unit="image"):
-                state = file_state(self.images / image)
-                if self._is_done(image, state):
-                    continue
-                self._remove_old(image)
                 try:
+                    state = file_state(self.images / image)
+                    if self._is_done(image, state):
+                        continue
+                    self._remove_old(image)
                     self._entries[image] = {"image": image, **state, **self._predict(self.images / image, name)}
                 except InputError as error:
                     failed[image] = str(error)
@@ -164,9 +164,9 @@ def name_images(folder: Path, out: Path) -> dict[str, str]:
 
     Raises InputError if there is none.
     """
-    inside = out.resolve()
-    paths = [path.relative_to(folder) for path in list_files(folder) if inside not in path.resolve().parents
-             and (path.suffix.lower() in SUFFIXES or is_dicom(path))]
+    names, inside = map(Path, list_names(folder)), out.resolve()
+    paths = [name for name in names if inside not in (folder / name).resolve().parents
+             and (name.suffix.lower() in SUFFIXES or is_dicom(folder / name))]
     if not paths:
         raise InputError(f"{folder}: holds no image ({', '.join(SUFFIXES)}, DICOM); name another folder with --images")
     count = Counter(path.with_suffix("") for path in paths)
@@ -175,8 +175,12 @@ def name_images(folder: Path, out: Path) -> dict[str, str]:
 
 
 def file_state(path: Path) -> dict[str, int]:
-    """What tells that an image was replaced."""
-    stat = path.stat()
+    """What tells that an image was replaced. Raises InputError where it can't be opened."""
+    try:
+        with path.open("rb"):
+            stat = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; make it readable, or remove it") from None
     return {"bytes": stat.st_size, "changed": stat.st_mtime_ns}
 
 

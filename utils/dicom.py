@@ -17,8 +17,11 @@ def is_dicom(path: Path) -> bool:
     """By its suffix, or where it has none by its first bytes."""
     if path.suffix:
         return path.suffix.lower() in SUFFIXES
-    with path.open("rb") as file:
-        return file.read(132)[128:] == MAGIC
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == MAGIC
+    except OSError:
+        return False
 
 
 def read_dicom(path: Path) -> np.ndarray:

@@ -105,11 +105,12 @@ def test_a_rerun_does_what_is_missing(trained, images, monkeypatch):
 
 def test_images_that_cant_be_read_are_listed_and_the_others_done(trained, images, capsys):
     (images / "broken.png").write_bytes(b"\x89PNG nothing")
+    (images / "gone.png").symlink_to(images / "moved.png")
     with pytest.raises(SystemExit) as stop:
         run(trained, images)
     assert stop.value.code == 3 and "broken.png: not a readable image" in capsys.readouterr().err
     table = json.loads((images.parent / "out" / "masks.json").read_text(encoding="utf-8"))
-    assert len(table["images"]) == 3 and [each["image"] for each in table["failed"]] == ["broken.png"]
+    assert len(table["images"]) == 3 and [each["image"] for each in table["failed"]] == ["broken.png", "gone.png"]
     with pytest.raises(InputError, match="holds no image"):
         run(trained, images.parent / "runs")
 
