@@ -3,7 +3,7 @@
     python -m scripts.predict_folder --model_id ID --images FOLDER --out DIR
     python -m scripts.predict_folder --model_id ID --images FOLDER --out DIR --refine --refinement recommended
 
-PNG, JPEG, TIFF and BMP of 8 to 16 bits, and DICOM where the package pydicom is installed; folders inside keep their
+PNG, JPEG, TIFF and BMP of 8 to 16 bits, and DICOM by the package pydicom; folders inside keep their
 place. Images are taken as they are: where the data set mirrors some (right hands of GRAZPEDWRI-DX), mirror those of
 other sources before. A rerun does what is missing. Images that can't be read are listed at the end, with exit code 3.
 

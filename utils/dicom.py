@@ -1,4 +1,4 @@
-"""DICOM files as grey values. Needs the package pydicom, which nothing else does."""
+"""DICOM files as grey values. By the package pydicom, which nothing else needs."""
 from pathlib import Path
 from typing import TYPE_CHECKING
 
