@@ -24,6 +24,7 @@ from segment_anything.refinement.prompts import extract_prompts, to_logits
 from segment_anything.refinement.refine import Refined, RefinementOptions, decode_all, refine_in_batches
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.dice import image_dice, multilabel_dice
+from utils.full_size import resize_map
 
 PROMPT_SETS = (("box", "mask"), ("box",), ("box", "pos_points", "mask"))
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.85, 1.0)  # of SAM's logits in the mixture
@@ -86,6 +87,23 @@ def refine_calibrated(probabilities: np.ndarray, embedding: ImageEmbedding, deco
     return _refine_together([(probabilities, embedding)], decoder, calibration)[0]
 
 
+def refine_calibrated_full_size(probabilities: np.ndarray, embedding: ImageEmbedding, decoder: StoredEmbeddingDecoder,
+                                calibration: Calibration) -> Refined:
+    """`refine_calibrated` with masks of the image's own size: SAM is asked the same, and the logits of both are mixed
+    there, the U-Net's from its probabilities resized bilinearly. One class at a time, which bounds the memory."""
+    (answer,), decoded = _decode([(probabilities, embedding)], decoder, calibration.cuts, calibration.prompts)
+    asked = np.flatnonzero(~np.isnan(answer.estimate)).tolist()
+    low = dict(zip(asked, decoded.get(0, ()), strict=True))
+    masks = np.empty((len(probabilities), *embedding.original_size), bool)
+    for channel, (cut, share, mixed_cut) in enumerate(
+            zip(calibration.cuts, calibration.shares, calibration.mixed_cuts, strict=True)):
+        mixture = _cut(resize_map(probabilities[channel], embedding.original_size)[None], (cut,))
+        if channel in low:
+            mixture = _blend(mixture, decoder.upscale(low[channel][None], embedding).cpu().numpy(), share)
+        masks[channel] = _select(mixture - mixed_cut, calibration.selection)[0]
+    return _estimate(masks, _mix(*answer, calibration), calibration)
+
+
 def refine_all_calibrated(images: Iterable[tuple[np.ndarray, ImageEmbedding]], decoder: StoredEmbeddingDecoder,
                           calibration: Calibration) -> Iterator[Refined]:
     """`refine_calibrated` for many images, as `refine_all`."""
@@ -99,7 +117,11 @@ def _refine_together(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decode
 
 
 def _finish(rated: Rated, calibration: Calibration) -> Refined:
-    masks = _select(rated.mixture, calibration.selection)
+    return _estimate(_select(rated.mixture, calibration.selection), rated, calibration)
+
+
+def _estimate(masks: np.ndarray, rated: Rated, calibration: Calibration) -> Refined:
+    """The masks, of any size, with what is known of them."""
     estimate = (rated.features @ np.array(calibration.quality) + calibration.offsets).clip(0, 1)
     estimate[~masks.any(axis=(1, 2))] = np.nan
     return Refined(masks, estimate, rated.cleaned)
@@ -123,6 +145,13 @@ class Answer(NamedTuple):
 
 def _ask_sam(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decoder: StoredEmbeddingDecoder,
              cuts: Sequence[float], names: tuple[str, ...]) -> list[Answer]:
+    return _decode(images, decoder, cuts, names)[0]
+
+
+def _decode(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decoder: StoredEmbeddingDecoder,
+            cuts: Sequence[float], names: tuple[str, ...]) -> tuple[list[Answer], dict[int, torch.Tensor]]:
+    """The answers, and by number of the image SAM's low-resolution logits (K, 4h, 4w) of the classes that it was asked
+    for."""
     embeddings = [embedding for _, embedding in images]
     unet = [_cut(probabilities, cuts) for probabilities, _ in images]
     cleaned = [_select(logits, "largest") for logits in unet]
@@ -130,12 +159,14 @@ def _ask_sam(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decoder: Store
     answers = [Answer(logits, masks, np.full(logits.shape, np.nan, np.float32), np.full(len(logits), np.nan))
                for logits, masks in zip(unet, cleaned, strict=True)]
     options = RefinementOptions(prompt1st=names, prompt2nd=())
+    decoded = {}
     for number, (low, iou) in decode_all(decoder, embeddings, prompts, options).items():
         answer, valid = answers[number], prompts[number].valid
         answer.sam[valid] = decoder.upscale(low, embeddings[number], answer.unet.shape[1:]).cpu().numpy()
         iou = iou.double().cpu().numpy()
         answer.estimate[valid] = 2 * iou / (1 + iou)
-    return answers
+        decoded[number] = low
+    return answers, decoded
 
 
 def _mix(unet: np.ndarray, cleaned: np.ndarray, sam: np.ndarray, estimate: np.ndarray, calibration: Calibration

@@ -198,6 +198,10 @@ class AnnotatedImages:
         """Whether the ground truth of an image is known, also of unlabeled ones."""
         return stem in self._source
 
+    def is_mirrored(self, stem: str) -> bool:
+        """Whether the image is the mirror image of the one that is annotated."""
+        return self._source.is_mirrored(stem)
+
     def content(self, stem: str) -> bytes:
         """Stands for the ground truth of an image at any size: with another one it is other bytes."""
         return self._source.content(stem)
