@@ -1,4 +1,5 @@
 """The file of a trained network, and what it was trained on."""
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -56,7 +57,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu",
 
     Raises:
         InputError: the file is missing, isn't a checkpoint, or holds no known architecture; the SAM checkpoint that the
-            model stands on isn't there; or it is an authors' file, and `unstated` is left out or has other labels.
+            model stands on isn't there; a weight isn't finite; or it is an authors' file, and `unstated` is left out or
+            has other labels.
     """
     checkpoint = _read(path)
     if isinstance(checkpoint, dict) and checkpoint.keys() == {"config", "model_state"}:
@@ -77,7 +79,15 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu",
     if len(training.labels) != model.config["n_classes"]:
         raise InputError(f"{path}: a model of {model.config['n_classes']} classes, but data set {training.dataset} has "
                          f"{len(training.labels)} labels; name the data set that it was trained on")
+    if not is_finite(model) or not all(map(math.isfinite, (training.mean, training.std))):
+        raise InputError(f"{path}: holds a number that isn't finite, so it predicts nothing; train it again with a "
+                         "smaller --lr")
     return model.to(device).eval(), training
+
+
+def is_finite(model: torch.nn.Module) -> bool:
+    """Whether each of its weights is a finite number."""
+    return all(bool(value.isfinite().all()) for value in model.state_dict().values())
 
 
 def _from_authors(path: Path, checkpoint: Mapping) -> dict:

@@ -1,7 +1,9 @@
 """Training over all epochs: reports every one, resumes what was interrupted, publishes the result."""
+import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from unet_training.checkpoint import Network, Training, save_checkpoint
+from unet_training.checkpoint import Network, Training, is_finite, save_checkpoint
+from unet_training.data import EpochLoader
 from unet_training.epoch import EpochStatistics, train_epoch, validate
 from unet_training.hyper_params import Schedule
 from unet_training.networks.lraspp import FeatureHead
@@ -54,6 +57,9 @@ def fit(prepared: Prepared, schedule: Schedule, device: torch.device, experiment
     learning rate, the Dice of each class and a few predictions go to `experiment`. `state_file` holds the training
     while it is unfinished. `shown`, (1, H, W), is the first validation image, where batches hold something else in the
     place of images.
+
+    Raises:
+        InputError: a loss or a weight isn't finite any more; or `state_file` is of another model.
     """
     model, labels = prepared.model, prepared.training.labels
     if schedule.compile:
@@ -68,24 +74,51 @@ def fit(prepared: Prepared, schedule: Schedule, device: torch.device, experiment
     saved = time.monotonic()
     progress = tqdm(range(len(history), schedule.epochs), desc="training", unit="epoch",
                     initial=len(history), total=schedule.epochs)
-    for epoch in progress:
-        lr = optimizer.param_groups[0]["lr"]
-        statistics = prepared.run_epoch(model, prepared.train_batches, prepared.loss, optimizer, device,
-                                        schedule.data_aug, schedule.bf16, prepared.max_gradient_norm)
-        validation = validate(model, prepared.val_batches, prepared.loss, device)
-        scheduler.step()
-        history.append(_record(statistics, validation, lr))
-        _report(experiment, history[-1], labels, epoch)
-        progress.set_postfix(loss=f"{statistics.loss:.3f}", val_dice=f"{validation.mean_dice:.3f}")
-        if epoch % max(1, schedule.epochs // DEBUG_IMAGES) == 0 or epoch == schedule.epochs - 1:
-            _report_prediction(experiment, prepared, device, epoch)
-        if time.monotonic() - saved > SECONDS_BETWEEN_STATES:
-            _save_state(state_file, model, optimizer, scheduler, history, device)
-            saved = time.monotonic()
+    with _ending_workers(prepared.train_batches):
+        for epoch in progress:
+            lr = optimizer.param_groups[0]["lr"]
+            statistics = prepared.run_epoch(model, prepared.train_batches, prepared.loss, optimizer, device,
+                                            schedule.data_aug, schedule.bf16, prepared.max_gradient_norm)
+            validation = validate(model, prepared.val_batches, prepared.loss, device)
+            _check_finite(epoch, model, statistics.loss, validation.loss)
+            scheduler.step()
+            history.append(_record(statistics, validation, lr))
+            _report(experiment, history[-1], labels, epoch)
+            progress.set_postfix(loss=f"{statistics.loss:.3f}", val_dice=f"{validation.mean_dice:.3f}")
+            if epoch % max(1, schedule.epochs // DEBUG_IMAGES) == 0 or epoch == schedule.epochs - 1:
+                _report_prediction(experiment, prepared, device, epoch)
+            if time.monotonic() - saved > SECONDS_BETWEEN_STATES:
+                _save_state(state_file, model, optimizer, scheduler, history, device)
+                saved = time.monotonic()
+
+
+@contextmanager
+def _ending_workers(batches: Iterable) -> Iterator[None]:
+    """Processes that read images end before the tracker's session does."""
+    try:
+        yield
+    finally:
+        if isinstance(batches, EpochLoader):
+            batches.close()
+
+
+def _check_finite(epoch: int, model: nn.Module, *losses: float) -> None:
+    if all(map(math.isfinite, losses)) and is_finite(model):
+        return
+    loss, validation_loss = losses
+    raise InputError(f"the training diverged in epoch {epoch + 1} (loss {loss:g}, validation loss {validation_loss:g}, "
+                     f"weights {'' if is_finite(model) else 'not '}finite): there is no model; give a smaller --lr, or "
+                     "--max_gradient_norm 1")
 
 
 def publish(experiment: Experiment, model: Network, training: Training, state_file: Path) -> str:
-    """Hands the trained model to the tracker and returns its id; the training is finished then."""
+    """Hands the trained model to the tracker and returns its id; the training is finished then.
+
+    Raises:
+        InputError: a weight isn't finite.
+    """
+    if not is_finite(model):
+        raise InputError("the trained network has weights not finite, so it isn't kept; give a smaller --lr")
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "bone_segmentator.pt"
         save_checkpoint(weights, model, training)

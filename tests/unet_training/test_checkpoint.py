@@ -1,4 +1,6 @@
 """The file of a network: ours, and those of the authors' code against their forward pass by hand."""
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -127,3 +129,13 @@ def test_our_own_files_say_what_they_were_trained_on(tmp_path):
     save_checkpoint(tmp_path / "model.pt", UNet(3, 2, 2), TRAINING)
     other = Training("jsrt", ("heart",), (8, 8), 0.0, 1.0)
     assert load_checkpoint(tmp_path / "model.pt", unstated=other)[1] == TRAINING
+
+
+@pytest.mark.parametrize(("value", "training"), [(float("nan"), TRAINING), (1.0, replace(TRAINING, mean=float("nan")))])
+def test_numbers_that_are_not_finite_are_refused(tmp_path, value, training):
+    model = UNet(3, 2, 2)
+    with torch.no_grad():
+        model.out.bias[1] = value
+    save_checkpoint(tmp_path / "model.pt", model, training)
+    with pytest.raises(InputError, match=r"model\.pt: holds a number that isn't finite"):
+        load_checkpoint(tmp_path / "model.pt")

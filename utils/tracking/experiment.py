@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.tracking.clearml_patches import keep_recent_sessions_in, leave_forks_alone, release_signals
+from utils.tracking.clearml_patches import keep_recent_sessions_in, release_signals
 from utils.tracking.models import PROJECT, fetch_model, link_input_model, store_model, upload_model
 from utils.tracking.offline_runs import end_session, runs_dir
 from utils.tracking.server import correct_status, explain_refusals, has_server, prepare_clearml
@@ -116,7 +116,6 @@ def _init_task(name: str, tags: Sequence[str]):
                                  auto_connect_arg_parser=False, auto_connect_frameworks=False,
                                  auto_resource_monitoring=False)
     release_signals(task)  # `start` sees to them
-    leave_forks_alone()
     return task
 
 
