@@ -8,6 +8,7 @@ import copy
 import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from utils.errors import InputError
 from utils.mask_store import MaskStore
 from utils.paths import DATA
 
-START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"  # of worker processes
 MOST_KEPT_IMAGES = 1000  # pseudo-labeled images of up to about 0.6 MB each that are kept after they were decoded once
 
 
@@ -93,19 +93,33 @@ class EpochLoader(DataLoader):
         if workers < num_workers:
             print("--num_workers: these batches are drawn one by one, so no other process reads images ahead")
         super().__init__(images, batch_size, batch_sampler=batch_sampler, num_workers=workers, **{
-            **options, "persistent_workers": workers > 0, "multiprocessing_context": START if workers else None,
-            "worker_init_fn": _leave_interrupts})
+            **options, "persistent_workers": workers > 0, "worker_init_fn": _leave_interrupts,
+            "multiprocessing_context": _worker_context() if workers else None})
 
     def __iter__(self) -> Iterator:
         if self.persistent_workers and self._iterator is not None:
             torch.empty((), dtype=torch.int64).random_()  # as a new iterator does
-        return super().__iter__()
+        try:
+            yield from super().__iter__()
+        except (InputError, OSError) as error:  # of a worker: with its traceback in the message
+            if self.num_workers == 0:
+                raise
+            raise type(error)(str(error).strip().splitlines()[-1].removeprefix("utils.errors.InputError: ")) from None
 
     def close(self) -> None:
         """Ends the workers."""
         if self._iterator is not None:
             self._iterator._shutdown_workers()
             self._iterator = None
+
+
+def _worker_context() -> BaseContext:
+    """How worker processes are started."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # a process without threads, whose forks the workers are
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _leave_interrupts(worker: int) -> None:

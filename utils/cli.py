@@ -1,8 +1,18 @@
-"""How every stage starts: arguments are parsed, bad input ends it with one line and exit code 2."""
+"""How every stage starts and ends: arguments are parsed; what goes wrong is one line and an exit code.
+
+    2      what the user gave is wrong (`InputError`, arguments)
+    1      what the machine refuses: disk, permission, memory
+    3      done, but for images that can't be read
+    130    interrupted
+"""
 import argparse
+import errno
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import InputError
 from utils.memory import keep_freed_memory
@@ -11,19 +21,74 @@ if TYPE_CHECKING:
     import torch
 
 
+RESUMES = "the same command resumes where it stopped"
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"make room; then {RESUMES}"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS),
+                    "allow it, or name other folders with --data_dir, --derived_dir, --results_dir and SAM_BURDEN_RUNS"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n), or give fewer --num_workers"),
+}
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Insufficient memory",
+                 "Cannot allocate memory")
+
+
 def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser,
               argv: list[str] | None = None) -> None:
-    """Runs `main(args)`. An `InputError` becomes one line on standard error and exit code 2."""
+    """Runs `main(args)`. What the user or the machine must mend becomes one line on standard error and an exit code."""
+    _on_interrupt(signal.default_int_handler)
     args = parser.parse_args(argv)
     keep_freed_memory()
     try:
         main(args)
     except InputError as error:
-        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _end(parser, f"error: {error}", 2)
+    except BrokenPipeError:  # who read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        _end(parser, f"error: {explain(error)}", 1)
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; the same command resumes where it stopped", file=sys.stderr)
-        sys.exit(130)
+        _end(parser, f"interrupted; {RESUMES}", 130)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        _end(parser, f"error: out of memory ({str(error).partition('.')[0]}); give a smaller --batch_size, "
+                     f"--infer_batch_size or --sam_type, or end other programs; {RESUMES}", 1)
+
+
+def explain(error: OSError) -> str:
+    """What the system refuses, why, and what to do."""
+    what = f"{error.filename2 or error.filename}: " if error.filename else ""
+    return f"{what}{error.strerror or error}; {REMEDIES.get(error.errno, f'mend this; then {RESUMES}')}"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def _end(parser: argparse.ArgumentParser, message: str, code: int) -> None:
+    _on_interrupt(signal.SIG_DFL)  # a second Ctrl-C ends at once, without a traceback
+    print(f"{parser.prog}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def end_quietly_on_interrupt() -> None:
+    """Until `run_stage` takes over, Ctrl-C is one line: for the packages of commands, whose imports take seconds.
+
+    Does nothing where a package is imported for another reason than to run one of its modules.
+    """
+    if sys.argv[:1] == ["-m"]:  # until Python has found the module
+        _on_interrupt(_end_at_once)
+
+
+def _on_interrupt(handler: Any) -> None:
+    if threading.current_thread() is threading.main_thread():  # no other one may
+        signal.signal(signal.SIGINT, handler)
+
+
+def _end_at_once(*_: object) -> None:
+    print("interrupted; nothing was begun", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 def stage_parser(module: str, docstring: str, conflict_handler: str = "error") -> argparse.ArgumentParser:
