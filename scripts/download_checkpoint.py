@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from segment_anything.checkpoints import identify
-from segment_anything.registry import SAM_TYPES, default_checkpoint, get_sam_type
+from segment_anything.registry import SAM_TYPES, check_present, default_checkpoint, get_sam_type
 from utils.cli import run_stage, stage_parser
 from utils.download import download
 from utils.errors import InputError
@@ -32,8 +32,12 @@ def main(args: argparse.Namespace) -> None:
     target = default_checkpoint(args.sam_type, args.data_dir)
     url = args.url or sam_type.url
     if target.is_file():
+        check_present(args.sam_type, target)
         _check_existing(target, sam_type.sha256)
         return
+    if sam_type.requirement:
+        raise InputError(f"{args.sam_type}: is installed with {sam_type.requirement}; "
+                         f"run `python -m pip install {sam_type.requirement}`")
     if url is None:
         raise InputError(f"{args.sam_type}: there is no public address to download {sam_type.file_name} from; "
                          f"get it by hand from {sam_type.source} and save it as {target}")

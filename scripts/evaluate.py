@@ -13,7 +13,6 @@ Writes  results/<dataset>/<model id>/<split>_<kind>/: dice.csv (a row an image: 
         with `--surface_tolerance T` surface_dice_<T>px.csv, overlays of the best, the median and the worst image
 """
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -30,10 +29,12 @@ from unet_training.training_stage import data_parameters
 from utils.cli import run_stage, stage_parser
 from utils.dice import image_dice, multilabel_dice, surface_dice
 from utils.errors import InputError
-from utils.files import atomic_path, read_grey, write_png
+from utils.files import read_grey, write_png
+from utils.locks import check_writable
 from utils.options import option_values, options_from, positive_float
 from utils.overlay import overlay, side_by_side, to_grey
 from utils.paths import RESULTS
+from utils.records import read_record, write_record
 from utils.tables import best_median_worst, write_rows
 from utils.tracking.experiment import start
 
@@ -68,6 +69,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> Summary:
     """Returns the mean Dice and its deviation over the images."""
+    check_writable(args.results_dir)
     model = TrainedModel.from_args(args, stage=None)
     labels = PSEUDO_LABELS[args.pseudo_label].from_args(args, model.data)
     return Evaluation(model, labels, args.split, options_from(Selection, args), args.results_dir,
@@ -130,9 +132,7 @@ class Evaluation:
             for name, picture in self.overlays(measured["dice"]):
                 write_png(self.folder / f"{name}.png", picture)
                 experiment.image("overlay", name, picture, 0)
-            record = {"images": self._fingerprint, "dice": asdict(summaries["dice"])}
-            with atomic_path(self._record) as temporary:
-                temporary.write_text(json.dumps(record), encoding="utf-8")
+            write_record(self._record, {"images": self._fingerprint, "dice": asdict(summaries["dice"])})
         self._print(summaries)
         return summaries["dice"]
 
@@ -141,12 +141,18 @@ class Evaluation:
         if not self.is_done():
             return self.run()
         print(f"already measured: {self.folder}")
-        return Summary(**json.loads(self._record.read_text(encoding="utf-8"))["dice"])
+        return Summary(**self._read()["dice"])
 
     def is_done(self) -> bool:
         """Whether it was measured on these images and their ground truth."""
-        return (all(path.exists() for path in (*self.tables.values(), self._record))
-                and json.loads(self._record.read_text(encoding="utf-8"))["images"] == self._fingerprint)
+        return all(path.exists() for path in self.tables.values()) and self._read().get("images") == self._fingerprint
+
+    def _read(self) -> dict[str, Any]:
+        """What was measured before; {} if nothing was, or the record of it is damaged."""
+        try:
+            return read_record(self._record, dict[str, Any])
+        except InputError:
+            return {}
 
     @property
     def _record(self) -> Path:

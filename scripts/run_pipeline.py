@@ -21,6 +21,7 @@ from unet_training.saved_masks import open_saved_masks, save_masks
 from utils.cli import run_stage, stage_parser
 from utils.errors import InputError
 from utils.files import read_grey, write_png
+from utils.locks import check_writable
 from utils.overlay import overlay, side_by_side, stack, to_grey
 from utils.paths import RESULTS
 from utils.tables import write_rows
@@ -53,6 +54,7 @@ def check_folder(results_dir: Path) -> None:
     """Raises an InputError where results have no place."""
     if results_dir.is_file():
         raise InputError(f"{results_dir}: is a file; name a folder with --results_dir")
+    check_writable(results_dir)
 
 
 def run(setting: Setting, kind: str, results_dir: Path) -> list[Row]:

@@ -1,5 +1,6 @@
 """Reading SAM checkpoints safely, and telling them apart."""
 import hashlib
+import importlib.util
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,12 @@ def identify(path: Path) -> CheckpointId:
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_in_package(package: str, name: str) -> Path | None:
+    """Where a file of an installed top-level package lies, none of whose code runs; None if it isn't installed."""
+    spec = importlib.util.find_spec(package)
+    return Path(spec.submodule_search_locations[0], name) if spec else None
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:

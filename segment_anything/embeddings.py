@@ -15,13 +15,14 @@ import cv2
 import h5py
 import numpy as np
 import torch
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from segment_anything.checkpoints import CheckpointId, identify
 from segment_anything.fast.image_encoder import accelerate
 from segment_anything.modeling import Sam
 from segment_anything.registry import check_present, get_sam_type, load_sam
-from segment_anything.resize import resize_longest_side
+from segment_anything.resize import fit_longest_side, resize_longest_side
 from utils.errors import InputError
 from utils.files import atomic_path, image_size, read_grey
 from utils.memory import most_that_fit
@@ -32,6 +33,7 @@ PRECISIONS = ("float32", "float16", "bf16")
 IMAGES_AT_ONCE = {"cpu": 1, "cuda": 4}  # in the encoder; more don't pay on a CPU
 MOST_MEMORY = 2 * 2 ** 30  # bytes that an image of 1024 pixels takes in the largest encoder (ViT-H)
 DEFAULT_PREPROCESSING = "longest_side"
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std of red, green and blue in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -80,18 +82,43 @@ def _fit_longest_side(sam: Sam, grey: np.ndarray) -> tuple[torch.Tensor, tuple[i
     return sam.preprocess(colors), pixels.shape
 
 
+def _fit_longest_side_min_max(sam: Sam, grey: np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
+    """LiteMedSAM's: the longest side fills the input, averaged over areas as 8-bit numbers; the minimum becomes 0, the
+    maximum 1, zeros to the right and below."""
+    side = sam.image_encoder.img_size
+    height, width = fit_longest_side(grey.shape, side)
+    pixels = torch.zeros(side, side)
+    pixels[:height, :width] = _scale_min_max(cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA))
+    return pixels.expand(1, 3, -1, -1).to(sam.device), (height, width)
+
+
 def _squash(sam: Sam, grey: np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
     """MedSAM's: cubic to the whole square, then its minimum becomes 0, its maximum 1.
 
     Resized as 8-bit numbers by OpenCV, as in scripts/generate_img_embeddings.py of the authors' code.
     """
     side = sam.image_encoder.img_size
-    pixels = cv2.resize(grey, (side, side), interpolation=cv2.INTER_CUBIC).astype(np.float64)
-    scaled = (pixels - pixels.min()) / max(np.ptp(pixels), 1e-8)
-    return torch.from_numpy(scaled).float().expand(1, 3, -1, -1).to(sam.device), (side, side)
+    pixels = _scale_min_max(cv2.resize(grey, (side, side), interpolation=cv2.INTER_CUBIC))
+    return pixels.expand(1, 3, -1, -1).to(sam.device), (side, side)
 
 
-PREPROCESSINGS = {"longest_side": _fit_longest_side, "squash": _squash}  # of uint8 (H, W)
+def _scale_min_max(pixels: np.ndarray) -> torch.Tensor:
+    """uint8 -> float32 in [0, 1]; where all are equal, 0."""
+    pixels = pixels.astype(np.float64)
+    return torch.from_numpy((pixels - pixels.min()) / max(np.ptp(pixels), 1e-8)).float()
+
+
+def _squash_imagenet(sam: Sam, grey: np.ndarray) -> tuple[torch.Tensor, tuple[int, int]]:
+    """SAM 2's: linearly to the whole square, averaging over pixels where the image shrinks; ImageNet's mean and std."""
+    side = sam.image_encoder.img_size
+    scaled = torch.from_numpy(grey)[None, None].to(sam.device) / 255
+    pixels = F.interpolate(scaled, (side, side), mode="bilinear", antialias=True)
+    mean, std = (torch.tensor(values, device=sam.device).view(3, 1, 1) for values in IMAGENET)
+    return (pixels - mean) / std, (side, side)
+
+
+PREPROCESSINGS = {"longest_side": _fit_longest_side, "longest_side_min_max": _fit_longest_side_min_max,
+                  "squash": _squash, "squash_imagenet": _squash_imagenet}  # of uint8 (H, W)
 
 
 class _Prepared(NamedTuple):
@@ -121,7 +148,7 @@ def compute_embeddings(sam: Sam, paths: Sequence[Path], preprocessing: str, chec
 
     at_once = IMAGES_AT_ONCE[sam.device.type]
     if at_once == 1:
-        fitting = most_that_fit(MOST_MEMORY * sam.image_encoder.img_size ** 2 // 1024 ** 2)
+        fitting = most_that_fit(MOST_MEMORY * max(sam.image_encoder.img_size, 512) ** 2 // 1024 ** 2)
         yield from map_side_by_side(embed, paths, min(torch.get_num_threads(), fitting))
         return
     images = map_threaded(prepare, paths, threads=at_once)

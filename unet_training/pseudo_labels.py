@@ -146,7 +146,8 @@ class _OfSam(PseudoLabels):
 
     def refine_params(self) -> dict[str, Any]:
         """What the masks depend on: a file of masks is never continued with anything else."""
-        return asdict(self.sam.identity)
+        tuned = {"sam_model_id": self.sam.tuned.model_id} if self.sam.tuned else {}
+        return {**asdict(self.sam.identity), **tuned}
 
     def inputs(self, model: TrainedModel, stems: Sequence[str]
                ) -> tuple[StoredEmbeddingDecoder, Iterator[tuple[str, np.ndarray, ImageEmbedding]]]:

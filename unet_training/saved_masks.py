@@ -11,6 +11,7 @@ import numpy as np
 from unet_training.models import Selection, TrainedModel
 from unet_training.pseudo_labels import Mask, PseudoLabels
 from utils.errors import InputError
+from utils.locks import check_writable, exclusive
 from utils.mask_store import MaskStore, MaskWriter
 from utils.options import option_values
 from utils.paths import mask_file
@@ -25,25 +26,32 @@ def save_masks(labels: PseudoLabels, model: TrainedModel, selection: Selection) 
     """
     labels = labels.prepare(model)
     path = masks_path(labels, model)
-    names = model.data.description.labels
-    writer = MaskWriter(path, names, labels.attributes(model))
-    missing = writer.missing(model.unlabeled_stems(selection))
-    if missing:
-        labels.check()
-        dataset = model.data.description.name
-        parameters = {"stage": labels.stage, "dataset": dataset, "model_id": model.id, "masks": labels.variant,
-                      **option_values(selection), **labels.parameters}
-        with start(labels.made_by.partition(".")[2], parameters, (labels.stage, dataset)) as experiment:
-            experiment.use_model(model.id)
-            estimates: list[np.ndarray] = []
-            with writer:
-                writer.write_all(note_estimates(labels.compute(model, missing), estimates))
-            if estimates:
-                experiment.histogram("estimated dice per class", class_means(np.stack(estimates)), names, 0)
+    with exclusive(path):
+        writer = MaskWriter(path, model.data.description.labels, labels.attributes(model))
+        missing = writer.missing(model.unlabeled_stems(selection))
+        if missing:
+            labels.check()
+            check_writable(path.parent)
+            _make(labels, model, selection, writer, missing)
     print(f"{labels.kind} masks: {path} ({len(missing)} new)")
     if labels.notice:
         print(f"refined masks: {labels.notice}")
     return path
+
+
+def _make(labels: PseudoLabels, model: TrainedModel, selection: Selection, writer: MaskWriter,
+          missing: Sequence[str]) -> None:
+    description = model.data.description
+    parameters = {"stage": labels.stage, "dataset": description.name, "model_id": model.id, "masks": labels.variant,
+                  **option_values(selection), **labels.parameters}
+    with start(labels.made_by.partition(".")[2], parameters, (labels.stage, description.name)) as experiment:
+        experiment.use_model(model.id)
+        estimates: list[np.ndarray] = []
+        with writer:
+            writer.write_all(note_estimates(labels.compute(model, missing), estimates))
+        if estimates:
+            means = class_means(np.stack(estimates))
+            experiment.histogram("estimated dice per class", means, description.labels, 0)
 
 
 def note_estimates(masks: Iterable[Mask], estimates: list[np.ndarray]) -> Iterator[Mask]:

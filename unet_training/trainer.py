@@ -18,7 +18,7 @@ from unet_training.hyper_params import Schedule
 from unet_training.networks.lraspp import FeatureHead
 from unet_training.networks.u_net import UNet
 from utils.errors import InputError
-from utils.files import atomic_path
+from utils.files import explain_damage, load_tensors, save_tensors
 from utils.overlay import overlay, to_grey
 from utils.tracking.experiment import Experiment
 
@@ -68,7 +68,7 @@ def fit(prepared: Prepared, schedule: Schedule, device: torch.device, experiment
                 network.compile()
     optimizer = schedule.optimizer(model)
     scheduler = schedule.scheduler(optimizer)
-    history = _resume(state_file, model, optimizer, scheduler, device)
+    history = resume(state_file, model, optimizer, scheduler, device)
     for epoch, record in enumerate(history):
         _report(experiment, record, labels, epoch)
     saved = time.monotonic()
@@ -88,7 +88,7 @@ def fit(prepared: Prepared, schedule: Schedule, device: torch.device, experiment
             if epoch % max(1, schedule.epochs // DEBUG_IMAGES) == 0 or epoch == schedule.epochs - 1:
                 _report_prediction(experiment, prepared, device, epoch)
             if time.monotonic() - saved > SECONDS_BETWEEN_STATES:
-                _save_state(state_file, model, optimizer, scheduler, history, device)
+                save_state(state_file, model, optimizer, scheduler, history, device)
                 saved = time.monotonic()
 
 
@@ -151,31 +151,33 @@ def _report_prediction(experiment: Experiment, prepared: Prepared, device: torch
     experiment.image("validation image", "ground truth", overlay(grey, mask[0].cpu().numpy()), epoch)
 
 
-def _save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
-                scheduler: torch.optim.lr_scheduler.LRScheduler, history: list[dict], device: torch.device) -> None:
+def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
+               scheduler: torch.optim.lr_scheduler.LRScheduler, history: list[dict], device: torch.device) -> None:
+    """Keeps an unfinished training, with the records of its epochs, for `resume`."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
              "random": torch.get_rng_state(), "history": history}
     if device.type == "cuda":
         state["cuda_random"] = torch.cuda.get_rng_state(device)
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+    save_tensors(path, state)
 
 
-def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
-            scheduler: torch.optim.lr_scheduler.LRScheduler, device: torch.device) -> list[dict]:
-    """Loads an unfinished training of the same parameters and returns its epochs' records; [] without one."""
+def resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
+           scheduler: torch.optim.lr_scheduler.LRScheduler, device: torch.device) -> list[dict]:
+    """Loads an unfinished training of the same parameters and returns its epochs' records; [] without one.
+
+    Raises:
+        InputError: the file is another one.
+    """
     if not path.exists():
         return []
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    with explain_damage(path, "not an unfinished training of this model", "delete it to start anew"):
+        state = load_tensors(path)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
-    except Exception as error:  # whatever the bytes of a foreign file provoke
-        raise InputError(f"{path}: not an unfinished training of this model ({type(error).__name__}); "
-                         "delete it to start anew") from None
-    torch.set_rng_state(state["random"])
-    if "cuda_random" in state and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda_random"], device)
-    print(f"resuming after epoch {len(state['history'])} of an interrupted training ({path})")
-    return state["history"]
+        torch.set_rng_state(state["random"])
+        if "cuda_random" in state and device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_random"], device)
+        history = list(state["history"])
+    print(f"resuming after epoch {len(history)} of an interrupted training ({path})")
+    return history

@@ -4,6 +4,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from unet_training.hyper_params import Schedule
 from unet_training.trainer import Prepared, fit, publish
 from utils.datasets.annotated import AnnotatedImages
+from utils.locks import check_writable, exclusive
 from utils.options import is_options, option_values
 from utils.paths import training_state
 from utils.tracking.experiment import start
@@ -58,9 +60,26 @@ def train(stage: TrainingStage, device: torch.device) -> str:
     Raises:
         InputError: what it needs isn't there or can't be used.
     """
-    prepared, parameters = stage.prepare(device), stage.parameters
-    state_file = training_state(runs_dir(), fingerprint(parameters))
-    with start(stage.task, parameters, stage.tags) as experiment:
+    with exclusive(_state_file(stage)):
+        return _train(stage, device)
+
+
+def train_if_missing(stage: TrainingStage, device: torch.device) -> str:
+    """The id of a model that was trained with exactly these options on the data as they are, or else of a new one."""
+    with exclusive(_state_file(stage)):
+        return find_trained(stage) or _train(stage, device)
+
+
+def _state_file(stage: TrainingStage) -> Path:
+    return training_state(runs_dir(), fingerprint(stage.parameters))
+
+
+def _train(stage: TrainingStage, device: torch.device) -> str:
+    state_file = _state_file(stage)
+    for folder in (state_file.parent, runs_dir() / "models"):
+        check_writable(folder)
+    prepared = stage.prepare(device)
+    with start(stage.task, stage.parameters, stage.tags) as experiment:
         for model_id in stage.input_models:
             experiment.use_model(model_id)
         fit(prepared, stage.schedule, device, experiment, state_file)
@@ -71,18 +90,15 @@ def train(stage: TrainingStage, device: torch.device) -> str:
     return model_id
 
 
-def train_if_missing(stage: TrainingStage, device: torch.device) -> str:
-    """The id of a model that was trained with exactly these options on the data as they are, or else of a new one.
-
-    For an option that there was not when a model was trained stands its default.
-    """
+def find_trained(stage: TrainingStage) -> str | None:
+    """The id of such a model. For an option that there was not when a model was trained stands its default."""
     wanted = stage.parameters
     defaults = option_defaults(stage)
     for model in find_models(stage=wanted["stage"]):
         if wanted.items() <= {**defaults, **model.parameters}.items():
             print(f"already trained: {model.id}")
             return model.id
-    return train(stage, device)
+    return None
 
 
 def option_defaults(stage: TrainingStage) -> dict[str, Any]:

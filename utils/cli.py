@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 RESUMES = "the same command resumes where it stopped"
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"make room; then {RESUMES}"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS),
-                    "allow it, or name other folders with --data_dir, --derived_dir, --results_dir and SAM_BURDEN_RUNS"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it, or name another folder (--data_dir, "
+                    "--derived_dir, --results_dir, or SAM_BURDEN_RUNS in the environment)"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n), or give fewer --num_workers"),
 }
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Insufficient memory",

@@ -1,6 +1,7 @@
 """Reading images, and writing files that appear complete or not at all."""
 import io
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,41 @@ def save_tensors(path: Path, content: Any) -> None:
     buffer = io.BytesIO()  # a full disk makes PyTorch's own writing fail with another error
     torch.save(content, buffer)
     write_bytes(path, buffer.getbuffer())
+
+
+@contextmanager
+def explain_damage(path: Path, what: str, remedy: str) -> Iterator[None]:
+    """For a block that reads a file: whatever its bytes lead to is one kind of error.
+
+    Args:
+        what: is wrong with the file then
+        remedy: what to do
+    Raises:
+        InputError: the file is damaged, or another one.
+        OSError: it can't be accessed, which says nothing about what it holds.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = str(error).strip().partition("\n")[0].removesuffix(":")
+        raise InputError(f"{path}: {what} ({type(error).__name__}: {reason}); {remedy}") from error
+
+
+def load_tensors(path: Path) -> Any:
+    """What `save_tensors` wrote, or another PyTorch file, on the CPU: tensors and plain values, no objects.
+
+    Raises whatever the bytes of a file that is none or damaged lead to; PyTorch itself ignores its checksums.
+    """
+    import torch  # as above
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            if damaged := file.testzip():
+                raise ValueError(f"{damaged} is damaged")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_grey(path: Path, max_grey_value: int | None = None) -> np.ndarray:

@@ -6,9 +6,9 @@
         ...
 
 HDF5 itself crashes on a full disk, and may read a damaged file for ever. So files are made in memory, and the first
-1024 bytes (HDF5's user block, which other programs skip) hold a line of JSON: `sha256` of all that follows, and what the
-file was made from. It is checked before HDF5 sees the file. A file of another program has no such line, and is first
-read through by another process.
+1024 bytes (HDF5's user block, which other programs skip) hold a line of JSON: `sha256` of all that follows, and what
+the file was made from. It is checked before HDF5 sees the file. A file of another program has no such line, and is
+first read through by another process.
 """
 import hashlib
 import io
@@ -24,7 +24,7 @@ from typing import Any
 import h5py
 
 from utils.errors import InputError
-from utils.files import atomic_path
+from utils.files import atomic_path, explain_damage
 
 HEADER = 1024  # bytes
 PATIENCE = 60, 2 ** 23  # seconds for a file of another program, and bytes that another second is for
@@ -90,7 +90,7 @@ def open_hdf5(path: Path, remedy: str) -> Iterator[h5py.File]:
     """
     path.open("rb").close()  # HDF5 names the reason of a refusal in words only
     check_intact(path, remedy)
-    with explain_damage(path, remedy), h5py.File(path, "r", locking=False) as file:
+    with explain_damage(path, "damaged", remedy), h5py.File(path, "r", locking=False) as file:
         yield file
 
 
@@ -118,13 +118,3 @@ def _find_damage(path: Path, size: int, mtime_ns: int) -> str:
         return ""
     return (done.stderr.strip().splitlines() or [f"HDF5 fails with {done.returncode}"])[-1]
 
-
-@contextmanager
-def explain_damage(path: Path, remedy: str) -> Iterator[None]:
-    """Whatever a damaged file provokes in the block is an InputError; that it can't be accessed stays an OSError."""
-    try:
-        yield
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise InputError(f"{path}: damaged ({error}); {remedy}") from None

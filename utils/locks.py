@@ -22,7 +22,7 @@ except ImportError:  # Windows
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system, as some network drives
 NO_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS)
-YOUNG = 10  # seconds in which a file may be there and not yet held
+YOUNG = 1  # seconds in which a file may be there and not yet held
 
 
 @contextmanager
@@ -84,9 +84,9 @@ def hold(path: Path) -> int | None:
 
 
 def remove_if_abandoned(path: Path) -> None:
-    """Removes a file or folder that no living process holds (`hold`), unless it has just been made."""
+    """Removes a file or folder that no living process holds (`hold`)."""
     try:
-        if time.time() - path.stat().st_mtime < YOUNG or (descriptor := hold(path)) is None:
+        if (descriptor := hold(path)) is None:
             return
         with suppress(OSError):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -99,7 +99,9 @@ def remove_if_abandoned(path: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Removes what killed runs were writing in a folder."""
     for path in folder.glob(".*.part*"):
-        remove_if_abandoned(path)
+        with suppress(OSError):  # gone meanwhile
+            if time.time() - path.stat().st_mtime > YOUNG:
+                remove_if_abandoned(path)
 
 
 def check_writable(folder: Path) -> None:

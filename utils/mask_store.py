@@ -19,7 +19,8 @@ import h5py
 import numpy as np
 
 from utils.errors import InputError
-from utils.hdf5 import check_intact, explain_damage, new_hdf5, open_hdf5, read_origin
+from utils.files import explain_damage
+from utils.hdf5 import check_intact, new_hdf5, open_hdf5, read_origin
 from utils.overlap import map_threaded
 
 GROUP, IMAGE, ESTIMATE = "segmentation_mask", "image_sha256", "estimated_dice"
@@ -74,7 +75,7 @@ class MaskStore:
 
     def mask(self, stem: str) -> np.ndarray:
         """The mask of one image, bool, (C, H, W). Raises InputError where it is damaged, or no such mask."""
-        with explain_damage(self.path, REMEDY):
+        with explain_damage(self.path, "damaged", REMEDY):
             mask = self._dataset(stem)[()]
             if mask.ndim != 3 or len(mask) != self._classes or not (mask.dtype == bool or np.isin(mask, (0, 1)).all()):
                 raise InputError(f"{self.path}: {stem} is no mask of {self._classes} classes, but {mask.dtype} of the "
@@ -83,7 +84,7 @@ class MaskStore:
 
     def estimated_dice(self, stem: str) -> np.ndarray | None:
         """SAM's estimate per class, float, (C,), NaN where SAM was not asked; None for raw masks."""
-        with explain_damage(self.path, REMEDY):
+        with explain_damage(self.path, "damaged", REMEDY):
             return self._dataset(stem).attrs.get(ESTIMATE)
 
 

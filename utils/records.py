@@ -1,10 +1,10 @@
 """Small JSON files of ours, which know whether they are as they were written.
 
-    class Upload(Record):
-        server: str
+    class SessionEnd(msgspec.Struct):
+        status: str
 
-    write_record(path, Upload("..."))
-    upload = read_record(path, Upload)
+    write_record(path, SessionEnd("completed"))
+    end = read_record(path, SessionEnd)
 """
 import hashlib
 import json
@@ -20,28 +20,23 @@ from utils.errors import InputError
 from utils.files import write_bytes
 
 CHECKSUM = "checksum"
-Content = TypeVar("Content", bound="Record")
+Content = TypeVar("Content")
 
 
-class Record(msgspec.Struct, frozen=True):
-    """What a file holds; its keys are the fields."""
-
-
-def write_record(path: Path, record: Record) -> None:
-    """Writes a record with its checksum, complete or not at all."""
-    content = msgspec.to_builtins(record)
-    text = json.dumps({**content, CHECKSUM: _checksum(content)}, indent=1)
-    write_bytes(path, text.encode())
+def write_record(path: Path, content: Any) -> None:
+    """Writes a dict or a msgspec.Struct with a checksum, complete or not at all."""
+    plain = msgspec.to_builtins(content)
+    write_bytes(path, json.dumps({**plain, CHECKSUM: _checksum(plain)}, indent=1).encode())
 
 
 def read_record(path: Path, kind: type[Content]) -> Content:
     """Reads one record; one of an older version may have no checksum.
 
     Raises:
-        InputError: it is missing or damaged, or can't be read.
+        InputError: it is missing or damaged, or can't be read; the message leaves the remedy to the caller.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        content = json.loads(path.read_text(encoding="utf-8"))
         stated = content.pop(CHECKSUM, None)
         if stated not in (None, _checksum(content)):
             raise ValueError("its checksum is another")
@@ -58,7 +53,7 @@ def read_intact(paths: Iterable[Path], kind: type[Content]) -> Iterator[tuple[Pa
         try:
             yield path, read_record(path, kind)
         except InputError as error:
-            _say_once(f"left out: {error}; restore the file, or remove its folder")
+            _say_once(f"left out: {error}; restore the file, or move its folder away")
 
 
 @cache
@@ -68,7 +63,3 @@ def _say_once(line: str) -> None:
 
 def _checksum(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from segment_anything.refinement.agreement import AgreementOptions
+from segment_anything.tuned_decoder import TunedDecoder
 from unet_training.data import check_fills_batch
 from unet_training.hyper_params import (
     RELIABLE,
@@ -24,6 +25,7 @@ from unet_training.hyper_params import (
 from unet_training.models import ALL, DataOptions, Selection, TrainedModel, add_common_arguments
 from unet_training.networks.registry import Architecture
 from unet_training.pseudo_labels import PSEUDO_LABELS, Agreement, PseudoLabels, SamRefined, add_pseudo_label_options
+from unet_training.sam_decoder.training import DecoderTuning, TuningOptions
 from unet_training.saved_masks import save_masks
 from unet_training.training import InitialTraining, add_initial_arguments
 from unet_training.training_on_pseudo_labels import FinalTraining, add_final_arguments
@@ -35,6 +37,7 @@ from utils.options import add_options, options_from
 from utils.tracking.models import fetch_model
 
 MIXED = FinalOptions(train_from_scratch=False, mixed="half")
+TUNING = TuningOptions()
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,12 @@ def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Measured(NamedTuple):
-    """Which masks stand for a method on the test images: of this model, by this kind of `Setting.labels`."""
+    """Which masks stand for a method on the test images: of this model, by this kind of `Setting.labels`. `trained_on`
+    are the pseudo labels of the final network, where no kind of `Setting.labels` has the method's name."""
 
     model: TrainedModel
     kind: str = "raw"
+    trained_on: PseudoLabels | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,7 @@ class Method:
         run: trains what is missing
         kinds: of `Setting.labels` that it uses
         final: whether it trains on the pseudo labels of `kinds`, whose Dice is then measured, too
-        optional: whether its weights or packages are not everybody's
+        optional: whether its weights or packages are not everybody's, or it isn't among the paper's
     """
 
     title: str
@@ -169,6 +174,15 @@ def _final(kind: str, **changes: Any) -> Callable[[Setting, TrainedModel], Measu
         save_masks(setting.labels[kind], initial, setting.selection)
         return Measured(setting.train_final(initial, kind, **changes))
     return run
+
+
+def _final_of_tuned_sam(setting: Setting, initial: TrainedModel) -> Measured:
+    """SAM's mask decoder is fine-tuned first; pseudo labels and final network as with SAM's own."""
+    labels = setting.labels["sam"]
+    tuning = DecoderTuning(TUNING, setting.seed, labels.sam, initial)
+    tuned = replace(labels, sam=replace(labels.sam, tuned=TunedDecoder.fetch(tuning.run_if_missing())))
+    save_masks(tuned, initial, setting.selection)
+    return Measured(setting.train_final(initial, "sam", labels=tuned), trained_on=tuned)
 
 
 def _reliable_mean_teacher(setting: Setting, initial: TrainedModel) -> Measured:
@@ -204,6 +218,7 @@ METHODS: dict[str, Method] = {
     "sam": Method("SAM's pseudo labels", _final("sam"), ("sam",), final=True),
     "medsam": Method("MedSAM's pseudo labels", _final("medsam"), ("medsam",), final=True, optional=True),
     "mixed": Method("SAM's pseudo labels, mixed", _final("sam", options=MIXED), ("sam",), final=True),
+    "sam_finetuned": Method("Fine-tuned SAM's pseudo labels", _final_of_tuned_sam, ("sam",), final=True, optional=True),
     "mean_teacher": Method("Mean teacher", lambda setting, initial: Measured(setting.train_mean_teacher(initial))),
     "reliable_mean_teacher": Method("Reliable mean teacher", _reliable_mean_teacher, ("sam",)),
     "lraspp_on_sam": Method("SAM ViT + LR-ASPP", _lraspp_on_sam, ("sam",)),

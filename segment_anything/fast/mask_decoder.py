@@ -25,6 +25,8 @@ class FastDecoder:
     Shapes: B images, K objects, P = h w pixels, D channels, T tokens, I channels inside an attention.
     """
 
+    upscales_at_once = False
+
     def __init__(self, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder):
         """In evaluation mode; their weights must not change afterwards."""
         self._encode_prompts, self._size = prompt_encoder, prompt_encoder.image_embedding_size

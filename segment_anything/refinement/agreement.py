@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from segment_anything.embeddings import ImageEmbedding
 from segment_anything.mask_decoder import PlainDecoder
+from segment_anything.refinement.prompts import mask_geometry
 from segment_anything.resize import fit_longest_side
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.dice import multilabel_dice
@@ -77,8 +78,7 @@ def extreme_points(probability: np.ndarray) -> np.ndarray:
 
 def mask_prompt(mask: np.ndarray, embedding: ImageEmbedding) -> torch.Tensor:
     """A mask (H, W) as SAM's low-resolution logits (4h, 4w): certain inside the image, zero in its padding."""
-    side = _mask_side(embedding)
-    height, width = (max(1, round(length * side / embedding.encoder_input_size)) for length in embedding.input_size)
+    side, (height, width) = mask_geometry(embedding)
     resized = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     logits = torch.zeros(side, side)
     logits[:height, :width] = torch.from_numpy(np.where(resized > 0, CERTAINTY, -CERTAINTY)).float()
@@ -88,15 +88,11 @@ def mask_prompt(mask: np.ndarray, embedding: ImageEmbedding) -> torch.Tensor:
 def released_mask_prompt(mask: np.ndarray, embedding: ImageEmbedding) -> torch.Tensor:
     """As `mask_prompt`, but the mask keeps its own aspect, and its logits are resized bilinearly
     (segment_anything/utils/prompt_utils.py of the authors' code)."""
-    side = _mask_side(embedding)
+    side, _ = mask_geometry(embedding)
     height, width = fit_longest_side(mask.shape, side)
     logits = torch.from_numpy(np.where(mask, CERTAINTY, -CERTAINTY)).float()[None, None]
     resized = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False, antialias=True)
     return F.pad(resized[0, 0], (0, side - width, 0, side - height))
-
-
-def _mask_side(embedding: ImageEmbedding) -> int:
-    return 4 * embedding.features["image"].shape[-1]
 
 
 class _WithoutBatchAxis(PlainDecoder):

@@ -22,11 +22,13 @@ from segment_anything.refinement.cleaning import (
     select_components,
 )
 from segment_anything.refinement.prompts import (
-    ELSEWHERE,
+    FIRST_PASS,
+    NOT_ALONE,
     PROMPTS,
     ClassPrompt,
     Prompts,
     extract_prompts,
+    fit_to_sam,
     select_prompt,
 )
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
@@ -74,9 +76,13 @@ class RefinementOptions:
     def __post_init__(self):
         _check_prompts("--prompt1st", self.prompt1st)
         _check_prompts("--prompt2nd", self.prompt2nd)
-        if not set(self.prompt1st) - ELSEWHERE:
-            alone = " or ".join(name for name in PROMPTS if name not in ELSEWHERE)
+        if not set(self.prompt1st) - NOT_ALONE:
+            alone = " or ".join(name for name in PROMPTS if name not in NOT_ALONE)
             raise InputError(f"--prompt1st: the first prompt set must say where the object is; add {alone}")
+        if misplaced := FIRST_PASS & set(self.prompt2nd):
+            name = misplaced.pop()
+            raise InputError(f"--prompt2nd {name}: the second pass takes the first one's logits as its mask; name "
+                             f"{name} in --prompt1st")
         _check_choice("--ccl_selection", self.ccl_selection, SELECTIONS)
         _check_choice("--morphology", self.morphology, MORPHOLOGIES)
         _check_choice("--morphology_operation", self.morphology_operation, OPERATIONS)
@@ -164,13 +170,13 @@ def clean_and_prompt(probabilities: np.ndarray, options: RefinementOptions) -> t
     morphology = options.morphology_operation, options.morphology_element, options.morphology_radius
     if options.morphology == "released":
         cleaned = clean_masks(probabilities, options.ccl_selection)
-        return cleaned, extract_prompts(cleaned)
+        return cleaned, extract_prompts(cleaned, probabilities)
     if options.morphology_order == "before":
         changed = apply_morphology(probabilities > 0.5, *morphology)
         cleaned = select_components(changed, probabilities, options.ccl_selection)
-        return cleaned, extract_prompts(cleaned)
+        return cleaned, extract_prompts(cleaned, probabilities)
     cleaned = clean_masks(probabilities, options.ccl_selection)
-    return cleaned, extract_prompts(apply_morphology(cleaned, *morphology))
+    return cleaned, extract_prompts(apply_morphology(cleaned, *morphology), probabilities)
 
 
 class PromptedObject(NamedTuple):
@@ -209,7 +215,7 @@ def _prompt_objects(embeddings: Sequence[ImageEmbedding], prompts: Sequence[Prom
     objects = []
     for number, (embedding, of_image) in enumerate(zip(embeddings, prompts, strict=True)):
         for channel in np.flatnonzero(of_image.valid):
-            first, second = (select_prompt(of_image, channel, names, embedding.input_size)
+            first, second = (fit_to_sam(select_prompt(of_image, channel, names, embedding.input_size), embedding)
                              for names in (options.prompt1st, options.prompt2nd))
             objects.append(PromptedObject(number, channel, first, second))
     return objects
@@ -234,15 +240,19 @@ def two_passes(decoder: StoredEmbeddingDecoder, images: Maps, objects: Sequence[
         images: those that the objects number, prepared by the decoder
     """
     images = select_images(images, [item.image for item in objects])
-    logits, iou = _decode(decoder, images, [item.first for item in objects])
+    logits, iou = decode_prompts(decoder, images, [item.first for item in objects])
     second = [item.second for item in objects]
-    return (logits, iou) if second[0].empty else _decode(decoder, images, second, logits)
+    return (logits, iou) if second[0].empty else decode_prompts(decoder, images, second, logits)
 
 
-def _decode(decoder: StoredEmbeddingDecoder, images: Maps, prompts: Sequence[ClassPrompt],
-            mask_inputs: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    has_box, number_of_points = prompts[0].shape
+def decode_prompts(decoder: StoredEmbeddingDecoder, images: Maps, prompts: Sequence[ClassPrompt],
+                   mask_inputs: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """One pass of objects whose prompts are of the same shape, as `StoredEmbeddingDecoder.decode`; masks of the prompts
+    take the place of `mask_inputs`."""
+    has_box, number_of_points, has_mask = prompts[0].shape
     boxes = np.stack([prompt.box for prompt in prompts]) if has_box else None
     points = np.stack([prompt.points for prompt in prompts]) if number_of_points else None
     labels = np.stack([prompt.labels for prompt in prompts]) if number_of_points else None
+    if has_mask:
+        mask_inputs = torch.from_numpy(np.stack([prompt.logits for prompt in prompts])).to(decoder.device)
     return decoder.decode(images, boxes, points, labels, mask_inputs)

@@ -11,7 +11,7 @@ COMMANDS = {f"{path.parent.name}.{path.stem}" for folder in ("scripts", "unet_tr
 WITHOUT_TORCH = {"scripts.copy_and_process_graz_imgs", "scripts.make_phantoms", "scripts.measure_dataset",
                  "scripts.prepare_jsrt", "scripts.upload_offline_runs"}
 SLOW = {"clearml", "matplotlib", "monai", "nnunetv2", "optuna", "pandas", "requests", "scipy", "skimage", "timm",
-        "torch._dynamo", "torchvision"}
+        "torch._dynamo", "torchvision", "transformers"}
 IMPORT = """
 import sys
 from importlib import import_module

@@ -21,6 +21,7 @@ from segment_anything.registry import default_checkpoint, load_prompt_modules, l
 from tests.segment_anything.test_cleaning import scipy_clean
 from tests.small_sam import register_small_sam
 from unet_training.checkpoint import load_checkpoint
+from unet_training.sam_decoder.training import TuningOptions
 from utils.datasets.annotated import load_image, open_dataset
 from utils.dice import multilabel_dice
 from utils.errors import InputError
@@ -43,6 +44,7 @@ def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path
     monkeypatch.setenv("SAM_BURDEN_RUNS", str(tmp_path / "runs"))
     (data_dir / "sam_checkpoints").mkdir()
     register_small_sam(monkeypatch, data_dir / "sam_checkpoints", "medsam", preprocessing="squash")
+    monkeypatch.setattr(methods, "TUNING", TuningOptions(epochs=1, augmented=0))
     names = [method for method in METHODS if not method.startswith("nnunet")]  # see test_nnunet.py
     arguments = run_study.get_args_parser().parse_args(
         ["--dataset", "phantom", "--data_dir", str(data_dir), "--results_dir", str(tmp_path / "results"),
@@ -67,6 +69,8 @@ def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path
     assert fetch_model(ids["mean_teacher"]).parameters["reliable"] is None
     assert fetch_model(ids["fully_supervised"]).parameters["num_train_samples"] == 43
     assert fetch_model(ids["raw"]).parameters["masks"] == "raw"
+    tuned = fetch_model(fetch_model(ids["sam_finetuned"]).parameters["sam_model_id"]).parameters
+    assert (tuned["stage"], tuned["initial_model_id"]) == ("sam_decoder", ids["initial"])
     parameters = fetch_model(ids["lraspp_on_sam"]).parameters
     assert (parameters["architecture"], parameters["data_aug"]) == ("lraspp_on_sam", 0)
     assert fetch_model(ids["medsam"]).parameters["masks"] == "sam_box_highest_probability_released_medsam"
@@ -126,9 +130,9 @@ def check_rows_without_a_second_training(data_dir, rows, folder) -> None:
 def check_pseudo_labels(data_dir, results) -> None:
     """The Dice of the saved masks is in the table of the pseudo labels."""
     rows = read(results / "pseudo_labels.csv")
-    assert list(dict.fromkeys(row["method"] for row in rows)) == ["raw", "random_walk", "sam", "medsam"]
+    assert {row["method"] for row in rows} == {"raw", "random_walk", "sam", "medsam", "sam_finetuned"}
     data = open_dataset("phantom", data_dir, (64, 48))
-    path, = data_dir.glob("seg_masks/*/sam_box_refine_pos_points_neg_points_*_demo.h5")
+    path, = data_dir.glob("seg_masks/*/sam_box_refine_pos_points_neg_points_*_demo.h5")  # and not the fine-tuned one's
     store = MaskStore(path, data.description.labels)
     own = [row for row in rows if row["method"] == "sam" and row["image"] == store.stems[3]]
     channels = [data.description.labels.index(row["class"]) for row in own]

@@ -75,6 +75,8 @@ class ToySam(nn.Module):
 
 
 class ToyDecoder:
+    upscales_at_once = False
+
     def __init__(self, head):
         self.head, self.calls = head, []
 

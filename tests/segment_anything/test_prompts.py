@@ -75,6 +75,16 @@ def test_scaling_swaps_no_axis():
     np.testing.assert_allclose(scaled.points, [[50, 9]])
 
 
+def test_a_mask_is_the_unets_logits_without_what_was_cleaned_away():
+    probabilities = np.array([[[0, 0.25, 1, 0.75, 0.5, 0.9]], [[0.6, 0.6, 0, 0, 0, 0]]], np.float32)
+    masks = probabilities > 0.5
+    masks[0, 0, 5] = False
+    asked = select_prompt(extract_prompts(masks, probabilities), 0, ("box", "mask"), (2, 12))
+    np.testing.assert_allclose(asked.logits, [[-16, -np.log(3), 16, np.log(3), 0, -16]], rtol=1e-6)
+    assert asked.logits.dtype == np.float32
+    assert asked.shape == (True, 0, True)
+
+
 def test_a_prompt_is_added_by_one_entry(monkeypatch):
     masks = np.zeros((2, 5, 7), bool)
     masks[0, 1:4, 2:5] = masks[1, 4] = True
@@ -87,7 +97,7 @@ def test_a_prompt_is_added_by_one_entry(monkeypatch):
     asked = select_prompt(extract_prompts(masks), 0, ("corner", "neg_points"))
     np.testing.assert_array_equal(asked.points, [[3, 4], [2, 1]])
     np.testing.assert_array_equal(asked.labels, [0, 1])
-    assert asked.shape == (False, 2)
+    assert asked.shape == (False, 2, False)
 
 
 def test_one_class_alone_has_no_negative_points():

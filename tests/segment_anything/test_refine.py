@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from segment_anything import SamPredictor
 from segment_anything.checkpoints import CheckpointId, identify
@@ -34,6 +35,8 @@ PROMPT_SETS = [
     (("pos_points",), ("box",)),
     (("pos_points", "neg_points"), ("neg_points",)),
     (("box", "pos_points", "neg_points"), ("neg_points", "box")),
+    (("box", "mask"), ()),
+    (("pos_points", "mask"), ("box",)),
 ]
 
 
@@ -61,8 +64,19 @@ class Upstream:
             mask_input, multimask_output=False, return_logits=True)
         return logits[0, 0].numpy(), iou.item(), low
 
-    def refine(self, masks: np.ndarray, channel: int, options: RefinementOptions):
-        first = self.prompt(masks, channel, options.prompt1st)
+    def mask_input(self, mask: np.ndarray, probability: np.ndarray) -> torch.Tensor:
+        """Logits (1, 1, 4h, 4w) of the U-Net inside the image, resized by Pillow; 0 in the padding."""
+        probability = np.where((probability > 0.5) & ~mask, 0, probability.astype(np.float64))
+        logits = -np.log(1 / np.clip(probability, 1e-30, None) - 1 + 1e-30).clip(-16, 16)
+        side = self.predictor.model.prompt_encoder.mask_input_size[0]
+        height, width = (round(length * side / self.predictor.model.image_encoder.img_size)
+                         for length in self.predictor.input_size)
+        resized = Image.fromarray(logits.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.pad(resized, ((0, side - height), (0, side - width))))[None, None]
+
+    def refine(self, masks: np.ndarray, channel: int, options: RefinementOptions, probability: np.ndarray):
+        given = self.mask_input(masks[channel], probability) if "mask" in options.prompt1st else None
+        first = self.prompt(masks, channel, options.prompt1st, given)
         return self.prompt(masks, channel, options.prompt2nd, first[2]) or first
 
 
@@ -92,7 +106,7 @@ def check_against_upstream(upstream, decoder, embedding, probabilities, options,
     if options.morphology == "paper":
         shapes = apply_morphology(cleaned, options.morphology_operation, options.morphology_element,
                                   options.morphology_radius)
-    prompts = extract_prompts(shapes)
+    prompts = extract_prompts(shapes, probabilities)
     low_logits, our_ious = decode_all(decoder, [embedding], [prompts], options).get(0, ((), ()))
     decoded = dict(zip(np.flatnonzero(prompts.valid), zip(low_logits, our_ious, strict=True), strict=True))
     largest = 0.0
@@ -101,7 +115,7 @@ def check_against_upstream(upstream, decoder, embedding, probabilities, options,
             np.testing.assert_array_equal(refined.mask[channel], cleaned[channel])
             assert np.isnan(refined.estimated_dice[channel])
             continue
-        logits, iou, low = upstream.refine(shapes, channel, options)
+        logits, iou, low = upstream.refine(shapes, channel, options, probabilities[channel])
         ours, our_iou = decoded[channel]
         largest = max(largest, (ours - low[0]).abs().max().item())
         np.testing.assert_array_equal(refined.mask[channel], nearest_centre(logits > 0, cleaned.shape[1:]))
@@ -159,13 +173,14 @@ def test_objects_share_calls_where_their_prompts_are_of_one_shape(small, monkeyp
     calls, decode = [], decoder.decode
 
     def record(*given):
-        calls.append([None if values is None else values.shape for values in given[1:4]])
+        calls.append([None if values is None else values.shape for values in given[1:]])
         return decode(*given)
 
     monkeypatch.setattr(decoder, "decode", record)
     for options, shapes in [
-            (RefinementOptions(("box",), ()), [[(6, 4), None, None]]),
-            (RefinementOptions(("corners",), ()), [[None, (3, 1, 2), (3, 1)], [None, (3, 2, 2), (3, 2)]])]:
+            (RefinementOptions(("box",), ()), [[(6, 4), None, None, None]]),
+            (RefinementOptions(("box", "mask"), ()), [[(6, 4), None, None, (6, 32, 32)]]),
+            (RefinementOptions(("corners",), ()), [[None, (3, 1, 2), (3, 1), None], [None, (3, 2, 2), (3, 2), None]])]:
         decoder.objects_at_once = decoder.images_at_once = 1
         alone = [refine(*image, decoder, options) for image in images]
         decoder.objects_at_once = decoder.images_at_once = 32
@@ -283,8 +298,10 @@ def test_embeddings_of_another_checkpoint_are_refused(small):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"prompt1st": ()}, "--prompt1st: .* add box or pos_points"),
     ({"prompt1st": ("neg_points",)}, "--prompt1st: .* add box or pos_points"),
-    ({"prompt1st": ("boxes",)}, "--prompt1st boxes: unknown; choose from box, pos_points, neg_points"),
-    ({"prompt2nd": ("box", "mask")}, "--prompt2nd mask: unknown"),
+    ({"prompt1st": ("boxes",)}, "--prompt1st boxes: unknown; choose from box, pos_points, neg_points, mask"),
+    ({"prompt1st": ("mask", "neg_points")}, "--prompt1st: .* add box or pos_points"),
+    ({"prompt2nd": ("box", "mask")}, "--prompt2nd mask: .* name mask in --prompt1st"),
+    ({"prompt2nd": ("box", "boxes")}, "--prompt2nd boxes: unknown"),
     ({"prompt2nd": ("box", "box")}, "name each prompt once"),
     ({"ccl_selection": "None"}, "--ccl_selection None: unknown; choose from highest_probability"),
     ({"morphology": "other"}, "--morphology other"),
@@ -351,7 +368,8 @@ def test_tiny_vit_encodes_and_a_true_box_finds_the_lungs(mobile_sam):
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize(("prompt1st", "prompt2nd", "at_once"), [(*PROMPT_SETS[0], 1), (*PROMPT_SETS[-1], 3)])
+@pytest.mark.parametrize(("prompt1st", "prompt2nd", "at_once"), [(*PROMPT_SETS[0], 1), (*PROMPT_SETS[4], 3),
+                                                              (("box", "mask"), ("pos_points", "neg_points"), 3)])
 def test_mobile_sam_equals_upstream_class_by_class(mobile_sam, monkeypatch, prompt1st, prompt2nd, at_once):
     *ways, masks = mobile_sam
     monkeypatch.setattr(ways[1], "objects_at_once", at_once)

@@ -147,10 +147,10 @@ def test_the_random_numbers_of_the_gpu_that_trains_go_on(tmp_path, monkeypatch):
     model, second = UNet(2, base_width=2, n_last_channel=2), torch.device("cuda", 1)
     optimizer = torch.optim.AdamW(model.parameters())
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    trainer._save_state(tmp_path / "state.pt", model, optimizer, scheduler, [], second)
+    trainer.save_state(tmp_path / "state.pt", model, optimizer, scheduler, [], second)
     for gpu in gpus:
         gpu.fill_(9)
-    trainer._resume(tmp_path / "state.pt", model, optimizer, scheduler, second)
+    trainer.resume(tmp_path / "state.pt", model, optimizer, scheduler, second)
     assert [gpu.item() for gpu in gpus] == [9, 1]
 
 
