@@ -22,8 +22,10 @@ from tqdm import tqdm
 
 from utils.cli import run_stage, stage_parser
 from utils.datasets.description import load_description
+from utils.datasets.image_files import list_files
 from utils.errors import InputError
 from utils.files import read_grey, write_png
+from utils.names import plain
 from utils.paths import DATA
 from utils.tables import matching_stems
 
@@ -63,22 +65,25 @@ def find_images(source: Path) -> dict[str, Path]:
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; --source names the folder with the published images")
     images: dict[str, Path] = {}
-    for path in sorted(source.rglob("*.png")):
-        if path.stem in images:
-            raise InputError(f"{path}: the same image is in {images[path.stem].parent} too; let --source name one")
-        images[path.stem] = path
+    for path in list_files(source):
+        stem = plain(path.stem)
+        if path.suffix.lower() != ".png":
+            continue
+        if stem in images:
+            raise InputError(f"{path}: the same image is in {images[stem].parent} too; let --source name one")
+        images[stem] = path
     if not images:
         raise InputError(f"{source}: no PNG image in it; --source names the folder with the published images")
     return images
 
 
 def main(args: argparse.Namespace) -> None:
-    description = load_description("graz")
+    description = load_description("graz", args.data_dir)
     folder, table = args.data_dir / description.name, description.metadata
     images = find_images(args.source or folder / "images")
     table_path = args.dataset_csv or description.locate(folder, table.file)
-    frontal = matching_stems(table_path, table.stem_column, table.keep)
-    right = matching_stems(table_path, table.stem_column, table.mirror)
+    frontal = matching_stems(table_path, table.stem_column, table.keep, {}, images)
+    right = matching_stems(table_path, table.stem_column, table.mirror, table.as_is, frontal & images.keys())
     target = folder / description.image_folder
     wanted = [stem for stem in images if stem in frontal]
     if not wanted:

@@ -4,16 +4,18 @@
     python -m scripts.generate_img_embeddings --dataset phantom
     python -m scripts.generate_img_embeddings --dataset jsrt --num_train_samples 20 --sam_type vit_t --sam_checkpoint mobile_sam.pt
 
-About 4 MB an image (vit_h, vit_l, vit_b, vit_t, medsam), 2 MB with --embeddings float16 or bf16. A rerun only computes what is missing.
+About 4 MB an image, 17 MB of SAM 2; half of it with --embeddings float16 or bf16. A rerun only computes what is missing.
 
 Reads   images of the data set at their original resolution, SAM's weights (python -m scripts.download_checkpoint vit_h)
 Writes  data/<dataset>/sam_embeddings/<sam type>/<stem>.h5, or <sam type>_<precision>/ (layout: segment_anything/embeddings.py)
 """  # noqa: E501 (a command to copy)
 import argparse
 
+from segment_anything.embeddings import PRECISIONS
 from segment_anything.options import Sam, SamOptions
 from unet_training.models import ALL, DataOptions, Selection, add_common_arguments
 from utils.cli import run_stage, select_device, stage_parser
+from utils.errors import InputError
 from utils.options import add_options, options_from
 
 
@@ -33,6 +35,8 @@ def main(args: argparse.Namespace) -> None:
     device = select_device(args.gpu_id)
     data = options_from(DataOptions, args).open()
     sam = Sam.choose(options_from(SamOptions, args), data)
+    if not sam.stored:
+        raise InputError(f"--embeddings none: this stage is for storing them; choose {', '.join(PRECISIONS)}")
     if args.split == "unlabeled":
         labeled = len(data.stems("train")) if args.num_train_samples == ALL else args.num_train_samples
         stems = options_from(Selection, args).stems(data, labeled)

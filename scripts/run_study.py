@@ -11,6 +11,8 @@ A rerun only does what is missing. All other arguments are those of scripts.run_
     raw, sam, random_walk  the final U-Net on raw pseudo labels, or on those refined by SAM or a random walk
     medsam                 as sam, with MedSAM's weights and the box alone
     sam_finetuned          as sam, after scripts.finetune_sam; one pass or a mask as a prompt suit it better
+    recommended            as sam, refined and trained in the recommended ways (--refinement, --training)
+    recommended_twice      once more, the final U-Net in the place of the initial one
     mixed                  as sam, labeled images filling half of every batch, fine-tuned from the initial U-Net
     mean_teacher           from the initial U-Net on
     reliable_mean_teacher  as mean_teacher; masks of that mean teacher on which SAM agrees enter as labels
@@ -106,13 +108,14 @@ def compare(setting: Setting, methods: list[str], results_dir: Path, tolerance: 
     for name in methods:
         headline(f"{name}, n = {n}, seed {seed}")
         method, key = METHODS[name], (setting.data.description.name, name, n, seed)
-        model, kind, labels = method.run(setting, initial)
+        model, kind, labels, labeler = method.run(setting, initial)
         on_test = Evaluation(model, setting.labels[kind], "test", setting.selection, results_dir, tolerance)
         rows = [(*key, *row, model.id) for row in measure_once(on_test)]
         pseudo_label_rows = []
         labels = labels or setting.labels.get(name)
         if method.final and labels:  # and not another method's
-            quality = replace(on_test, model=initial, labels=labels, split="unlabeled", surface_tolerance=None)
+            quality = replace(on_test, model=labeler or initial, labels=labels, split="unlabeled",
+                              surface_tolerance=None)
             if all(setting.data.has_ground_truth(stem) for stem in initial.unlabeled_stems(setting.selection)):
                 pseudo_label_rows = [(*key, *row, initial.id) for row in measure_once(quality)]
         yield Result(rows, pseudo_label_rows, {"method": name, "n": n, "seed": seed, "initial_model_id": initial.id,

@@ -25,6 +25,7 @@ from segment_anything.registry import check_present, get_sam_type, load_sam
 from segment_anything.resize import fit_longest_side, resize_longest_side
 from utils.errors import InputError
 from utils.files import atomic_path, image_size, read_grey
+from utils.grey import STORED, GreyValues
 from utils.memory import most_that_fit
 from utils.overlap import batched, map_side_by_side, map_threaded
 from utils.precision import full_float32
@@ -136,15 +137,15 @@ def compute_embedding(sam: Sam, grey: np.ndarray, preprocessing: str, checkpoint
 
 
 def compute_embeddings(sam: Sam, paths: Sequence[Path], preprocessing: str, checkpoint: CheckpointId,
-                       max_grey_value: int | None = None) -> Iterator[ImageEmbedding]:
-    """Embeds image files, read with `max_grey_value` as in `read_grey`, in their order: on a CPU side by side as far
+                       grey: GreyValues = STORED) -> Iterator[ImageEmbedding]:
+    """Embeds image files, whose values are meant as `grey` says, in their order: on a CPU side by side as far
     as the memory suffices, on a GPU several at once while the next ones are read."""
     def prepare(path: Path) -> _Prepared:
-        grey = read_grey(path, max_grey_value)
-        return _Prepared(grey.shape, *encoder_input(sam, grey, preprocessing))
+        image = read_grey(path, grey)
+        return _Prepared(image.shape, *encoder_input(sam, image, preprocessing))
 
     def embed(path: Path) -> ImageEmbedding:
-        return compute_embedding(sam, read_grey(path, max_grey_value), preprocessing, checkpoint)
+        return compute_embedding(sam, read_grey(path, grey), preprocessing, checkpoint)
 
     at_once = IMAGES_AT_ONCE[sam.device.type]
     if at_once == 1:
@@ -218,7 +219,7 @@ def check_same_checkpoint(what: Path | str, used: CheckpointId, asked: Checkpoin
 
 
 def save_missing_embeddings(images: Sequence[tuple[str, Path]], folder: Path, sam_type: str, checkpoint: Path,
-                            device: torch.device, precision: str = "float32", max_grey_value: int | None = None) -> int:
+                            device: torch.device, precision: str = "float32", grey: GreyValues = STORED) -> int:
     """Computes the embeddings that are not there yet, one file per image. SAM is loaded only if one is missing. One of
     an image of another size counts as missing, as the image was replaced, and one of another preprocessing.
 
@@ -226,7 +227,7 @@ def save_missing_embeddings(images: Sequence[tuple[str, Path]], folder: Path, sa
         images: stem and image file of each
         folder: of this SAM type and precision, holds `<stem>.h5`
         precision: "float32"; "float16" halves the files; "bf16" does so, and computes a ViT's blocks in bfloat16
-        max_grey_value: of the images, see `read_grey`
+        grey: how the values of the image files are meant, as in `read_grey`
     Returns:
         how many were computed
     Raises:
@@ -238,15 +239,21 @@ def save_missing_embeddings(images: Sequence[tuple[str, Path]], folder: Path, sa
                if not is_embedded(embedding_path(folder, stem), checkpoint_id, image_size(path), preprocessing)]
     if not missing:
         return 0
-    sam = load_sam(sam_type, checkpoint).to(device)
-    accelerate(sam.image_encoder, torch.bfloat16 if precision == "bf16" else torch.float32)
     stored = np.float32 if precision == "float32" else np.float16
-    embeddings = compute_embeddings(sam, [path for _, path in missing], preprocessing, checkpoint_id, max_grey_value)
+    embeddings = embed([path for _, path in missing], sam_type, checkpoint, device, precision, grey)
     named = zip((embedding_path(folder, stem) for stem, _ in missing), embeddings, strict=True)
     progress = tqdm(named, f"SAM embeddings ({sam_type})", len(missing), unit="image")
     for _ in map_threaded(lambda path_and_embedding: save_embedding(*path_and_embedding, stored), progress):
         pass
     return len(missing)
+
+
+def embed(paths: Sequence[Path], sam_type: str, checkpoint: Path, device: torch.device, precision: str = "float32",
+          grey: GreyValues = STORED) -> Iterator[ImageEmbedding]:
+    """Loads SAM, and embeds image files as they are asked for; arguments and errors as of `save_missing_embeddings`."""
+    sam = load_sam(sam_type, checkpoint).to(device)
+    accelerate(sam.image_encoder, torch.bfloat16 if precision == "bf16" else torch.float32)
+    return compute_embeddings(sam, paths, get_sam_type(sam_type).preprocessing, identify(checkpoint), grey)
 
 
 def is_embedded(path: Path, checkpoint: CheckpointId, size: tuple[int, int],

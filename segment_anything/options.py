@@ -6,8 +6,9 @@
     decoder = sam.load_decoder(device)
     embedding = sam.read_embedding(data, data.stems("val")[0])
 """
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from segment_anything.checkpoints import CheckpointId, identify
 from segment_anything.embeddings import (
     PRECISIONS,
     ImageEmbedding,
+    embed,
     embedding_path,
     load_embedding,
     save_missing_embeddings,
@@ -34,7 +36,9 @@ from segment_anything.registry import (
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from segment_anything.tuned_decoder import TunedDecoder
 from utils.datasets.annotated import AnnotatedImages
+from utils.grey import STORED, GreyValues
 from utils.options import option
+from utils.overlap import map_threaded
 from utils.paths import embedding_folder
 
 
@@ -62,7 +66,8 @@ class SamOptions(EncoderOptions):
     """Which SAM, and how its image embeddings are kept."""
 
     embeddings: str = option("float32", "float16: half the size on disk; bf16: also computed in bfloat16 by a ViT, "
-                             "much faster on a GPU and on some processors", choices=PRECISIONS)
+                             "much faster on a GPU and on some processors; none: nothing on disk, computed whenever "
+                             "they are needed, same masks as float32", choices=(*PRECISIONS, "none"))
     sam_model_id: str | None = option(None, "a mask decoder that scripts.finetune_sam made, in the place of this SAM's "
                                             "own; says the --sam_type", metavar="ID")
 
@@ -75,15 +80,17 @@ class Sam:
         type_name: a key of `SAM_TYPES`
         checkpoint: the file of its weights; it may not be there yet
         precision: of the image embeddings, one of `PRECISIONS`
-        max_grey_value: of the images, as in `read_grey`
+        grey: how the values of the image files are meant, as in `read_grey`
         tuned: its mask decoder if that isn't its own
+        stored: whether `embeddings` keeps them on disk; results don't depend on it
     """
 
     type_name: str
     checkpoint: Path
     precision: str = "float32"
-    max_grey_value: int | None = None
+    grey: GreyValues = STORED
     tuned: TunedDecoder | None = None
+    stored: bool = True
 
     @classmethod
     def choose(cls, options: EncoderOptions, data: AnnotatedImages) -> "Sam":
@@ -99,9 +106,10 @@ class Sam:
             tuned.check_type(type_name)
         if options.sam_checkpoint:
             check_present(type_name, options.sam_checkpoint)
-        precision = options.embeddings if isinstance(options, SamOptions) else "float32"
-        return cls(type_name, options.sam_checkpoint or default_checkpoint(type_name, data.data_dir), precision,
-                   data.description.max_grey_value, tuned)
+        embeddings = options.embeddings if isinstance(options, SamOptions) else "float32"
+        stored = embeddings != "none"
+        return cls(type_name, options.sam_checkpoint or default_checkpoint(type_name, data.data_dir),
+                   embeddings if stored else "float32", data.description.grey, tuned, stored)
 
     def of_type(self, type_name: str, data: AnnotatedImages) -> "Sam":
         """Another type in the place of this one, with its weights at their usual place."""
@@ -114,9 +122,9 @@ class Sam:
 
     @property
     def embeddings_name(self) -> str:
-        """The type, and what its embeddings have of their own: their precision, and the maximum grey value."""
+        """The type, and what its embeddings have of their own: their precision, and how grey values are meant."""
         precision = "" if self.precision == "float32" else f"_{self.precision}"
-        return self.type_name + precision + (f"_max{self.max_grey_value}" if self.max_grey_value else "")
+        return self.type_name + precision + self.grey.name
 
     @property
     def notice(self) -> str:
@@ -159,6 +167,15 @@ class Sam:
         """Of one image. Raises InputError as `load_embedding`."""
         return load_embedding(embedding_path(self.folder(data), stem), self.identity)
 
+    def embeddings(self, data: AnnotatedImages, stems: Sequence[str], device: torch.device) -> Iterator[ImageEmbedding]:
+        """Of these images, in their order, the next one read or computed while the caller works: from the store, after
+        what is missing there was computed at once, or computed one after the other. Errors as of `embed_missing`."""
+        if self.stored:
+            self.embed_missing(data, stems, device)
+            return map_threaded(partial(self.read_embedding, data), stems)
+        paths = [data.image_path(stem) for stem in stems]
+        return embed(paths, self.type_name, self.checkpoint, device, self.precision, self.grey)
+
     def load(self) -> SamModel:
         """The whole model, as `load_sam` gives it."""
         return load_sam(self.type_name, self.checkpoint)
@@ -181,4 +198,4 @@ class Sam:
         `save_missing_embeddings`."""
         images = [(stem, data.image_path(stem)) for stem in stems]
         return save_missing_embeddings(images, self.folder(data), self.type_name, self.checkpoint, device,
-                                       self.precision, self.max_grey_value)
+                                       self.precision, self.grey)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from utils.dice import image_dice, multilabel_dice
 
@@ -37,6 +38,53 @@ class EpochStatistics:
 def bce_loss(pos_weight: Iterable[float], device: torch.device) -> nn.BCEWithLogitsLoss:
     """Binary cross entropy on logits; `pos_weight` holds one weight per class."""
     return nn.BCEWithLogitsLoss(pos_weight=torch.tensor(list(pos_weight), device=device).view(-1, 1, 1))
+
+
+class BCEDiceLoss(nn.Module):
+    """Binary cross entropy on logits plus 1 - soft Dice, the mean over classes.
+
+    The pixels of all images of a batch count together, so that a class has a gradient where an image doesn't show it,
+    too; the 1 defines the Dice of a class that no image shows.
+    """
+
+    def __init__(self, pos_weight: Iterable[float], device: torch.device):
+        """`pos_weight` as of `bce_loss`; the Dice has no weights."""
+        super().__init__()
+        self.bce = bce_loss(pos_weight, device)
+
+    def forward(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """Logits and masks, float (B, C, H, W), to a scalar."""
+        probabilities = logits.sigmoid()
+        both = (probabilities * masks).sum(dim=(0, 2, 3))
+        total = (probabilities + masks).sum(dim=(0, 2, 3))
+        return self.bce(logits, masks) + 1 - ((2 * both + 1) / (total + 1)).mean()
+
+
+class Averaged(nn.Module):
+    """A network that is trained, and the moving average of its weights, which answers in evaluation mode.
+
+    After k steps a step keeps (1 + k) / (10 + k) of the average, but not more than `decay`: short trainings have an
+    average that doesn't remember where they started.
+    """
+
+    def __init__(self, network: nn.Module, decay: float):
+        super().__init__()
+        self.decay = decay
+        self.trained = network
+        self.average = AveragedModel(network, avg_fn=self._mix, use_buffers=True).requires_grad_(False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.trained(images) if self.training else self.average(images)
+
+    def update(self) -> None:
+        """To be called after every step."""
+        self.average.update_parameters(self.trained)
+
+    def _mix(self, average: torch.Tensor, value: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        if not value.is_floating_point():  # the number of batches that a batch norm has seen
+            return value
+        kept = min(self.decay, (1 + steps.item()) / (10 + steps.item()))
+        return average.lerp(value, 1 - kept)
 
 
 def random_affine(count: int, strength: float, device: torch.device) -> torch.Tensor:
@@ -99,7 +147,8 @@ def take_step(loss: torch.Tensor, model: nn.Module, optimizer: torch.optim.Optim
 def train_epoch(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], loss_function: nn.Module,
                 optimizer: torch.optim.Optimizer, device: torch.device, data_aug: float, bf16: bool = False,
                 max_gradient_norm: float | None = None,
-                draw_matrices: Callable[[torch.Tensor], torch.Tensor] | None = None) -> EpochStatistics:
+                draw_matrices: Callable[[torch.Tensor], torch.Tensor] | None = None,
+                after_step: Callable[[], None] | None = None) -> EpochStatistics:
     """One pass over `batches` of (B, 1, H, W) images and (B, C, H, W) bool masks.
 
     Args:
@@ -109,6 +158,7 @@ def train_epoch(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Te
             excepted (unet_training/forward_func.py of branch additional_ds)
         draw_matrices: with augmentation draws the matrices (B, 2, 3) of images, such as `random_similarity`; left out:
             `random_affine`
+        after_step: is called after each step of the optimizer
     """
     model.train()
     losses, dice = [], []
@@ -120,6 +170,8 @@ def train_epoch(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Te
         logits = logits_of(model, images, bf16)
         loss = loss_function(logits, masks)
         take_step(loss, model, optimizer, max_gradient_norm)
+        if after_step:
+            after_step()
         losses.append(loss.detach())
         dice.append(multilabel_dice(logits.detach() > 0, masks > 0.5))
     return EpochStatistics(torch.stack(losses).mean().item(), torch.cat(dice).cpu())

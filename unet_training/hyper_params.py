@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from unet_training.epoch import bce_loss
+from unet_training.epoch import BCEDiceLoss, bce_loss
 from utils.datasets.description import DatasetDescription
 from utils.errors import InputError
 from utils.options import add_options, non_negative, option, positive_float, positive_int
@@ -66,15 +66,44 @@ class Sampling:
 
 @dataclass(frozen=True)
 class LossOptions:
-    """How much pseudo labels weigh."""
+    """What a training on pseudo labels minimizes."""
 
+    loss: str = option("bce", "bce: binary cross entropy; bce_dice: and the soft Dice", choices=("bce", "bce_dice"))
     max_positive_weight: float | None = option(
         None, "after the initial training, cap on pos_weight, the loss's weights per class (left out: the data set's "
               "weights, as in the paper)", type=positive_float, metavar="W")
 
-    def loss(self, pos_weight: Sequence[float], device: torch.device) -> torch.nn.Module:
-        """Binary cross entropy with a data set's pos_weight under the cap."""
-        return bce_loss([min(weight, self.max_positive_weight or weight) for weight in pos_weight], device)
+    def build(self, pos_weight: Sequence[float], device: torch.device) -> torch.nn.Module:
+        """The loss with a data set's pos_weight under the cap."""
+        build = {"bce": bce_loss, "bce_dice": BCEDiceLoss}[self.loss]
+        return build([min(weight, self.max_positive_weight or weight) for weight in pos_weight], device)
+
+
+def share(text: str) -> float:
+    """An argparse type of 0 to below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a share from 0 to below 1")
+    return value
+
+
+@dataclass(frozen=True)
+class InitialOptions:
+    """How the initial network learns from its few labeled images."""
+
+    initial_training: str = option(
+        "paper", "recommended: the sum of cross entropy without pos_weight and soft Dice, and the average of the "
+                 "weights (--loss bce_dice --max_positive_weight 1 --ema 0.999 of the final training)",
+        choices=("paper", "recommended"))
+
+    @property
+    def loss(self) -> LossOptions:
+        return RECOMMENDED_LOSS if self.initial_training == "recommended" else LossOptions()
+
+    @property
+    def ema(self) -> float | None:
+        """As of `FinalOptions`."""
+        return RECOMMENDED_FINAL.ema if self.initial_training == "recommended" else None
 
 
 @dataclass(frozen=True)
@@ -88,6 +117,27 @@ class FinalOptions:
               "in an epoch; released, as the authors' training_with_mixed_labels.py, over all labeled images, and "
               "turns, scales and shifts a fifth of them (give it --epochs 3000 --lr 1e-4 --no-lr_scheduler). The paper "
               "combines it with --no-train_from_scratch", nargs="?", const="half", choices=("half", "released"))
+    ema: float | None = option(
+        None, "the network is the moving average of its weights, of which a step keeps this share or, in the first "
+              "thousands of steps, less (left out: the weights after the last step)", type=share, metavar="SHARE")
+
+
+RECOMMENDED_LOSS = LossOptions(loss="bce_dice", max_positive_weight=1.0)
+RECOMMENDED_FINAL = FinalOptions(train_from_scratch=False, mixed="half", ema=0.999)
+PRESETS = {"paper": {}, "recommended": {
+    "loss": RECOMMENDED_LOSS.loss, "max_positive_weight": RECOMMENDED_LOSS.max_positive_weight,
+    "train_from_scratch": RECOMMENDED_FINAL.train_from_scratch, "mixed": RECOMMENDED_FINAL.mixed,
+    "ema": RECOMMENDED_FINAL.ema}}
+
+
+class SetPreset(argparse.Action):
+    """`--training NAME` gives other options the values of a preset, where the command line doesn't say otherwise."""
+
+    def __call__(self, parser, namespace, name, option_string=None):
+        setattr(namespace, self.dest, name)
+        for option_name, value in PRESETS[name].items():
+            if getattr(namespace, option_name) == parser.get_default(option_name):
+                setattr(namespace, option_name, value)
 
 
 @dataclass(frozen=True)

@@ -6,24 +6,29 @@ import argparse
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
 
+import msgspec
 import numpy as np
 
 from segment_anything.embeddings import ImageEmbedding
 from segment_anything.options import Sam, SamOptions
 from segment_anything.refinement.agreement import AgreementOptions, sam_agreement
 from segment_anything.refinement.cleaning import clean_masks
+from segment_anything.refinement.recommended import Calibration, calibrate, refine_all_calibrated
 from segment_anything.refinement.refine import RefinementOptions, refine_all
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from unet_training.models import TrainedModel
 from unet_training.nnunet.nnunet import NNUNetOptions, find_command, unpack
 from unet_training.nnunet.training import find_nnunet, train_nnunet_if_missing
+from unet_training.training_stage import data_parameters
 from utils.datasets.annotated import AnnotatedImages, read_scaled
-from utils.options import add_options, option_values, options_from
-from utils.overlap import map_threaded
+from utils.errors import InputError
+from utils.files import atomic_path
+from utils.options import add_options, option, option_values, options_from
+from utils.paths import mask_file
 from utils.random_walk import RandomWalkOptions, random_walk_masks
 from utils.tracking.models import Model, fetch_model
 
@@ -151,11 +156,9 @@ class _OfSam(PseudoLabels):
 
     def inputs(self, model: TrainedModel, stems: Sequence[str]
                ) -> tuple[StoredEmbeddingDecoder, Iterator[tuple[str, np.ndarray, ImageEmbedding]]]:
-        """SAM's decoder and, of each image, (stem, probabilities, embedding); computes missing embeddings first, and
-        reads the next one while the caller works."""
-        self.sam.embed_missing(model.data, stems, model.device)
+        """SAM's decoder and, of each image, (stem, probabilities, embedding) as of `Sam.embeddings`."""
+        embeddings = self.sam.embeddings(model.data, stems, model.device)
         decoder = self.sam.load_decoder(model.device)
-        embeddings = map_threaded(partial(self.sam.read_embedding, model.data), stems)
         predicted = model.probabilities(stems)
         return decoder, ((*prediction, embedding) for prediction, embedding in zip(predicted, embeddings, strict=True))
 
@@ -171,7 +174,19 @@ class SamRefined(_OfSam):
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         add_options(parser.add_argument_group("SAM"), SamOptions)
-        add_options(parser.add_argument_group("refinement"), RefinementOptions)
+        group = parser.add_argument_group("refinement")
+        add_options(group, RecommendedOptions)
+        add_options(group, RefinementOptions)
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace, data: AnnotatedImages) -> "SamRefined | Recommended":
+        chosen = options_from(RecommendedOptions, args)
+        if chosen.refinement == "paper":
+            return super().from_args(args, data)
+        if options_from(RefinementOptions, args) != RefinementOptions():
+            raise InputError("--refinement recommended: chooses prompts and component by the validation images; leave "
+                             "out --prompt1st, --prompt2nd, --ccl_selection and --morphology...")
+        return Recommended.from_args(args, data)
 
     @property
     def title(self) -> str:
@@ -185,6 +200,65 @@ class SamRefined(_OfSam):
         refined = refine_all((image for _, *image in images), decoder, self.options)
         for stem, result in zip(stems, refined, strict=True):
             yield Mask(stem, result.mask, result.estimated_dice)
+
+
+@dataclass(frozen=True)
+class RecommendedOptions:
+    """Whose way to refine."""
+
+    refinement: str = option(
+        "paper", "recommended: the labeled validation images say where to cut the U-Net's probabilities, what to ask "
+        "SAM, and how far to trust it, per class", choices=("paper", "recommended"))
+
+    def name(self) -> str:
+        return "sam_recommended"
+
+
+@dataclass(frozen=True)
+class Recommended(_OfSam):
+    """What the network and SAM say together, calibrated on the labeled validation images."""
+
+    kind, stage, made_by = "sam", "refine", "scripts.save_refined_segmentations"
+    options: RecommendedOptions
+    options_type = RecommendedOptions
+
+    @property
+    def title(self) -> str:
+        return f"recommended refinement, SAM type {self.sam.name}"
+
+    def attributes(self, model: TrainedModel) -> dict[str, str]:
+        return {**super().attributes(model), "images": data_parameters(model.data, model.data.stems("val"))["images"]}
+
+    def compute(self, model: TrainedModel, stems: Sequence[str]) -> Iterator[Mask]:
+        calibration = self.calibrate(model)
+        decoder, images = self.inputs(model, stems)
+        refined = refine_all_calibrated((image for _, *image in images), decoder, calibration)
+        for stem, result in zip(stems, refined, strict=True):
+            yield Mask(stem, result.mask, result.estimated_dice)
+
+    def calibrate(self, model: TrainedModel) -> Calibration:
+        """What the validation images say, read if it was asked before of the same images, network and SAM."""
+        path = mask_file(model.data.data_dir, model.id, self.variant).with_suffix(".json")
+        stems, attributes = model.data.stems("val"), self.attributes(model)
+        if path.is_file():
+            with suppress(msgspec.DecodeError):
+                known = msgspec.json.decode(path.read_bytes(), type=_KnownCalibration)
+                if known.attributes == attributes:
+                    return known.calibration
+        decoder, images = self.inputs(model, stems)
+        _, probabilities, embeddings = zip(*images, strict=True)
+        calibration = calibrate(probabilities, embeddings, [model.data.mask(stem) for stem in stems], decoder)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(_KnownCalibration(attributes, calibration))))
+        return calibration
+
+
+@dataclass(frozen=True)
+class _KnownCalibration:
+    """With what it depends on."""
+
+    attributes: dict[str, str]
+    calibration: Calibration
 
 
 @dataclass(frozen=True)

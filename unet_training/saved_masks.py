@@ -3,18 +3,26 @@
     path = save_masks(Raw(), model, Selection())
     store = open_saved_masks(Raw(), model)
 """
+import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
+from segment_anything.embeddings import PRECISIONS
+from segment_anything.refinement.cleaning import SELECTIONS
+from segment_anything.refinement.refine import RefinementOptions
 from unet_training.models import Selection, TrainedModel
-from unet_training.pseudo_labels import Mask, PseudoLabels
+from unet_training.pseudo_labels import PSEUDO_LABELS, Mask, PseudoLabels
 from utils.errors import InputError
+from utils.hdf5 import open_hdf5
 from utils.locks import check_writable, exclusive
-from utils.mask_store import MaskStore, MaskWriter
+from utils.mask_store import REMEDY, MaskStore, MaskWriter
 from utils.options import option_values
 from utils.paths import mask_file
+from utils.random_walk import PRESETS
 from utils.tracking.experiment import start
 
 
@@ -75,12 +83,57 @@ def open_saved_masks(labels: PseudoLabels, model: TrainedModel) -> MaskStore:
     """
     path = masks_path(labels, model)
     if not path.is_file():
-        raise InputError(f"{path}: no such masks; make them with `python -m {labels.made_by}`")
+        raise InputError(f"{path}: no such masks; make them with `python -m {labels.made_by}`{list_beside(path)}")
     store = MaskStore(path, model.data.description.labels)
     if difference := find_difference(store, labels, model):
         raise InputError(f"{path}: its masks were made with {difference}; move the file away and save masks anew, or "
                          "give the arguments that it was made with")
     return store
+
+
+def list_beside(path: Path) -> str:
+    """The masks that lie beside a missing file, with the arguments that name them, and the other models that have such
+    a file; "" if there is none."""
+    beside = [f"`{arguments}`" for other in sorted(path.parent.glob("*.h5")) if (arguments := name_arguments(other))]
+    twins = [f"`--model_id {other.parent.name}`" for other in sorted(path.parent.parent.glob(f"*/{path.name}"))]
+    return ((f"; this model has those of {', '.join(beside)}" if beside else "")
+            + (f"; such masks are there of {', '.join(twins)}" if twins else ""))
+
+
+def name_arguments(path: Path) -> str:
+    """The arguments by which stages find a file of saved masks; "" where it doesn't say."""
+    kind = next((kind for kind in PSEUDO_LABELS if path.stem == kind or path.stem.startswith(f"{kind}_")), None)
+    if kind == "raw":
+        return "--pseudo_label raw"
+    if kind == "nnunet":
+        return f"--pseudo_label nnunet --nnunet_encoding {path.stem.removeprefix('nnunet_')}"
+    if kind == "random_walk":
+        return _name_random_walk(path.stem)
+    try:
+        with open_hdf5(path, REMEDY) as file:
+            parameters = dict(json.loads(file.attrs["refine_params"]))
+    except (OSError, InputError):
+        return ""
+    if kind is None or parameters.get("sam_type") is None:
+        return ""
+    precision = next((f" --embeddings {each}" for each in PRECISIONS if f"_{each}" in path.stem), "")
+    given = "".join(f" --{field.name} {value}".rstrip() for field in fields(RefinementOptions)
+                    if (value := _as_words(parameters.get(field.name, field.default))) != _as_words(field.default))
+    return f"--pseudo_label sam --sam_type {parameters['sam_type']}{precision}{given}"
+
+
+def _as_words(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _name_random_walk(stem: str) -> str:
+    name = re.fullmatch(f"random_walk_({'|'.join(PRESETS)})(?:_radius(.+?))?(?:_sigma(.+?))?(?:_lambda(.+?))?"
+                        f"(_mask_seeds)?_({'|'.join(SELECTIONS)})", stem)
+    if name is None:
+        return ""
+    given = zip(("random_walk", "walk_radius", "sigma", "laplace_lambda", "walk_seeds", "ccl_selection"),
+                (*name.groups()[:4], "masks" if name[5] else None, name[6]), strict=True)
+    return "--pseudo_label random_walk" + "".join(f" --{option} {value}" for option, value in given if value)
 
 
 def find_difference(store: MaskStore, labels: PseudoLabels, model: TrainedModel) -> str:

@@ -16,7 +16,7 @@ Writes  a model, known by its id: on the ClearML server, or in runs/ without one
 """  # noqa: E501 (a command to copy)
 import argparse
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ from torch.utils.data import RandomSampler
 from segment_anything.options import EncoderOptions
 from unet_training.checkpoint import Training
 from unet_training.data import LabeledDataset, resident_batches
-from unet_training.epoch import bce_loss
-from unet_training.hyper_params import Sampling, Schedule, add_training_arguments
+from unet_training.epoch import Averaged, train_epoch
+from unet_training.hyper_params import InitialOptions, Sampling, Schedule, add_training_arguments
 from unet_training.models import ALL, DataOptions, add_common_arguments, add_seed_argument
 from unet_training.networks.registry import Architecture, add_architecture_arguments
 from unet_training.networks.stored_features import StoredFeatures
@@ -36,6 +36,8 @@ from utils.cli import run_stage, select_device, stage_parser
 from utils.datasets.annotated import AnnotatedImages
 from utils.options import add_options, option_values, options_from, positive_int
 from utils.paths import embedding_folder
+
+PAPER = InitialOptions()
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -51,6 +53,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def add_initial_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("initial network")
     add_options(group, Sampling)
+    add_options(group, InitialOptions)
     group.add_argument("--input_size", type=positive_int, nargs=2, metavar=("H", "W"),
                        help="size of the network's input (left out: the data set's)")
     add_architecture_arguments(group)
@@ -61,7 +64,7 @@ def main(args: argparse.Namespace) -> str:
     device = select_device(args.gpu_id)
     data = options_from(DataOptions, args).open(args.input_size)
     training = InitialTraining(options_from(Schedule, args), args.seed, data, Architecture.from_args(args, data),
-                               options_from(Sampling, args), args.infer_batch_size)
+                               options_from(Sampling, args), args.infer_batch_size, options_from(InitialOptions, args))
     return train(training, device)
 
 
@@ -73,6 +76,7 @@ class InitialTraining(TrainingStage):
     architecture: Architecture
     sampling: Sampling
     infer_batch_size: int
+    options: InitialOptions = PAPER
 
     task = "training"
 
@@ -84,7 +88,7 @@ class InitialTraining(TrainingStage):
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
-        return {"stage": "initial", **option_values(self.schedule, self.sampling), "seed": self.seed,
+        return {"stage": "initial", **option_values(self.schedule, self.sampling, self.options), "seed": self.seed,
                 "num_train_samples": len(self.stems), **self.architecture.parameters,
                 **data_parameters(self.data, self.stems)}
 
@@ -106,10 +110,18 @@ class InitialTraining(TrainingStage):
         sampler = RandomSampler(labeled, replacement=True, num_samples=self.sampling.data_sample_per_epoch)
         training = Training(description.name, description.labels, description.input_size, description.mean,
                             description.std)
+        run_epoch = train_epoch
+        if self.options.ema is not None:
+            averaged = Averaged(model, self.options.ema)
+            if model is network:
+                network = averaged.average.module
+            else:
+                network.head = averaged.average.module
+            model, run_epoch = averaged, partial(train_epoch, after_step=averaged.update)
         return Prepared(network, model, resident_batches(labeled, self.schedule.batch_size, device, sampler),
                         resident_batches(validation, self.infer_batch_size, device),
-                        bce_loss(description.pos_weight, device), training,
-                        self.schedule.gradient_bound(description), shown=shown)
+                        self.options.loss.build(description.pos_weight, device), training,
+                        self.schedule.gradient_bound(description), run_epoch, shown)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ Writes  a model, known by its id: on the ClearML server, or in runs/ without one
 """  # noqa: E501 (a command to copy)
 import argparse
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -27,8 +27,16 @@ from unet_training.data import (
     check_fills_batch,
     resident_batches,
 )
-from unet_training.epoch import random_similarity, train_epoch
-from unet_training.hyper_params import FinalOptions, LossOptions, Machine, Schedule, add_training_arguments
+from unet_training.epoch import Averaged, random_similarity, train_epoch
+from unet_training.hyper_params import (
+    PRESETS,
+    FinalOptions,
+    LossOptions,
+    Machine,
+    Schedule,
+    SetPreset,
+    add_training_arguments,
+)
 from unet_training.models import Selection, TrainedModel, add_model_arguments
 from unet_training.networks.registry import rebuild
 from unet_training.pseudo_labels import PSEUDO_LABELS, PseudoLabels, add_pseudo_label_argument, add_pseudo_label_options
@@ -37,7 +45,7 @@ from unet_training.saved_masks import open_saved_masks
 from unet_training.trainer import Prepared
 from unet_training.training_stage import TrainingStage, data_parameters, train
 from utils.cli import run_stage, stage_parser
-from utils.options import add_options, option_values, options_from
+from utils.options import add_options, option_values, options_from, positive_int
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -52,7 +60,11 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def add_final_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("final network")
+    group.add_argument("--training", choices=tuple(PRESETS), default="paper", action=SetPreset,
+                       help="recommended: --no-train_from_scratch --mixed --loss bce_dice --max_positive_weight 1 "
+                            "--ema 0.999, each as far as it isn't given")
     add_options(group, FinalOptions)
+    group.add_argument("--final_epochs", type=positive_int, help="passes of the final training (left out: --epochs)")
     add_options(group, LossOptions)
 
 
@@ -60,7 +72,9 @@ def main(args: argparse.Namespace) -> str:
     """Returns the id of the trained model."""
     initial = TrainedModel.from_args(args)
     labels = PSEUDO_LABELS[args.pseudo_label].from_args(args, initial.data)
-    training = FinalTraining(options_from(Schedule, args), args.seed, initial, labels, options_from(Selection, args),
+    schedule = options_from(Schedule, args)
+    training = FinalTraining(replace(schedule, epochs=args.final_epochs or schedule.epochs), args.seed, initial, labels,
+                             options_from(Selection, args),
                              options_from(FinalOptions, args), options_from(LossOptions, args),
                              options_from(Machine, args))
     return train(training, initial.device)
@@ -106,12 +120,15 @@ class FinalTraining(TrainingStage):
             network = rebuild(network.architecture, network.config).to(device)
         else:
             network = copy.deepcopy(network)
-        run_epoch = train_epoch
+        model, run_epoch = network, train_epoch
         if self.options.mixed == "released":
-            run_epoch = partial(train_epoch, draw_matrices=random_similarity)
-        return Prepared(network, network, self._batches(pseudo_labeled),
+            run_epoch = partial(run_epoch, draw_matrices=random_similarity)
+        if self.options.ema is not None:
+            model = Averaged(network, self.options.ema)
+            network, run_epoch = model.average.module, partial(run_epoch, after_step=model.update)
+        return Prepared(network, model, self._batches(pseudo_labeled),
                         resident_batches(validation, self.machine.infer_batch_size, device),
-                        self.loss.loss(data.description.pos_weight, device), self.initial.training,
+                        self.loss.build(data.description.pos_weight, device), self.initial.training,
                         self.schedule.gradient_bound(data.description), run_epoch)
 
     def _batches(self, pseudo_labeled: Dataset) -> EpochLoader:

@@ -134,7 +134,7 @@ class MeanTeacherTraining(TrainingStage):
         model = MeanTeacher(copy.deepcopy(self.initial.network), self.options.alpha)
         return Prepared(model.teacher, model, train_batches,
                         resident_batches(validation, self.machine.infer_batch_size, device),
-                        self.loss.loss(data.description.pos_weight, device), self.initial.training,
+                        self.loss.build(data.description.pos_weight, device), self.initial.training,
                         self.schedule.max_gradient_norm, mean_teacher_epoch)
 
 

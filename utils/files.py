@@ -1,6 +1,7 @@
 """Reading images, and writing files that appear complete or not at all."""
 import io
 import os
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,10 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from utils.errors import InputError
+from utils.grey import STORED, GreyValues
 from utils.locks import hold, remove_leftovers
+
+MAX_SAMPLE_VALUE, PHOTOMETRIC_INTERPRETATION = 281, 262  # tags of TIFF
 
 
 @contextmanager
@@ -86,56 +90,96 @@ def load_tensors(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def read_grey(path: Path, max_grey_value: int | None = None) -> np.ndarray:
+def read_grey(path: Path, values: GreyValues = STORED) -> np.ndarray:
     """Reads a radiograph as grey values, (H, W), uint8 or uint16 as in the file; colors become luminance.
 
+    It is turned as its header says. Of TIFF files that say that 0 is white the negative is taken.
+
     Args:
-        max_grey_value: the value of 16-bit files that becomes 65535, where they hold fewer bits
+        values: how the file's values are meant; left out: as they are
     Raises:
         InputError: the file is missing or isn't a readable image of 8 or 16 bits.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such image; see data/README.md for what goes where")
     encoded = np.fromfile(path, np.uint8)
-    image = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH) if encoded.size else None
+    negative, stated = _read_header(path)
+    try:
+        image = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH) if encoded.size else None
+    except cv2.error as error:  # such as more than 2 ** 30 pixels
+        raise InputError(f"{path}: not a readable image ({error.err}); replace the file or remove it") from None
     if image is None:
         raise InputError(f"{path}: not a readable image; replace the file or remove it")
     if image.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{path}: has grey values of the type {image.dtype}; save it with 8 or 16 bits, unsigned")
-    if max_grey_value and image.dtype == np.uint16:
-        image = (np.minimum(image, max_grey_value).astype(np.uint32) * 65535 // max_grey_value).astype(np.uint16)
-    return image
+    negative = negative and image.dtype == np.uint16  # OpenCV sees to it in files of 8 bits
+    return values.apply(image, path, negative, stated)
+
+
+def _read_header(path: Path) -> tuple[bool, int | None]:
+    """Whether 0 is white in a TIFF file, and its largest value by its own account; False and None for others.
+
+    Raises:
+        InputError: what says how the image is turned is damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            tags = getattr(image, "tag_v2", {})
+            read_orientation(path, image)
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError, struct.error):
+        return False, None  # OpenCV decides: it reads more kinds of files, and larger ones
+    largest = tags.get(MAX_SAMPLE_VALUE)
+    largest = largest[0] if isinstance(largest, tuple) else largest
+    return tags.get(PHOTOMETRIC_INTERPRETATION) == 0, largest if isinstance(largest, int) and largest > 0 else None
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(H, W) from the file's header, turned as that says, like `read_grey`. Raises InputError if it isn't an image."""
-    with _open_image(path) as image:
-        (tags := Image.Exif()).load(image.info.get("exif"))
+    with open_image(path) as image:
         width, height = image.size
-    lying = tags.get(ExifTags.Base.Orientation, 1) > 4
-    return (width, height) if lying else (height, width)
+        turned = image.format != "TIFF" and read_orientation(path, image) > 4  # Pillow turns the size of a TIFF itself
+    return (width, height) if turned else (height, width)
 
 
-def read_label_map(path: Path) -> np.ndarray:
-    """The values of a label map as the file holds them, uint16, (H, W); of one with a palette its indices.
+def read_orientation(path: Path, image: Image.Image) -> int:
+    """How the header says that the image is to be turned: 1 to 8 as in EXIF. Raises InputError if that is damaged."""
+    try:
+        (tags := Image.Exif()).load(image.info.get("exif"))
+        orientation = tags.get(ExifTags.Base.Orientation, 1)
+    except Exception as error:  # Pillow raises whatever the damage leads to
+        orientation = error
+    if not isinstance(orientation, int):
+        raise InputError(f"{path}: its EXIF data, which say how it is turned, are damaged ({orientation}); save the "
+                         "image again without them")
+    return orientation
 
-    Raises:
-        InputError: it isn't a readable image of one channel and 1, 8 or 16 bits.
-    """
-    with _open_image(path) as image:
-        stored = image.tile[0].args if image.tile else None
-        values = np.asarray(image)
-    if values.ndim != 2 or stored in ("L;2", "L;4"):
-        raise InputError(f"{path}: a label map has one channel of 8 bits; save it so, or with a palette")
-    return values.astype(np.uint16)
+
+def has_16_bits(path: Path) -> bool:
+    """Whether an image file holds more than 8 bits a pixel, by its header. False for what isn't an image."""
+    if path.suffix.lower() in (".jpg", ".jpeg", ".bmp", ".gif"):
+        return False
+    with path.open("rb") as file:
+        start = file.read(25)
+    if start.startswith(b"\x89PNG"):
+        return start[24:] == b"\x10"
+    try:
+        with open_image(path) as image:
+            return image.mode.startswith("I")
+    except InputError:
+        return start[:2] in (b"II", b"MM")  # of 10 or 14 bits, which Pillow doesn't know
 
 
 @contextmanager
-def _open_image(path: Path) -> Iterator[Image.Image]:
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """An image by its header, not yet decoded. Raises InputError, also for what happens while it is open."""
     try:
         with Image.open(path) as image:
             yield image
-    except (UnidentifiedImageError, OSError) as error:
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path}: too large ({error}); save it with fewer pixels") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error) as error:
         raise InputError(f"{path}: not a readable image ({error}); replace the file") from None
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from utils.errors import say_once
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -39,7 +41,7 @@ def exclusive(path: Path) -> Iterator[None]:
         if error.errno not in (*NO_LOCKS, *NO_WRITING):
             raise
         if error.errno in NO_LOCKS:
-            _say_once(f"{path.parent}: this file system has no locks ({error.strerror}); don't start two runs there")
+            say_once(f"{path.parent}: this file system has no locks ({error.strerror}); don't start two runs there")
         yield
         return
     try:
@@ -60,11 +62,6 @@ def _acquire(path: Path) -> FileLock:
     except NotImplementedError as error:
         raise OSError(errno.ENOSYS, str(error)) from None
     return lock
-
-
-@cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def hold(path: Path) -> int | None:

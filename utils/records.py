@@ -8,15 +8,13 @@
 """
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from utils.errors import InputError
+from utils.errors import InputError, say_once
 from utils.files import write_bytes
 
 CHECKSUM = "checksum"
@@ -53,12 +51,7 @@ def read_intact(paths: Iterable[Path], kind: type[Content]) -> Iterator[tuple[Pa
         try:
             yield path, read_record(path, kind)
         except InputError as error:
-            _say_once(f"left out: {error}; restore the file, or move its folder away")
-
-
-@cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
+            say_once(f"left out: {error}; restore the file, or move its folder away")
 
 
 def _checksum(content: Any) -> str:

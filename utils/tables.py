@@ -1,12 +1,13 @@
 """Tables: lists of stems and metadata of images are read, results are written as CSV, aligned text and LaTeX."""
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import InputError
 from utils.files import atomic_path
+from utils.names import plain, same_value
 
 if TYPE_CHECKING:
     import pandas
@@ -34,14 +35,43 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def read_column(path: Path, column: str) -> list[str]:
-    """The values of one column, in order. Raises InputError as `read_rows` does."""
-    return [row[column] or "" for row in read_rows(path, [column])]
+    """The values of one column, in order, without spaces around them. Raises InputError as `read_rows` does."""
+    return [plain(row[column]) for row in read_rows(path, [column])]
 
 
-def matching_stems(path: Path, stem_column: str, rule: Mapping[str, str]) -> frozenset[str]:
-    """Stems of the rows whose columns have all the values of `rule`. Raises InputError as `read_rows` does."""
-    rows = read_rows(path, [stem_column, *rule])
-    return frozenset(row[stem_column] for row in rows if all(row[column] == value for column, value in rule.items()))
+def matching_stems(path: Path, stem_column: str, rule: Mapping[str, str], others: Mapping[str, str] | None = None,
+                   stems: Collection[str] | None = None) -> frozenset[str]:
+    """Stems of the rows whose columns have all the values of `rule`.
+
+    Values are compared as `same_value` does.
+
+    Args:
+        others: where this is given, an empty cell in a column of `rule` is an error, unless that is its value; and so
+            is a value that is neither that of `rule` nor the one that `others` has for the column
+        stems: only the rows of these are looked at
+    Raises:
+        InputError: as `read_rows` does; a cell is wrong, or a stem has two rows that say different things.
+    """
+    found: dict[str, bool] = {}
+    for number, row in enumerate(read_rows(path, [stem_column, *rule]), 2):
+        stem = plain(row[stem_column])
+        if not stem or (stems is not None and stem not in stems):
+            continue
+        matches = True
+        for column, value in rule.items():
+            cell = plain(row[column])
+            if others is not None and not cell and plain(value):
+                raise InputError(f"{path}: row {number} ({stem}) has nothing in the column {column!r}; fill it in")
+            same = same_value(cell, value)
+            if others and column in others and not same and not same_value(cell, others[column]):
+                raise InputError(f"{path}: row {number} ({stem}) has {cell!r} in the column {column!r}, which is "
+                                 f"neither {value!r} nor {others[column]!r}; correct it")
+            matches = matches and same
+        if others is None:
+            found[stem] = matches or found.get(stem, False)
+        elif found.setdefault(stem, matches) != matches:
+            raise InputError(f"{path}: row {number} ({stem}) contradicts another row of this image; keep one")
+    return frozenset(stem for stem, matches in found.items() if matches)
 
 
 def write_rows(path: Path, rows: Iterable[Sequence]) -> None:

@@ -10,11 +10,15 @@ from typing import Any, NamedTuple
 import torch
 
 from segment_anything.refinement.agreement import AgreementOptions
+from segment_anything.refinement.refine import RefinementOptions
 from segment_anything.tuned_decoder import TunedDecoder
 from unet_training.data import check_fills_batch
 from unet_training.hyper_params import (
+    RECOMMENDED_FINAL,
+    RECOMMENDED_LOSS,
     RELIABLE,
     FinalOptions,
+    InitialOptions,
     LossOptions,
     Machine,
     MeanTeacherOptions,
@@ -24,7 +28,15 @@ from unet_training.hyper_params import (
 )
 from unet_training.models import ALL, DataOptions, Selection, TrainedModel, add_common_arguments
 from unet_training.networks.registry import Architecture
-from unet_training.pseudo_labels import PSEUDO_LABELS, Agreement, PseudoLabels, SamRefined, add_pseudo_label_options
+from unet_training.pseudo_labels import (
+    PSEUDO_LABELS,
+    Agreement,
+    PseudoLabels,
+    Recommended,
+    RecommendedOptions,
+    SamRefined,
+    add_pseudo_label_options,
+)
 from unet_training.sam_decoder.training import DecoderTuning, TuningOptions
 from unet_training.saved_masks import save_masks
 from unet_training.training import InitialTraining, add_initial_arguments
@@ -46,7 +58,9 @@ class Setting:
 
     Attributes:
         data: the data set at the initial network's input size
-        labels: the kinds of pseudo labels by name; beside them "medsam", by the box alone, and "nnunet_bce"
+        labels: the kinds of pseudo labels by name; beside them "medsam", by the box alone, "recommended" and
+            "nnunet_bce"
+        final_schedule: of all trainings after the initial one
         others: see their classes
     """
 
@@ -56,7 +70,9 @@ class Setting:
     architecture: Architecture
     lraspp: Architecture
     sampling: Sampling
+    initial: InitialOptions
     schedule: Schedule
+    final_schedule: Schedule
     selection: Selection
     final: FinalOptions
     loss: LossOptions
@@ -69,14 +85,19 @@ class Setting:
         args = argparse.Namespace(**{**vars(args), **changes})
         data = options_from(DataOptions, args).open(args.input_size)
         labels = {kind: made.from_args(args, data) for kind, made in PSEUDO_LABELS.items()}
-        medsam = labels["sam"].sam.of_type("medsam", data)
-        labels["medsam"] = SamRefined(medsam, replace(labels["sam"].options, prompt1st=("box",), prompt2nd=()))
+        sam, refinement = labels["sam"].sam, options_from(RefinementOptions, args)
+        labels["medsam"] = SamRefined(sam.of_type("medsam", data),
+                                      replace(refinement, prompt1st=("box",), prompt2nd=()))
+        labels["recommended"] = Recommended(sam, RecommendedOptions("recommended"))
         bce = replace(labels["nnunet"].options, nnunet_encoding="regions_bce")
         labels["nnunet_bce"] = replace(labels["nnunet"], options=bce)
+        schedule = options_from(Schedule, args)
         return cls(data, select_device(args.gpu_id), args.seed, Architecture.from_args(args, data),
                    Architecture.from_args(args, data, "lraspp_on_sam"), options_from(Sampling, args),
-                   options_from(Schedule, args), options_from(Selection, args), options_from(FinalOptions, args),
-                   options_from(LossOptions, args), options_from(Machine, args), labels)
+                   options_from(InitialOptions, args), schedule,
+                   replace(schedule, epochs=args.final_epochs or schedule.epochs), options_from(Selection, args),
+                   options_from(FinalOptions, args), options_from(LossOptions, args), options_from(Machine, args),
+                   labels)
 
     @property
     def num_labeled(self) -> int:
@@ -103,13 +124,13 @@ class Setting:
     def train_initial(self, **changes: Any) -> TrainedModel:
         """Trains the initial network if it isn't there; `changes` are fields of `InitialTraining`."""
         training = InitialTraining(self.schedule, self.seed, self.data, self.architecture, self.sampling,
-                                   self.machine.infer_batch_size)
+                                   self.machine.infer_batch_size, self.initial)
         return self.load(train_if_missing(replace(training, **changes), self.device))
 
     def train_final(self, initial: TrainedModel, kind: str, **changes: Any) -> TrainedModel:
         """Trains the final network on the saved pseudo labels of that kind if it isn't there; `changes` are fields of
         `FinalTraining`."""
-        training = FinalTraining(self.schedule, self.seed, initial, self.labels[kind], self.selection, self.final,
+        training = FinalTraining(self.final_schedule, self.seed, initial, self.labels[kind], self.selection, self.final,
                                  self.loss, self.machine)
         return self.load(train_if_missing(replace(training, **changes), self.device))
 
@@ -120,8 +141,8 @@ class Setting:
             options = MeanTeacherOptions(reliable=RELIABLE, reliable_model_id=judged.id)
             reliable = Reliable(judged, Agreement(self.labels["sam"].sam, AgreementOptions()))
             save_masks(reliable.agreement, judged, self.selection)
-        training = MeanTeacherTraining(self.schedule, self.seed, initial, options, reliable, self.selection, self.loss,
-                                       self.machine)
+        training = MeanTeacherTraining(self.final_schedule, self.seed, initial, options, reliable, self.selection,
+                                       self.loss, self.machine)
         return self.load(train_if_missing(training, self.device))
 
 
@@ -136,12 +157,16 @@ def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Measured(NamedTuple):
-    """Which masks stand for a method on the test images: of this model, by this kind of `Setting.labels`. `trained_on`
-    are the pseudo labels of the final network, where no kind of `Setting.labels` has the method's name."""
+    """Which masks stand for a method on the test images: of this model, by this kind of `Setting.labels`.
+
+    `trained_on` are the pseudo labels of the final network, and `labeler` the network that they were made from; where
+    they are left out, those of the method's name, and the initial one.
+    """
 
     model: TrainedModel
     kind: str = "raw"
     trained_on: PseudoLabels | None = None
+    labeler: TrainedModel | None = None
 
 
 @dataclass(frozen=True)
@@ -173,6 +198,18 @@ def _final(kind: str, **changes: Any) -> Callable[[Setting, TrainedModel], Measu
     def run(setting: Setting, initial: TrainedModel) -> Measured:
         save_masks(setting.labels[kind], initial, setting.selection)
         return Measured(setting.train_final(initial, kind, **changes))
+    return run
+
+
+def _recommended(rounds: int) -> Callable[[Setting, TrainedModel], Measured]:
+    """Recommended refinement and training; the final network of a round is the initial one of the next."""
+    def run(setting: Setting, initial: TrainedModel) -> Measured:
+        labels, labeler, final = setting.labels["recommended"], initial, initial
+        for _ in range(rounds):
+            labeler = final
+            save_masks(labels, labeler, setting.selection)
+            final = setting.train_final(labeler, "recommended", options=RECOMMENDED_FINAL, loss=RECOMMENDED_LOSS)
+        return Measured(final, trained_on=labels, labeler=labeler)
     return run
 
 
@@ -217,6 +254,9 @@ METHODS: dict[str, Method] = {
     "random_walk": Method("Random walk's pseudo labels", _final("random_walk"), ("random_walk",), final=True),
     "sam": Method("SAM's pseudo labels", _final("sam"), ("sam",), final=True),
     "medsam": Method("MedSAM's pseudo labels", _final("medsam"), ("medsam",), final=True, optional=True),
+    "recommended": Method("Recommended", _recommended(1), ("recommended",), final=True, optional=True),
+    "recommended_twice": Method("Recommended, two rounds", _recommended(2), ("recommended",), final=True,
+                                optional=True),
     "mixed": Method("SAM's pseudo labels, mixed", _final("sam", options=MIXED), ("sam",), final=True),
     "sam_finetuned": Method("Fine-tuned SAM's pseudo labels", _final_of_tuned_sam, ("sam",), final=True, optional=True),
     "mean_teacher": Method("Mean teacher", lambda setting, initial: Measured(setting.train_mean_teacher(initial))),

@@ -104,10 +104,16 @@ def _negative_points(prompts: Prompts, channel: int) -> ClassPrompt:
 def _mask(prompts: Prompts, channel: int) -> ClassPrompt:
     """The U-Net's logits; what it took for the object and is no part of the mask is certain background."""
     probabilities = prompts.probabilities[channel].astype(np.float32, copy=False)
+    logits = to_logits(probabilities)
+    logits[(probabilities > 0.5) & ~prompts.masks[channel]] = -MOST_CERTAIN
+    return ClassPrompt(logits=logits)
+
+
+def to_logits(probabilities: np.ndarray) -> np.ndarray:
+    """The logits of probabilities, within `MOST_CERTAIN`."""
     with np.errstate(divide="ignore"):
         logits = np.log(probabilities) - np.log1p(-probabilities)
-    logits[(probabilities > 0.5) & ~prompts.masks[channel]] = -MOST_CERTAIN
-    return ClassPrompt(logits=logits.clip(-MOST_CERTAIN, MOST_CERTAIN))
+    return logits.clip(-MOST_CERTAIN, MOST_CERTAIN)
 
 
 # Each makes of the prompts of an image, and of a valid class, that class's prompt in pixels of the masks.

@@ -2,7 +2,7 @@
 
 U-Net probabilities -> cleaned masks -> prompts -> first pass -> second pass with the first one's logits -> masks.
 """
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -147,8 +147,14 @@ def refine_all(images: Iterable[tuple[np.ndarray, ImageEmbedding]], decoder: Sto
                options: RefinementOptions) -> Iterator[Refined]:
     """`refine` for (probabilities, embedding) of many images, as many at once as the decoder wants; on a CPU side by
     side, with the same results whatever the number of cores."""
+    return refine_in_batches(images, decoder, partial(_refine_together, decoder=decoder, options=options))
+
+
+def refine_in_batches(images: Iterable[tuple[np.ndarray, ImageEmbedding]], decoder: StoredEmbeddingDecoder,
+                      refine_together: Callable[[Sequence[tuple[np.ndarray, ImageEmbedding]]], list[Refined]]
+                      ) -> Iterator[Refined]:
+    """What `refine_together` makes of images, as many at once as the decoder wants, side by side on a CPU."""
     map_batches = map_side_by_side if decoder.device.type == "cpu" else map
-    refine_together = partial(_refine_together, decoder=decoder, options=options)
     yield from chain.from_iterable(map_batches(refine_together, batched(images, decoder.images_at_once)))
 
 

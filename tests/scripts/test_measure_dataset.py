@@ -70,7 +70,7 @@ def test_radiographs_of_12_bits_in_files_of_16_are_as_bright_as_others(own, caps
     monkeypatch.setattr(embeddings, "encoder_input", lambda sam, grey, _: (seen.append(grey), (grey.shape,) * 2)[1])
     monkeypatch.setattr(embeddings, "_encode", lambda *_: [None])
     sam = build_small_sam()
-    list(embeddings.compute_embeddings(sam, files, "", None, data.description.max_grey_value))
+    list(embeddings.compute_embeddings(sam, files, "", None, data.description.grey))
     assert min(np.abs(grey.astype(int) - full[1]).max() for grey in seen) < 65536 / 4095 + 1
 
 

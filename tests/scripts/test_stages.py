@@ -109,6 +109,27 @@ def test_half_precision_embeddings_and_their_masks_have_names_of_their_own(workp
     assert np.mean([exact.mask(stem) != rounded.mask(stem) for stem in exact.stems]) < 1e-4
 
 
+def test_without_stored_embeddings_the_masks_are_the_same(workplace, refined, tmp_path):
+    data_dir, model_id = workplace
+    labels = open_dataset("phantom", data_dir).description.labels
+    kept, folder = refined.rename(tmp_path / "kept.h5"), data_dir / "phantom" / "sam_embeddings"
+    hidden = folder.rename(tmp_path / "hidden")
+    none = ["--embeddings", "none"]
+    try:
+        assert run(save_refined_segmentations, data_dir, *N, *none) == refined
+        stored, streamed = MaskStore(kept, labels), MaskStore(refined, labels)
+        assert streamed.stems == stored.stems
+        for stem in stored.stems:
+            np.testing.assert_array_equal(streamed.mask(stem), stored.mask(stem))
+            np.testing.assert_array_equal(streamed.estimated_dice(stem), stored.estimated_dice(stem))
+        for stage, more in ((add_sam_agreement, N), (evaluate, ["--pseudo_label", "sam", "--split", "val", "--model_id",
+                                                                model_id, "--results_dir", str(tmp_path)])):
+            run(stage, data_dir, *more, *none)
+        assert not folder.exists()
+    finally:
+        hidden.rename(folder)
+
+
 def test_random_walk_starts_from_the_cleaned_masks_and_acts_only_where_asked(workplace, tmp_path):
     data_dir, model_id = workplace
     settings = ("released", "active")

@@ -1,5 +1,6 @@
 """Which SAM the options mean, and that its checkpoint is read once."""
 import argparse
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,12 +10,15 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from segment_anything import embeddings
 from segment_anything.checkpoints import hashlib, identify
 from segment_anything.demo_sam import DEMO_SAM_WEIGHTS
 from segment_anything.options import EncoderOptions, Sam, SamOptions
 from tests.small_sam import register_small_sam
+from tests.torch_threads import torch_threads
 from utils.datasets.description import load_description
 from utils.errors import InputError
+from utils.grey import GreyValues
 from utils.options import add_options, options_from
 
 PHANTOM = load_description("phantom")
@@ -38,13 +42,13 @@ def test_the_data_sets_sam_unless_another_is_named(tmp_path):
     assert "demo SAM" in data_sets_own.notice
     graz = data_in(tmp_path, name="graz", max_grey_value=4095)
     named = Sam.choose(from_arguments(SamOptions, "--sam_type", "medsam", "--embeddings", "bf16"), graz)
-    assert named == Sam("medsam", tmp_path / "sam_checkpoints" / "medsam_vit_b.pth", "bf16", 4095)
+    assert named == Sam("medsam", tmp_path / "sam_checkpoints" / "medsam_vit_b.pth", "bf16", GreyValues(4095, "bits"))
     assert (named.name, named.notice, named.preprocessing) == ("medsam_bf16_max4095", "", "squash")
     assert named.folder(graz) == tmp_path / "graz" / "sam_embeddings" / "medsam_bf16_max4095"
     assert named.of_type("vit_h", graz).checkpoint == tmp_path / "sam_checkpoints" / "sam_vit_h_4b8939.pth"
     (tmp_path / "x.pth").touch()
     encoder = from_arguments(EncoderOptions, "--sam_type", "vit_b", "--sam_checkpoint", str(tmp_path / "x.pth"))
-    assert Sam.choose(encoder, graz) == Sam("vit_b", tmp_path / "x.pth", "float32", 4095)
+    assert Sam.choose(encoder, graz) == Sam("vit_b", tmp_path / "x.pth", "float32", GreyValues(4095, "bits"))
     (tmp_path / "x.pth").unlink()
     with pytest.raises(InputError, match=r"x\.pth: no such SAM checkpoint"):  # told where it is named
         Sam.choose(encoder, graz)
@@ -70,6 +74,31 @@ def test_missing_embeddings_are_made_with_the_chosen_precision(monkeypatch, tmp_
     embedding = sam.read_embedding(data, "a")
     assert sam.load_decoder().checkpoint == embedding.checkpoint == sam.identity
     assert embedding.original_size == (20, 30) and sam.folder(data).name == "small_float16"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_without_a_store_the_same_embeddings_are_computed_a_few_at_a_time(monkeypatch, tmp_path, threads):
+    checkpoint, data, stems = register_small_sam(monkeypatch, tmp_path), data_in(tmp_path), [*"abcdefgh"]
+    for number, stem in enumerate(stems):
+        pixels = np.random.default_rng(number).integers(0, 256, (20 + number, 30), np.uint8)
+        cv2.imwrite(str(tmp_path / f"{stem}.png"), pixels)
+    options = from_arguments(SamOptions, "--sam_type", "small", "--sam_checkpoint", str(checkpoint), "--embeddings",
+                             "none")
+    computed, compute = [], embeddings.compute_embedding
+    monkeypatch.setattr(embeddings, "compute_embedding", lambda *given: computed.append(1) or compute(*given))
+    with torch_threads(threads):
+        stored = list(Sam("small", checkpoint).embeddings(data, stems, torch.device("cpu")))
+        shutil.rmtree(tmp_path / "phantom")
+        sam = Sam.choose(options, data)
+        assert (sam.name, sam.parameters) == ("small", Sam("small", checkpoint).parameters)
+        computed.clear()
+        streamed = sam.embeddings(data, stems, torch.device("cpu"))
+        first = next(streamed)
+        assert len(computed) <= threads + 1
+        for one, other in zip(stored, [first, *streamed], strict=True):
+            assert torch.equal(one.features["image"], other.features["image"])
+            assert one.original_size == other.original_size and one.checkpoint == other.checkpoint
+    assert not (tmp_path / "phantom").exists()
 
 
 def test_a_checkpoint_is_hashed_once_until_it_changes(monkeypatch, tmp_path):

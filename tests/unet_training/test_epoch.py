@@ -39,9 +39,10 @@ def test_loss_equals_its_formula():
     assert bce_loss(weights, CPU)(logits, ground_truth).item() == pytest.approx(total.item() / logits.numel(), rel=1e-6)
 
 
-@pytest.mark.parametrize(("options", "weights"), [(LossOptions(), [2, 30, 1]), (LossOptions(5.0), [2, 5, 1])])
+@pytest.mark.parametrize(("options", "weights"), [(LossOptions(), [2, 30, 1]),
+                                                  (LossOptions(max_positive_weight=5.0), [2, 5, 1])])
 def test_pos_weight_is_capped_only_where_asked(options, weights):
-    assert options.loss([2, 30, 1], CPU).pos_weight.ravel().tolist() == weights
+    assert options.build([2, 30, 1], CPU).pos_weight.ravel().tolist() == weights
 
 
 @pytest.mark.parametrize(("mode", "order"), [("bilinear", 1), ("nearest", 0)])

@@ -1,7 +1,10 @@
 import csv
 import re
+import unicodedata
+import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from skimage.draw import polygon2mask
@@ -12,6 +15,8 @@ from utils.errors import InputError
 ATTRIBUTE = '<attribute name="Anatomie">{}</attribute>'
 POLYGON = f'<polygon label="Knochen" points="{{}}">{ATTRIBUTE}</polygon>'
 MASK = f'<mask label="Knochen" rle="{{}}" left="{{}}" top="{{}}" width="{{}}" height="{{}}">{ATTRIBUTE}</mask>'
+BOX = f'<box label="Knochen" xtl="{{}}" ytl="{{}}" xbr="{{}}" ybr="{{}}" rotation="{{}}">{ATTRIBUTE}</box>'
+ELLIPSE = f'<ellipse label="Knochen" cx="{{}}" cy="{{}}" rx="{{}}" ry="{{}}" rotation="{{}}">{ATTRIBUTE}</ellipse>'
 TRIANGLE = POLYGON.format("1,1;9.5,1;1,6.25", "Radius")
 
 
@@ -60,6 +65,106 @@ def test_polygons_equal_polygon2mask_also_across_the_border(seed):
     np.testing.assert_array_equal(drawn, polygon2mask((20, 30), points[:, ::-1]))
 
 
+@pytest.mark.parametrize("rotation", ["0", "30", "90", "-200.5"])
+def test_boxes_turn_clockwise_about_their_center(tmp_path, rotation):
+    path = write_cvat(tmp_path / "a.xml", image_xml(BOX.format("4.5", 6, "20.25", 13, rotation, "Radius")))
+    mask = draw_masks(parse_cvat(path)[0], ["Radius"])[0]
+    center = complex(12.375, 9.5)
+    turn = np.exp(1j * np.radians(float(rotation)))  # y points down, so this is clockwise
+    corners = np.array([center + turn * (complex(x, y) - center) for x, y in ((4.5, 6), (20.25, 6), (20.25, 13), (4.5, 13))])
+    outline = np.stack([corners.imag, corners.real], axis=1)
+    if rotation == "0":
+        outline = np.array([[6, 4.5], [6, 20.25], [13, 20.25], [13, 4.5]])
+        assert mask[6:14, 5:21].all() and mask.sum() == 8 * 16
+    np.testing.assert_array_equal(mask, polygon2mask((20, 30), outline))
+
+
+@pytest.mark.parametrize("rotation", [0, 25, 100])
+def test_ellipses_hold_the_pixels_inside(tmp_path, rotation):
+    path = write_cvat(tmp_path / "a.xml", image_xml(ELLIPSE.format("12.3", "9.1", "9.2", "3.7", rotation, "Radius")))
+    mask = draw_masks(parse_cvat(path)[0], ["Radius"])[0]
+    for y, x in np.ndindex(20, 30):
+        offset = complex(x - 12.3, y - 9.1) * np.exp(-1j * np.radians(rotation))
+        assert mask[y, x] == ((offset.real / 9.2) ** 2 + (offset.imag / 3.7) ** 2 <= 1)
+    by_cv = cv2.ellipse(np.zeros((20, 30), np.uint8), ((12.3, 9.1), (18.4, 7.4), rotation), 1, -1)  # CVAT's own way
+    assert 2 * (mask & (by_cv > 0)).sum() / (mask.sum() + by_cv.sum()) > 0.93
+
+
+@pytest.mark.parametrize(("left", "top"), [(4, 19), (28, 3), (-1, 4), (3, -1)])
+def test_a_mask_that_is_a_row_too_large_is_clipped(tmp_path, left, top):
+    path = write_cvat(tmp_path / "a.xml", image_xml(MASK.format("1, 5", left, top, 3, 2, "Radius")))
+    mask = draw_masks(parse_cvat(path)[0], ["Radius"])[0]
+    large = np.zeros((40, 50), bool)
+    large[10 + top:12 + top, 10 + left:13 + left] = [[False, True, True], [True, True, True]]
+    np.testing.assert_array_equal(mask, large[10:30, 10:40])
+
+
+UNUSED = [POLYGON.format("1,1;2,2", "Ulna"), MASK.format("x", "?", 0, 3, 2, "Ulna"), BOX.format(1, 1, 5, 5, 0, "Ulna"),
+          f'<points label="Knochen" points="3,4">{ATTRIBUTE.format("Ulna")}</points>',
+          f'<polyline label="Knochen" points="3,4;5,6">{ATTRIBUTE.format("Ulna")}</polyline>',
+          '<skeleton label="hand"><points label="thumb" points="3,4" outside="0"/></skeleton>',
+          '<cuboid label="cast" xtl1="1.0" ytl1="2.0"/>', '<box label="marker" xtl="1" ytl="1" xbr="9" ybr="9"/>']
+
+
+@pytest.mark.parametrize("shape", UNUSED)
+def test_shapes_of_labels_that_nobody_asked_for_are_counted_and_not_read(tmp_path, shape):
+    path = write_cvat(tmp_path / "a.xml", image_xml(shape + TRIANGLE + shape))
+    image, = parse_cvat(path, labels=("Radius",))
+    name = "Ulna" if "Ulna" in shape else re.search('label="(.*?)"', shape)[1] + " (without Anatomie)"
+    assert image.unused == {name: 2} and [drawn.anatomy for drawn in image.shapes] == ["Radius"]
+
+
+def test_what_the_message_about_points_says_lets_them_through(tmp_path):
+    points = f'<points label="Knochen" points="3,4">{ATTRIBUTE.format("Radius")}</points>'
+    path = write_cvat(tmp_path / "a.xml", image_xml(points + TRIANGLE))
+    with pytest.raises(InputError, match=r'which has no area; .*`skip_shapes = \["points"\]`'):
+        parse_cvat(path, labels=("Radius",))
+    image, = parse_cvat(path, labels=("Radius",), skip_shapes=("points",))
+    assert (len(image.shapes), image.skipped) == (1, {"points": 1})
+
+
+@pytest.mark.parametrize("typed", ["Os  capitatum", " Os capitatum ", "Os\ncapitatum", "\n    Os capitatum\n  "])
+def test_spaces_and_line_breaks_dont_tell_labels_apart(tmp_path, typed):
+    path = write_cvat(tmp_path / "a.xml", image_xml(POLYGON.format("1,1;9.5,1;1,6.25", typed)))
+    assert parse_cvat(path, labels=("Os capitatum",))[0].shapes[0].anatomy == "Os capitatum"
+
+
+def test_unicode_forms_dont_tell_names_apart(tmp_path):
+    composed, parted = (unicodedata.normalize(form, "Schlüsselbein_é") for form in ("NFC", "NFD"))
+    path = write_cvat(tmp_path / "a.xml", image_xml(POLYGON.format("1,1;9.5,1;1,6.25", parted), f"{parted}.png"))
+    for label in (composed, parted):
+        image, = parse_cvat(path, labels=(label,))
+        assert image.stem == composed and image.shapes[0].anatomy == label and draw_masks(image, [label]).any()
+
+
+@pytest.mark.parametrize("member", ["annotations.xml", "task_1/annotations.xml"])
+def test_the_zip_file_that_cvat_exports_is_read(tmp_path, member):
+    xml = write_cvat(tmp_path / "a.xml", image_xml(TRIANGLE)).read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(member, xml)
+        archive.writestr("images/a.png", b"")
+    assert [image.stem for image in parse_cvat(tmp_path / "a.zip")] == ["a"]
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("labelmap.txt", "")
+    with pytest.raises(InputError, match=r"b\.zip: holds 0 files annotations\.xml; export one task as 'CVAT for images"):
+        parse_cvat(tmp_path / "b.zip")
+    broken = bytearray((tmp_path / "a.zip").read_bytes())
+    broken[60:80] = bytes(20)
+    (tmp_path / "a.zip").write_bytes(broken)
+    with pytest.raises(InputError, match=r"a\.zip: not a readable ZIP file"):
+        parse_cvat(tmp_path / "a.zip")
+
+
+def test_images_of_one_name_in_two_folders(tmp_path):
+    """What the message says lets them through."""
+    path = write_cvat(tmp_path / "a.xml", image_xml(TRIANGLE, "p1/AP.png"), image_xml(TRIANGLE, "p2/AP.png"))
+    with pytest.raises(InputError, match="image AP appears twice .*`subfolders = true`"):
+        parse_cvat(path)
+    assert [image.stem for image in parse_cvat(path, subfolders=True)] == ["p1__AP", "p2__AP"]
+    again = write_cvat(tmp_path / "b.xml", image_xml("", "AP.png"), image_xml(TRIANGLE, "AP.png"), image_xml("", "AP.png"))
+    assert [(image.stem, len(image.shapes)) for image in parse_cvat(again)] == [("AP", 1)]  # a frame of another job
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_run_lengths_give_back_a_random_mask(seed):
     box = np.random.default_rng(seed).random((5, 7)) < 0.5
@@ -86,11 +191,15 @@ def test_run_lengths_give_back_a_random_mask(seed):
     (MASK.format("1, a", 0, 0, 3, 2, "Radius"), "malformed rle"),
     (MASK.format("1, 2", 0, 0, 3, 2, "Radius"), "rle of 3 pixels"),
     (MASK.format("-1, 7", 0, 0, 3, 2, "Radius"), "rle of 6 pixels"),
-    (MASK.format("1, 5", 28, 0, 3, 2, "Radius"), "outside the image"),
-    (MASK.format("1, 5", 0, 19, 3, 2, "Radius"), "outside the image"),
-    (MASK.format("1, 5", -1, 0, 3, 2, "Radius"), "outside the image"),
+    (MASK.format("1, 5", 30, 0, 3, 2, "Radius"), "outside the image"),
+    (MASK.format("1, 5", 0, 20, 3, 2, "Radius"), "outside the image"),
+    (MASK.format("1, 5", -3, 0, 3, 2, "Radius"), "outside the image"),
+    (POLYGON.format("31,1;33,1;32,3", "Radius"), "outside the image"),
+    (BOX.format(1, 2, 3, "x", 0, "Radius"), "has ybr 'x', which is not a number"),
+    (ELLIPSE.format(1, 2, 0, 3, 0, "Radius"), "radii of 0.0 and 3.0"),
+    (ELLIPSE.format(1, 2, 3, 3, "inf", "Radius"), "has rotation 'inf'"),
     (MASK.format("1, 5", "left", 0, 3, 2, "Radius"), "not a whole number"),
-    (f'<ellipse label="Knochen" cx="3" cy="3" rx="1" ry="1">{ATTRIBUTE.format("Radius")}</ellipse>', "<ellipse>"),
+    (f'<points label="Knochen" points="3,4">{ATTRIBUTE.format("Radius")}</points>', "a <points> (Radius), which has no area"),
 ])
 def test_malformed_shapes_name_file_and_image(tmp_path, shapes, message):
     path = write_cvat(tmp_path / "odd.xml", image_xml("", "fine.png"), image_xml(shapes, "bad.png"))

@@ -88,7 +88,6 @@ def test_a_file_system_without_locks_is_worked_on_and_told(tmp_path, capsys, mon
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    locks._say_once.cache_clear()
     with exclusive(tmp_path / "output"), atomic_path(tmp_path / "output") as temporary:
         temporary.write_text("whole")
     assert "no locks" in capsys.readouterr().err

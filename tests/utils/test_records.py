@@ -5,7 +5,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from utils import records
 from utils.errors import InputError
 from utils.records import read_intact, read_record, write_record
 from utils.tracking.models import ModelRecord
@@ -44,7 +43,6 @@ def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path, content, kind):
 @pytest.mark.parametrize("text", [b"", b"[]", b"null", b"{", b"\xff", b"[" * 100_000, b'{"weights": 1}',
                                   json.dumps({**msgspec.to_builtins(MODEL), "weights": "../x"}).encode()])
 def test_a_record_that_is_none_is_left_out_and_named_once(tmp_path, capsys, text):
-    records._say_once.cache_clear()
     good, bad = tmp_path / "good.json", tmp_path / "bad.json"
     write_record(good, MODEL)
     bad.write_bytes(text)

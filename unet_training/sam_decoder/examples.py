@@ -110,6 +110,6 @@ def _embed_augmented(sam: Sam, data: AnnotatedImages, stems: Sequence[str], augm
                 if is_embedded(embedding_path(folder, name), sam.identity, size, sam.preprocessing):
                     continue
                 images.append((name, Path(scratch) / f"{name}.png"))
-                grey = read_grey(path, sam.max_grey_value)
+                grey = read_grey(path, sam.grey)
                 write_png(images[-1][1], Augmentation.draw(stem, number, seed, size).change_image(grey))
         save_missing_embeddings(images, folder, sam.type_name, sam.checkpoint, device, sam.precision)

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from unet_training.hyper_params import Sampling, Schedule
+from unet_training.hyper_params import InitialOptions, Sampling, Schedule
 from unet_training.models import TrainedModel
 from unet_training.networks.network import Network
 from unet_training.networks.registry import Architecture, rebuild
@@ -38,7 +38,7 @@ class FoldTraining(InitialTraining):
     """An initial training on some of the labeled images; it has a stage of its own, so that nobody takes its network
     for the initial one."""
 
-    fold: tuple[str, ...]
+    fold: tuple[str, ...] = ()
 
     task = "training_on_a_fold"
 
@@ -47,7 +47,8 @@ class FoldTraining(InitialTraining):
         """With the options of the initial network's training, as far as its record has them."""
         made = initial.record.parameters
         return cls(_options_of(Schedule, made), made.get("seed", 42), initial.data, _Same(initial.network),
-                   _options_of(Sampling, made), initial.batch_size, tuple(stems))
+                   _options_of(Sampling, made), initial.batch_size, _options_of(InitialOptions, made),
+                   tuple(stems))
 
     @property
     def stems(self) -> list[str]:

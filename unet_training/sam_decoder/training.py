@@ -177,7 +177,7 @@ class Validation:
         return means
 
     def _show(self, experiment: Experiment, name: str, mask: np.ndarray, epoch: int) -> None:
-        grey = to_grey(read_grey(self.initial.data.image_path(self.stems[0]), self.sam.max_grey_value))
+        grey = to_grey(read_grey(self.initial.data.image_path(self.stems[0]), self.sam.grey))
         experiment.image("validation image", name, overlay(grey, mask), epoch)
         if epoch == 0:
             experiment.image("validation image", "ground truth", overlay(grey, self.ground_truth[0]), epoch)

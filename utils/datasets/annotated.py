@@ -6,7 +6,7 @@
 """
 import copy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -14,13 +14,16 @@ import numpy as np
 from msgspec.structs import replace
 
 from utils.datasets.description import DatasetDescription, StemList, load_description
+from utils.datasets.image_files import any_of_16_bits, find_images
 from utils.datasets.sources import SOURCES, SPLITS
-from utils.errors import InputError
+from utils.errors import InputError, say_once
 from utils.files import image_size, read_grey
+from utils.names import name_some
 from utils.tables import matching_stems, read_column
 
 UNLABELED_SAMPLE = 500
 MOST_KEPT_MASKS = 256
+FARTHEST_MEAN = 3  # standard deviations
 SMALLEST_INPUT = 32  # pixels, which a U-Net halves four times
 
 
@@ -29,11 +32,38 @@ class AnnotatedImages:
 
     def __init__(self, description: DatasetDescription, folder: Path):
         """Reads the annotations in `folder`. Raises InputError if they are missing or wrong."""
-        self.description, self.folder = description, folder
+        self.folder = folder
         self._image_folder = description.locate(folder, description.image_folder)
+        self._images = find_images(description, folder)
+        description = _settle_grey_range(description, self._images.paths.values(), self._image_folder)
+        self.description = description
         self._checked: set[str] = set()  # stems whose image is there and of the annotated size
         self._drawn: dict[tuple, np.ndarray] = {}  # masks as bits: drawing one can take a tenth of a second
         self._source = SOURCES[type(description.masks)](description, folder)
+        say_once(f"{description.name}: {self.describe()}", key=f"{folder}: {self.describe()}")
+
+    def describe(self) -> str:
+        """What was read of the data set, and what was not, in one line."""
+        description, source = self.description, self._source
+        counts = ", ".join(f"{len(source.splits[split])} {name}" for split, name in
+                           zip(SPLITS, ("training", "validation", "test images"), strict=True))
+        if description.unlabeled == "not_annotated":
+            others = [stem for stem in self._images.paths if source.keeps(stem) and not source.is_annotated(stem)]
+            counts += f", {len(others)} not annotated"
+        labels = f"{len(description.labels)} labels"
+        if source.shapes is not None:
+            shapes = [(source.shapes[label], label) for label in description.labels]
+            (fewest, rare), (most, frequent) = min(shapes), max(shapes)
+            labels += f" in {source.shapes.total()} shapes (from {fewest} of {rare} to {most} of {frequent})"
+        rest = [*source.left_out, *self._images.describe("images")]
+        if dropped := [stem for stem in self._images.paths if not (source.keeps(stem) or source.is_annotated(stem))]:
+            rest.append(f"{len(dropped)} images that the table of images doesn't keep ({name_some(dropped)})")
+        return f"{counts}; {labels}" + "".join(f"; left out: {text}" for text in rest)
+
+    @property
+    def shapes(self) -> Mapping[str, int] | None:
+        """How many shapes of each label the annotated images have; None where that isn't known."""
+        return self._source.shapes
 
     def with_input(self, input_size: Sequence[int], mean: float, std: float) -> "AnnotatedImages":
         """The same data set for a network of another input size (H, W) and normalization."""
@@ -48,7 +78,9 @@ class AnnotatedImages:
 
     def image_path(self, stem: str) -> Path:
         """Where the image of a stem lies."""
-        return self._image_folder / (stem + self.description.image_suffix)
+        description = self.description
+        usual = self._image_folder / (stem + description.image_ending + description.image_suffixes[0])
+        return usual if usual.is_file() else self._images.paths.get(stem, usual)
 
     def stems(self, split: str, num: int | None = None) -> list[str]:
         """The stems of "train" (in training order), "val" or "test"; with `num`, the first so many of them.
@@ -135,8 +167,8 @@ class AnnotatedImages:
 
     def _present_stems(self, include_annotated: bool) -> list[str]:
         """Sorted stems of the images in the folder that count."""
-        stems = sorted(path.stem for path in self._image_folder.glob("[!.]*" + self.description.image_suffix)
-                       if self._source.keeps(path.stem))
+        self._images = find_images(self.description, self.folder)
+        stems = [stem for stem in self._images.paths if self._source.keeps(stem)]
         return stems if include_annotated else [stem for stem in stems if not self._source.is_annotated(stem)]
 
     def _sample(self, candidates: list[str], seed: int) -> list[str]:
@@ -184,20 +216,30 @@ class AnnotatedImages:
         if not self.has_ground_truth(stem):
             raise InputError(f"{stem}: its ground truth is not known in {self.description.name}; it is not annotated")
         original = self._source.mask(stem)
-        self._check_size(stem, original.shape[1:])
-        masks = resize_masks(original, self.description.input_size)
+        height, width = self._check_size(stem, original.shape[1:])
+        masks = resize_masks(original[:, :height, :width], self.description.input_size)
         # mirrored last: nearest resizing isn't symmetric, and pos_weight is that of the drawn masks
         return np.ascontiguousarray(masks[..., ::-1]) if self._source.is_mirrored(stem) else masks
 
-    def _check_size(self, stem: str, annotated: tuple[int, int]) -> None:
+    def _check_size(self, stem: str, annotated: tuple[int, int]) -> tuple[int, int]:
+        """The size (H, W) of the image, which annotations may exceed by a row or column, as some tools round."""
         path = self.image_path(stem)
         if not path.is_file():
             raise InputError(f"{path}: no such image, but {stem} is annotated; put it there with "
                              f"`{self.description.prepare}`")
         size = image_size(path)
-        if size != tuple(annotated):
+        if not all(0 <= drawn - shown <= 1 for drawn, shown in zip(annotated, size, strict=True)):
             raise InputError(f"{path}: the image is {size[1]} x {size[0]} pixels, its annotation says {annotated[1]} x "
                              f"{annotated[0]}; use the image that was annotated (`{self.description.prepare}`)")
+        return size
+
+
+def _settle_grey_range(description: DatasetDescription, images: Iterable[Path], folder: Path) -> DatasetDescription:
+    """With the `grey_range` that is meant where the description names none: an image of 16 bits may hold fewer."""
+    if description.grey_range or description.max_grey_value or not folder.is_dir():
+        return description
+    found = any_of_16_bits(tuple(images), folder.stat().st_mtime_ns)
+    return replace(description, grey_range="bits") if found else description
 
 
 def open_dataset(name: str, data_dir: Path, input_size: Sequence[int] | None = None,
@@ -226,6 +268,10 @@ def load_image(path: Path, description: DatasetDescription) -> np.ndarray:
         InputError: the image is missing or unreadable.
     """
     scaled = read_scaled(path, description)
+    if (distance := abs(scaled.mean() - description.mean) / description.std) > FARTHEST_MEAN:
+        say_once(f"{path}: its mean as the network gets it is {distance:.1f} standard deviations from that of the "
+                 "training images; `mean`, `std`, `max_grey_value`, `grey_range` or `invert` of the description may be "
+                 "those of other images (scripts.measure_dataset prints what they should be)", kind="mean")
     return ((scaled - description.mean) / description.std).astype(np.float32)[None]
 
 
@@ -238,7 +284,7 @@ def read_scaled(path: Path, description: DatasetDescription) -> np.ndarray:
     Raises:
         InputError: the image is missing or unreadable.
     """
-    grey = read_grey(path, description.max_grey_value)
+    grey = read_grey(path, description.grey)
     largest, (height, width) = np.iinfo(grey.dtype).max, description.input_size
     if description.resize_dtype == "float32":
         return cv2.resize(grey.astype(np.float32) / largest, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -248,5 +294,5 @@ def read_scaled(path: Path, description: DatasetDescription) -> np.ndarray:
 def resize_masks(masks: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Masks, bool, (C, H, W), at another size (H, W), by OpenCV's nearest neighbor."""
     height, width = size
-    return np.stack([cv2.resize(mask.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
-                     for mask in masks])
+    return np.stack([cv2.resize(np.ascontiguousarray(mask).view(np.uint8), (width, height),
+                                interpolation=cv2.INTER_NEAREST) > 0 for mask in masks])

@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from utils.datasets.sources import SOURCES, Count, Table
 from utils.errors import InputError
+from utils.grey import RANGES, GreyValues
 from utils.paths import DATA
 
 FOLDER = Path(__file__).parent / "descriptions"
@@ -27,11 +28,16 @@ Weight = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 
 
 class Metadata(Table, frozen=True):
-    """A CSV table with one row per image: which images count, and which of them are mirrored (column -> value)."""
+    """A CSV table with one row per image: which images count, and which of them are mirrored (column -> value).
+
+    Values are compared without spaces around them and whatever their case, numbers as numbers. Where `as_is` says what
+    images that aren't mirrored have, other values are an error; an empty cell is one in any case.
+    """
     file: str
     stem_column: str
     keep: dict[str, str]
     mirror: dict[str, str] | None = None
+    as_is: dict[str, str] | None = None
 
 
 class StemList(Table, frozen=True):
@@ -54,7 +60,14 @@ class DatasetDescription(Table, frozen=True):
     training_order       "n labeled images" are the first n of this list; else of the sorted stems
     unlabeled_sample     the fixed sample of unlabeled images; else a seeded one
     max_gradient_norm    gradients of a larger norm are scaled down to it in initial and final trainings
-    max_grey_value       the largest grey value, where files of 16 bits hold fewer (4095: 12 bits)
+    image_suffix         of the image files, or several in a list; .PNG is .png, .jpeg is .jpg, .tiff is .tif
+    image_ending         of their names beside the stem: "_0000" in 17_0000.png, whose mask is 17.png
+    subfolders           whether images in folders inside `image_folder` count; their stems have the folder, as in
+                         patient1__AP
+    max_grey_value       white in files of 16 bits that hold fewer (4095: 12 bits)
+    grey_range           how the values of a file are meant, see `utils/grey.py`: "stored", "bits" or "percentiles".
+                         Left out: "bits" where there is an image of 16 bits
+    invert               whether white stands for black in these files
     resize_dtype         the U-Net's input is resized as whole numbers of the file's 8 or 16 bits ("stored", as the
                          authors' scripts/save_segmentations.py does) or after it was scaled to [0, 1] ("float32")
     other_places         where in <data_dir> a file or folder lies (key: the first part of its path), if it isn't in the
@@ -75,8 +88,12 @@ class DatasetDescription(Table, frozen=True):
     training_order: StemList | None = None
     unlabeled_sample: StemList | None = None
     left_out_of_averages: tuple[str, ...] = ()
-    image_suffix: str = ".png"
+    image_suffix: str | tuple[str, ...] = ".png"
+    image_ending: str = ""
+    subfolders: bool = False
     max_grey_value: Annotated[int, Meta(ge=1, le=65535)] | None = None
+    grey_range: Literal[RANGES] | None = None
+    invert: bool = False
     max_gradient_norm: Annotated[float, Meta(gt=0)] | None = None
     resize_dtype: Literal["stored", "float32"] = "stored"
     other_places: dict[str, str] = msgspec.field(default_factory=dict)
@@ -89,6 +106,16 @@ class DatasetDescription(Table, frozen=True):
             raise ValueError(f"the label {taken[0]!r} is the name of a column of the results; call it something else")
         if self.pos_weight and len(self.pos_weight) != len(self.labels):
             raise ValueError(f"pos_weight needs {len(self.labels)} numbers, one per label, has {len(self.pos_weight)}")
+
+    @property
+    def image_suffixes(self) -> tuple[str, ...]:
+        return (self.image_suffix,) if isinstance(self.image_suffix, str) else self.image_suffix
+
+    @property
+    def grey(self) -> GreyValues:
+        """How the values of the image files are meant."""
+        return GreyValues(self.max_grey_value, self.grey_range or ("bits" if self.max_grey_value else "stored"),
+                          self.invert)
 
     def locate(self, folder: Path, file: str) -> Path:
         """Where a file of the data set lies: in its `folder`, or else at its other place if it is there."""
@@ -107,9 +134,12 @@ def load_description(name: str, data_dir: Path = DATA, measured: bool = True) ->
     Raises:
         InputError: there is no such data set, or its file is wrong; the message says where.
     """
-    if name in DATASET_NAMES:
-        return read_description(FOLDER / f"{name}.toml", name, measured)
     own = data_dir / name / OWN
+    if name in DATASET_NAMES:
+        if own.is_file():
+            raise InputError(f"{own}: would not be read, since {name!r} is the name of one of our data sets; give the "
+                             f"folder {own.parent} another name, or take this file away")
+        return read_description(FOLDER / f"{name}.toml", name, measured)
     if Path(name).name != name or not own.is_file():
         raise InputError(f"there is no data set {name!r}; known are {', '.join(DATASET_NAMES)}, and what a file "
                          f"<data_dir>/<name>/{OWN} describes")
@@ -119,7 +149,7 @@ def load_description(name: str, data_dir: Path = DATA, measured: bool = True) ->
 def read_description(path: Path, name: str, measured: bool = True) -> DatasetDescription:
     """Reads one file as the data set `name`. Raises InputError as `load_description` does."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: not a readable TOML file ({error}); correct it") from None
     if measured and (missing := [key for key in MEASURED if key not in table]):
@@ -147,7 +177,8 @@ def _known_names(place: str, table: dict[str, Any]) -> Collection[str]:
     hint = DatasetDescription
     for key in re.findall(r"\.(\w+)", place):
         hint = MASK_KINDS[table["masks"]["kind"]] if key == "masks" else get_type_hints(hint)[key]
+        if get_origin(hint) is not Literal:
+            hint = next(iter(get_args(hint)), hint)  # of what may be missing, or of a list
         if get_origin(hint) is Literal:
             return get_args(hint)
-        hint = next(iter(get_args(hint)), hint)  # of a table that may be missing, or of a list of them
     return hint.__struct_fields__

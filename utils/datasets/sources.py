@@ -3,18 +3,33 @@
 To add a source, write its table and its reader here, and add the pair to `SOURCES`: the `kind` of the table's class is
 then known to every description.
 """
+import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from utils.datasets.cvat import CvatImage, draw_masks, parse_cvat
+from utils.datasets.image_files import FOLDER_MARK, find_files, find_images, list_files
+from utils.datasets.label_maps import (
+    LOSSLESS,
+    Color,
+    check_shares,
+    check_table,
+    find_lossy,
+    read_binary,
+    read_colors,
+    read_label_map,
+)
 from utils.errors import InputError
-from utils.files import image_size, read_label_map
+from utils.files import image_size
+from utils.names import name_some, plain, suggest
 from utils.paths import ROOT
 from utils.tables import matching_stems
 
@@ -37,6 +52,8 @@ class Source(ABC):
     """Ground truth as a data set asks for it. Made of the description and the folder of the data set."""
 
     splits: dict[str, list[str]]  # the sorted stems of each of SPLITS
+    shapes: Counter[str] | None = None  # of each label in the annotated images, where that is known
+    left_out: Sequence[str] = ()  # what of the annotations isn't used, and why, for people
 
     @abstractmethod
     def mask(self, stem: str) -> np.ndarray:
@@ -82,6 +99,8 @@ class CvatMasks(Masks, frozen=True, tag="cvat"):
     attribute: str | None = None  # the attribute of a shape that names its label; else CVAT's own label does
     mirror_stems_with: str | None = None  # the images of these stems are mirrored ones, the drawings are not
     unlabeled_ground_truth: tuple[AnnotationFile, ...] = ()  # known masks of unlabeled images, for measuring only
+    without_shapes: Literal["unlabeled", "empty"] = "unlabeled"  # what an image without shapes is
+    skip_shapes: tuple[Literal["points", "polyline", "skeleton", "cuboid", "box", "ellipse"], ...] = ()  # left out
 
 
 class CvatSource(Source):
@@ -97,34 +116,73 @@ class CvatSource(Source):
         metadata, self._kept = description.metadata, None
         if metadata is not None:
             table = description.locate(folder, metadata.file)
-            self._kept = matching_stems(table, metadata.stem_column, metadata.keep)
+            self._kept = matching_stems(table, metadata.stem_column, metadata.keep, {})
+        self._present = find_images(description, folder).paths if description.subfolders else {}
         self._images: dict[str, CvatImage] = {}
         self._annotated: set[str] = set()
+        self._empty: list[str] = []
+        self._dropped: list[str] = []
+        self._unused, self._skipped = Counter(), Counter()
         self.splits = {split: self._read(getattr(description.masks, split)) for split in SPLITS}
+        self.shapes = Counter(shape.anatomy for image in self._images.values() for shape in image.shapes)
+        self.left_out = self._describe_rest()
         for split, stems in self.splits.items():
             if not stems:
                 raise InputError(f"{folder}: no image is left in the {split} split of {description.name}; the subset "
-                                 "in its annotations or the values in its table of images must match its description")
+                                 "in its annotations or the values in its table of images must match its description"
+                                 + "".join(f"; left out: {text}" for text in self.left_out))
 
     def _read(self, files: Sequence[AnnotationFile]) -> list[str]:
         """Takes in the images of one split and gives their stems in sorted order."""
         stems = []
         for path, image in self._parse(files):
+            self._unused += image.unused
+            self._skipped += image.skipped
+            if not image.shapes and self._description.masks.without_shapes == "unlabeled":
+                self._empty.append(image.stem)
+                continue
             if image.stem in self._annotated:
                 raise InputError(f"{path}: image {image.stem} is annotated in another file or split too; keep one")
             self._annotated.add(image.stem)
             if self.keeps(image.stem):
                 self._images[image.stem] = image
                 stems.append(image.stem)
+            else:
+                self._dropped.append(image.stem)
         return sorted(stems)
 
+    def _describe_rest(self) -> list[str]:
+        empty, texts = sorted(set(self._empty) - self._annotated), []
+        if empty:
+            texts.append(f"{len(empty)} images without a shape of these labels ({name_some(empty)}): they count as not "
+                         'annotated; `without_shapes = "empty"` in [masks] makes them images that show none')
+        if self._dropped:
+            texts.append(f"{len(self._dropped)} annotated images that the table of images doesn't keep "
+                         f"({name_some(sorted(self._dropped))})")
+        if self._unused:
+            hints = {name: suggest(name, [plain(label) for label in self._description.labels]) for name in self._unused}
+            names = sorted(self._unused, key=lambda name: (not hints[name], -self._unused[name], name))
+            counted = name_some([f"{name}{hints[name]} {self._unused[name]}" for name in names], 5)
+            texts.append(f"{self._unused.total()} shapes of {len(names)} labels that the description lacks: {counted}")
+        if self._skipped:
+            texts.append(f"{self._skipped.total()} shapes of these labels by `skip_shapes` "
+                         f"({', '.join(sorted(self._skipped))})")
+        return texts
+
     def _parse(self, files: Sequence[AnnotationFile]) -> list[tuple[Path, CvatImage]]:
-        images = []
+        images, masks = [], self._description.masks
         for file in files:
             path = ROOT / file.file if file.in_project else self._description.locate(self._folder, file.file)
-            parsed = parse_cvat(path, self._description.masks.attribute)
-            images += [(path, image) for image in parsed if file.subset in (None, image.subset)]
+            parsed = parse_cvat(path, masks.attribute, self._description.labels, masks.skip_shapes,
+                                self._description.subfolders)
+            images += [(path, self._place(image)) for image in parsed if file.subset in (None, image.subset)]
         return images
+
+    def _place(self, image: CvatImage) -> CvatImage:
+        """The image by the stem of its file, which may lie in fewer folders than CVAT says."""
+        parts = image.stem.split(FOLDER_MARK)
+        stems = (FOLDER_MARK.join(parts[start:]) for start in range(len(parts)))
+        return replace(image, stem=next((stem for stem in stems if stem in self._present), image.stem))
 
     @cached_property
     def _unlabeled_ground_truth(self) -> dict[str, CvatImage]:
@@ -136,7 +194,7 @@ class CvatSource(Source):
         if metadata is None or metadata.mirror is None:
             return None
         table = self._description.locate(self._folder, metadata.file)
-        return matching_stems(table, metadata.stem_column, metadata.mirror)
+        return matching_stems(table, metadata.stem_column, metadata.mirror, metadata.as_is, self._kept)
 
     def keeps(self, stem: str) -> bool:
         """Whether the metadata table lets this image count; all do where there is no table."""
@@ -165,7 +223,7 @@ class CvatSource(Source):
 
     def content(self, stem: str) -> bytes:
         image = self._image(stem)
-        shapes = [(shape.anatomy, shape.rle if shape.polygon is None else shape.polygon.tobytes())
+        shapes = [(shape.anatomy, shape.polygon.tobytes() if shape.polygon is not None else shape.rle or shape.ellipse)
                   for shape in image.shapes]
         return repr((image.width, image.height, self.is_mirrored(stem), shapes)).encode()
 
@@ -186,21 +244,54 @@ class StoredSource(Source):
     def __init__(self, description: "DatasetDescription", folder: Path):
         """Raises InputError if the file is missing, wrong, or holds too few images for the splits."""
         from utils.mask_store import MaskStore  # HDF5, which other sources do without
-        path = description.locate(folder, description.masks.file)
-        if not path.is_file():
-            raise InputError(f"{path}: no such masks; make them with `{description.prepare}`")
-        self._store = MaskStore(path, description.labels)
-        self.splits = split_by_counts(path, self._store.stems, description)
+        self._path, self._labels = description.locate(folder, description.masks.file), description.labels
+        if not self._path.is_file():
+            raise InputError(f"{self._path}: no such masks; make them with `{description.prepare}`")
+        try:
+            self._store = MaskStore(self._path, description.labels)
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise InputError(f"{self._path}: not a file of masks ({error}); see utils/mask_store.py for what it holds"
+                             ) from None
+        self._names = {plain(stem): stem for stem in self._store.stems}
+        self.splits = split_by_counts(self._path, sorted(self._names), description)
 
     def mask(self, stem: str) -> np.ndarray:
-        return self._store.mask(stem)
+        """As in `Source`.
+
+        Raises:
+            InputError: it isn't one mask per label, or holds more than two values.
+        """
+        try:
+            values = np.asarray(self._store.mask(self._names[stem]))
+        except (OSError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise InputError(f"{self._path}: the mask of {stem} is not readable ({error}); write it again") from None
+        if values.ndim != 3 or len(values) != len(self._labels) or not values.size or values.dtype.kind not in "biuf":
+            raise InputError(f"{self._path}: the mask of {stem} is of shape {values.shape} and type {values.dtype}; it "
+                             f"must be ({len(self._labels)}, H, W), one channel per label, of 0 and 1; write it so")
+        if values.dtype != bool and not np.isin(values, (0, 1)).all():
+            raise InputError(f"{self._path}: the mask of {stem} holds other numbers than 0 and 1, such as "
+                             f"{values[~np.isin(values, (0, 1))][0]}; write it as bool")
+        return values.astype(bool, copy=False)
 
 
 class LabelMaps(Masks, frozen=True, tag="label_maps"):
-    """One grey PNG per image in `folder`: 0 is the background, value v the v-th label; split as `StoredMasks`."""
+    """One lossless image file per image in `folder`; split as `StoredMasks`.
+
+    folder               the label maps; 0 is the background, value v the v-th label
+    ending               of their names beside the stem: "_mask" in 17_mask.png, the label map of 17.png
+    values               other values: label -> value
+    ignore               values that belong to no label, as 0 does
+    colors               for label maps in color: label -> [red, green, blue], or a file such as CVAT's labelmap.txt
+    large_labels         labels that may cover more than half of an image
+    """
     folder: str
     train: Count
     val: Count
+    ending: str = ""
+    values: dict[str, int] = field(default_factory=dict)
+    ignore: tuple[int, ...] = ()
+    colors: str | dict[str, Color] | None = None
+    large_labels: tuple[str, ...] = ()
 
 
 class LabelMapSource(Source):
@@ -208,29 +299,118 @@ class LabelMapSource(Source):
 
     def __init__(self, description: "DatasetDescription", folder: Path):
         """Raises InputError if the folder is missing or holds too few masks for the splits."""
-        self._folder, self._labels = description.locate(folder, description.masks.folder), description.labels
+        masks = self._masks = description.masks
+        self._folder, self._labels = description.locate(folder, masks.folder), description.labels
         if not self._folder.is_dir():
             raise InputError(f"{self._folder}: no such folder of masks; put them there with "
                              f"`{description.prepare}`")
-        stems = sorted(path.stem for path in self._folder.glob("[!.]*.png"))
-        self.splits = split_by_counts(self._folder, stems, description)
+        if masks.values:
+            check_table(f"{folder}: `values` in [masks]", self._labels, masks.values)
+        self._colors = masks.colors
+        if isinstance(masks.colors, str):
+            table = description.locate(folder, masks.colors)
+            self._colors = read_colors(table)
+            check_table(str(table), self._labels, self._colors, exactly=False)
+        elif masks.colors is not None:
+            check_table(f"{folder}: `colors` in [masks]", self._labels, masks.colors, exactly=False)
+        found = find_files(self._folder, LOSSLESS, masks.ending, description.subfolders)
+        if lossy := find_lossy(found.left_out, found.paths):
+            raise InputError(f"{self._folder}: {lossy}: such files keep values only roughly; export these masks as PNG "
+                             "from where they were drawn")
+        self._paths, self.left_out = found.paths, found.describe("files of masks")
+        self.splits = split_by_counts(self._folder, list(self._paths), description)
 
     def size(self, stem: str) -> tuple[int, int]:
         """(H, W) from the file's header."""
-        return image_size(self._folder / f"{stem}.png")
+        return image_size(self._paths[stem])
 
     def mask(self, stem: str) -> np.ndarray:
         """As in `Source`.
 
         Raises:
-            InputError: the file isn't a readable image, or has a value beyond the last label.
+            InputError: the file isn't a readable label map, or has a value that no label has.
         """
-        path = self._folder / f"{stem}.png"
-        values = read_label_map(path)
-        if values.max() > len(self._labels):
-            raise InputError(f"{path}: has the value {values.max()}, but there are {len(self._labels)} labels; use the "
-                             "masks of index values (0 background, 1 the first label), not those made to be looked at")
-        return values == np.arange(1, len(self._labels) + 1)[:, None, None]
+        path = self._paths[stem]
+        masks = read_label_map(path, self._labels, self._masks.values, self._masks.ignore, self._colors)
+        check_shares(path, masks, self._labels, self._masks.large_labels)
+        return masks
+
+
+class LabelFiles(Masks, frozen=True, tag="label_files"):
+    """One lossless image file per image and label, in which everything that isn't black is the label; split as
+    `StoredMasks`.
+
+    files                label -> its files as seen from the data set's folder, such as "masks/heart/{stem}.gif" or
+                         "masks/{stem}_heart.png"; * stands for any name
+    missing_files        "refuse", or "empty": an image that has no file of a label doesn't show it
+    large_labels         labels that may cover more than half of an image
+    """
+    files: dict[str, str]
+    train: Count
+    val: Count
+    missing_files: Literal["refuse", "empty"] = "refuse"
+    large_labels: tuple[str, ...] = ()
+
+
+class LabelFileSource(Source):
+    """Masks from files of one label each."""
+
+    def __init__(self, description: "DatasetDescription", folder: Path):
+        """Raises InputError if files are missing, or are too few for the splits."""
+        self._masks, self._labels = description.masks, description.labels
+        check_table(f"{folder}: `files` in [masks]", self._labels, self._masks.files)
+        self._paths = {label: _match_files(description, folder, self._masks.files[label]) for label in self._labels}
+        stems = sorted(set().union(*self._paths.values()))
+        self.left_out = []
+        for label, paths in self._paths.items():
+            if not (missing := [stem for stem in stems if stem not in paths]):
+                continue
+            if self._masks.missing_files == "refuse":
+                raise InputError(f"{folder}: {len(missing)} of {len(stems)} images have no file "
+                                 f"{self._masks.files[label]} ({name_some(missing)}); put it there, or say that those "
+                                 f"don't show {label}: `missing_files = \"empty\"` in [masks] of the description")
+            self.left_out.append(f"{len(missing)} images have no file of {label}, so don't show it")
+        self.splits = split_by_counts(folder, stems, description)
+
+    def _path_of(self, stem: str) -> dict[str, Path]:
+        return {label: paths[stem] for label, paths in self._paths.items() if stem in paths}
+
+    def size(self, stem: str) -> tuple[int, int]:
+        return image_size(next(iter(self._path_of(stem).values())))
+
+    def mask(self, stem: str) -> np.ndarray:
+        """As in `Source`. Raises InputError if a file isn't a readable mask, or two are of different sizes."""
+        masks, paths = np.zeros((len(self._labels), *self.size(stem)), bool), self._path_of(stem)
+        for channel, label in enumerate(self._labels):
+            if label in paths:
+                mask = read_binary(paths[label])
+                if mask.shape != masks.shape[1:]:
+                    raise InputError(f"{paths[label]}: is {mask.shape[1]} x {mask.shape[0]} pixels, another mask of "
+                                     f"this image {masks.shape[2]} x {masks.shape[1]}; use masks of one size")
+                masks[channel] = mask
+                check_shares(paths[label], masks[channel:channel + 1], [label], self._masks.large_labels)
+        return masks
+
+
+def _match_files(description: "DatasetDescription", folder: Path, pattern: str) -> dict[str, Path]:
+    """Stem -> file of those that a pattern with {stem} names, whatever their case. Raises InputError: none, or two."""
+    parts = Path(pattern).parts
+    fixed = next((number for number, part in enumerate(parts) if re.search(r"[{*]", part)), len(parts))
+    if pattern.count("{stem}") != 1:
+        raise InputError(f"{folder}: `files` in [masks] has {pattern!r}; write {{stem}} once, where the name of the "
+                         "image stands")
+    place = description.locate(folder, str(Path(*parts[:fixed])))
+    rule = re.escape("/".join(parts[fixed:])).replace(r"\{stem\}", "(?P<stem>[^/]+)").replace(r"\*", "[^/]*")
+    paths: dict[str, Path] = {}
+    for path in list_files(place):
+        if match := re.fullmatch(rule, path.relative_to(place).as_posix(), re.IGNORECASE):
+            if (stem := plain(match["stem"])) in paths:
+                raise InputError(f"{path}: is a mask of the same image and label as {paths[stem]}; keep one")
+            paths[stem] = path
+    if not paths:
+        raise InputError(f"{place}: holds no file {'/'.join(parts[fixed:])}; put the masks there, or name their place "
+                         "in `files` in [masks] of the description")
+    return paths
 
 
 def split_by_counts(where: Path, stems: Sequence[str], description: "DatasetDescription") -> dict[str, list[str]]:
@@ -247,4 +427,4 @@ def split_by_counts(where: Path, stems: Sequence[str], description: "DatasetDesc
 
 
 SOURCES: dict[type[Masks], type[Source]] = {
-    CvatMasks: CvatSource, StoredMasks: StoredSource, LabelMaps: LabelMapSource}
+    CvatMasks: CvatSource, StoredMasks: StoredSource, LabelMaps: LabelMapSource, LabelFiles: LabelFileSource}

@@ -1,0 +1,270 @@
+"""The recommended refinement, which trusts neither the U-Net nor SAM alone. It isn't the paper's.
+
+What to trust is a matter of the images, so the labeled validation images say it, for each class:
+1. where to cut the U-Net's logits: a loss weighted by pos_weight makes its masks too large;
+2. what to ask SAM, once, for each object of the masks that this gives (`PROMPT_SETS`);
+3. how much of SAM's logits to mix in, from nothing to all, and where to cut the mixture;
+4. which component of a mask to keep;
+5. how good a mask is, by what the raters say of it.
+
+    calibration = calibrate(images, decoder)         # of the validation images
+    refined = refine_calibrated(probabilities, embedding, decoder, calibration)
+"""
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from segment_anything.embeddings import ImageEmbedding
+from segment_anything.refinement.cleaning import SELECTIONS, select_components
+from segment_anything.refinement.prompts import extract_prompts, to_logits
+from segment_anything.refinement.refine import Refined, RefinementOptions, decode_all, refine_in_batches
+from segment_anything.stored_decoder import StoredEmbeddingDecoder
+from utils.dice import image_dice, multilabel_dice
+
+PROMPT_SETS = (("box", "mask"), ("box",), ("box", "pos_points", "mask"))
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.85, 1.0)  # of SAM's logits in the mixture
+CUTS = np.arange(-6, 10.01, 0.25)  # of logits
+FEATURES = ("expected", "agreement", "sam")  # of a mask, each a Dice in [0, 1]; see `Rated`
+RIDGE = 0.1  # of the estimated Dice
+PRIOR = 2.0  # images whose worth the mean over all classes has in the choice of one class
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the validation images said.
+
+    Attributes:
+        cuts: of the U-Net's logits, per class
+        prompts: that SAM is asked with, one of `PROMPT_SETS`
+        shares: of SAM's logits in the mixture with the U-Net's, less `cuts`; per class, in [0, 1]
+        mixed_cuts: of the mixture, per class
+        selection: which component is kept, one of `SELECTIONS`
+        quality: weights of the `FEATURES` in the estimated Dice
+        offsets: of the estimated Dice, per class
+        dice: mean Dice over the validation images, in [0, 1], of the U-Net's masks and of these
+    """
+
+    cuts: tuple[float, ...]
+    prompts: tuple[str, ...]
+    shares: tuple[float, ...]
+    mixed_cuts: tuple[float, ...]
+    selection: str
+    quality: tuple[float, ...]
+    offsets: tuple[float, ...]
+    dice: tuple[float, float]
+
+
+class Rated(NamedTuple):
+    """What is known of the objects of one image; all float64.
+
+    Attributes:
+        mixture: logits, (C, H, W)
+        features: (C, 3) the Dice that the mixture's probabilities expect of its mask, that of the U-Net's mask and
+            SAM's, and SAM's estimate of its own; where SAM wasn't asked, what the probabilities expect
+        cleaned: bool, (C, H, W), the U-Net's masks that SAM was asked by
+    """
+
+    mixture: np.ndarray
+    features: np.ndarray
+    cleaned: np.ndarray
+
+
+def refine_calibrated(probabilities: np.ndarray, embedding: ImageEmbedding, decoder: StoredEmbeddingDecoder,
+                      calibration: Calibration) -> Refined:
+    """Masks of one image as the calibration says.
+
+    Args:
+        probabilities: of the U-Net, float, (C, H, W), in [0, 1]
+        embedding: of the same image, from the decoder's checkpoint
+    Returns:
+        `estimated_dice` is NaN for an empty mask
+    """
+    return _refine_together([(probabilities, embedding)], decoder, calibration)[0]
+
+
+def refine_all_calibrated(images: Iterable[tuple[np.ndarray, ImageEmbedding]], decoder: StoredEmbeddingDecoder,
+                          calibration: Calibration) -> Iterator[Refined]:
+    """`refine_calibrated` for many images, as `refine_all`."""
+    return refine_in_batches(images, decoder, partial(_refine_together, decoder=decoder, calibration=calibration))
+
+
+def _refine_together(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decoder: StoredEmbeddingDecoder,
+                     calibration: Calibration) -> list[Refined]:
+    sam = _ask_sam(images, decoder, calibration.cuts, calibration.prompts)
+    return [_finish(_mix(*answer, calibration), calibration) for answer in sam]
+
+
+def _finish(rated: Rated, calibration: Calibration) -> Refined:
+    masks = _select(rated.mixture, calibration.selection)
+    estimate = (rated.features @ np.array(calibration.quality) + calibration.offsets).clip(0, 1)
+    estimate[~masks.any(axis=(1, 2))] = np.nan
+    return Refined(masks, estimate, rated.cleaned)
+
+
+class Answer(NamedTuple):
+    """What both raters say of one image.
+
+    Attributes:
+        unet: logits less their cuts, float64, (C, H, W)
+        cleaned: bool, (C, H, W), the masks that SAM was asked by
+        sam: logits, float32, (C, H, W); NaN for a class without a mask
+        estimate: SAM's of its Dice, float64, (C,); NaN likewise
+    """
+
+    unet: np.ndarray
+    cleaned: np.ndarray
+    sam: np.ndarray
+    estimate: np.ndarray
+
+
+def _ask_sam(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decoder: StoredEmbeddingDecoder,
+             cuts: Sequence[float], names: tuple[str, ...]) -> list[Answer]:
+    embeddings = [embedding for _, embedding in images]
+    unet = [_cut(probabilities, cuts) for probabilities, _ in images]
+    cleaned = [_select(logits, "largest") for logits in unet]
+    prompts = [extract_prompts(masks, _sigmoid(logits)) for masks, logits in zip(cleaned, unet, strict=True)]
+    answers = [Answer(logits, masks, np.full(logits.shape, np.nan, np.float32), np.full(len(logits), np.nan))
+               for logits, masks in zip(unet, cleaned, strict=True)]
+    options = RefinementOptions(prompt1st=names, prompt2nd=())
+    for number, (low, iou) in decode_all(decoder, embeddings, prompts, options).items():
+        answer, valid = answers[number], prompts[number].valid
+        answer.sam[valid] = decoder.upscale(low, embeddings[number], answer.unet.shape[1:]).cpu().numpy()
+        iou = iou.double().cpu().numpy()
+        answer.estimate[valid] = 2 * iou / (1 + iou)
+    return answers
+
+
+def _mix(unet: np.ndarray, cleaned: np.ndarray, sam: np.ndarray, estimate: np.ndarray, calibration: Calibration
+         ) -> Rated:
+    mixture = _blend(unet, sam, _per_class(calibration.shares)) - _per_class(calibration.mixed_cuts)
+    probabilities, masks = _sigmoid(mixture), mixture > 0
+    expected = (2 * (probabilities * masks).sum(axis=(1, 2))
+                / np.maximum(probabilities.sum(axis=(1, 2)) + masks.sum(axis=(1, 2)), 1e-9))
+    agreement = multilabel_dice(torch.from_numpy(sam > 0), torch.from_numpy(cleaned)).double().numpy()
+    asked = ~np.isnan(estimate)
+    features = [expected, np.where(asked, agreement, expected), np.where(asked, estimate, expected)]
+    return Rated(mixture, np.stack(features, axis=1), cleaned)
+
+
+def calibrate(probabilities: Sequence[np.ndarray], embeddings: Sequence[ImageEmbedding] | Iterable[ImageEmbedding],
+              ground_truth: Sequence[np.ndarray], decoder: StoredEmbeddingDecoder) -> Calibration:
+    """What images say that the U-Net wasn't trained on.
+
+    Args:
+        probabilities: of each image, float, (C, H, W), in [0, 1]
+        embeddings: of each image; they are gone through once
+        ground_truth: of each image, bool, (C, H, W)
+    """
+    raw = [to_logits(predicted) for predicted in probabilities]
+    curves = np.stack([dice_curve(*pair, CUTS) for pair in zip(raw, ground_truth, strict=True)])  # (N, C, T)
+    cuts = CUTS[_choose(curves)]
+    tables, answers = {names: [] for names in PROMPT_SETS}, {names: [] for names in PROMPT_SETS}
+    for image in zip(probabilities, embeddings, ground_truth, strict=True):
+        for names in PROMPT_SETS:
+            answer, = _ask_sam([image[:2]], decoder, cuts, names)
+            mixtures = [dice_curve(_blend(answer.unet, answer.sam, share), image[2], CUTS) for share in SHARES]
+            tables[names].append(np.stack(mixtures, axis=1))  # (C, shares, T)
+            answers[names].append(answer._replace(sam=answer.sam.astype(np.float16)))
+    scores = {names: _shrink(np.stack(table)).reshape(len(cuts), -1).max(axis=1).mean()
+              for names, table in tables.items()}
+    names = max(scores, key=scores.get)  # the first of equally good ones
+    share, cut = np.unravel_index(_choose(np.stack(tables[names])), (len(SHARES), len(CUTS)))
+    found = Calibration(tuple(cuts.tolist()), names, tuple(np.array(SHARES)[share].tolist()),
+                        tuple(CUTS[cut].tolist()), "none", (0.0,) * len(FEATURES), (0.0,) * len(cuts), (0.0, 0.0))
+    return _rate(found, [_mix(*answer, found) for answer in answers[names]], raw, ground_truth)
+
+
+def _rate(found: Calibration, rated: Sequence[Rated], raw: Sequence[np.ndarray], ground_truth: Sequence[np.ndarray]
+          ) -> Calibration:
+    """With the best component, and what tells how good a mask is."""
+    dice = {name: np.stack([_dice(_select(image.mixture, name), masks)
+                            for image, masks in zip(rated, ground_truth, strict=True)])
+            for name in ("none", *SELECTIONS)}
+    selection = max(dice, key=lambda name: _mean(dice[name]))
+    quality, offsets = _fit_quality(np.stack([image.features for image in rated]), dice[selection])
+    before = _mean(np.stack([_dice(logits > 0, masks) for logits, masks in zip(raw, ground_truth, strict=True)]))
+    return replace(found, selection=selection, quality=quality, offsets=offsets,
+                   dice=(before, _mean(dice[selection])))
+
+
+def _fit_quality(features: np.ndarray, dice: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Weights of the features (N, C, F) and offsets per class that tell the Dice (N, C), NaN where there is none, by
+    ridge regression; a class's offset is drawn to the mean of all as `PRIOR` says."""
+    shown = ~np.isnan(dice)
+    chosen, values = features[shown], dice[shown]
+    mean, center = (chosen.mean(axis=0), values.mean()) if len(values) else (np.zeros(features.shape[2]), 0.0)
+    centered = chosen - mean
+    weights = np.linalg.solve(centered.T @ centered + RIDGE * np.eye(len(mean)), centered.T @ (values - center))
+    residual = np.where(shown, dice - features @ weights - (center - mean @ weights), 0)
+    offsets = center - mean @ weights + residual.sum(axis=0) / (shown.sum(axis=0) + PRIOR)
+    return tuple(weights.tolist()), tuple(offsets.tolist())
+
+
+def dice_curve(logits: np.ndarray, ground_truth: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """Dice of the masks `logits > cut` of each class, for all cuts in one pass.
+
+    Args:
+        logits: float, (C, H, W)
+        ground_truth: bool, (C, H, W)
+        cuts: ascending, (T,)
+    Returns:
+        float64, (C, T), NaN for a class that the ground truth doesn't show
+    """
+    curves = np.full((len(logits), len(cuts)), np.nan)
+    for channel in np.flatnonzero(ground_truth.any(axis=(1, 2))):
+        above = logits[channel] > cuts[0]  # few pixels, as most are clearly background
+        passed = np.searchsorted(cuts, logits[channel][above])  # so many cuts lie below
+        counts = (np.bincount(passed[chosen], minlength=len(cuts) + 1)[::-1].cumsum()[::-1][1:]
+                  for chosen in (slice(None), ground_truth[channel][above]))
+        predicted, both = counts
+        curves[channel] = 2 * both / (predicted + np.count_nonzero(ground_truth[channel]))
+    return curves
+
+
+def _shrink(tables: np.ndarray) -> np.ndarray:
+    """Mean over images of (N, C, ...), NaN where an image doesn't count, with the mean over all classes worth `PRIOR`
+    images: a class that few images show goes by what all say."""
+    shown = ~np.isnan(tables)
+    total = np.where(shown, tables, 0).sum(axis=0)
+    count = shown.sum(axis=0)
+    shared = total.sum(axis=0) / np.maximum(count.sum(axis=0), 1)
+    return (total + PRIOR * shared) / (count + PRIOR)
+
+
+def _choose(tables: np.ndarray) -> np.ndarray:
+    """The best position of each class in (N, C, ...), flat, int (C,)."""
+    return _shrink(tables).reshape(tables.shape[1], -1).argmax(axis=1)
+
+
+def _cut(probabilities: np.ndarray, cuts: Sequence[float]) -> np.ndarray:
+    return to_logits(probabilities) - _per_class(cuts)
+
+
+def _blend(unet: np.ndarray, sam: np.ndarray, share: np.ndarray | float) -> np.ndarray:
+    """A mixture of logits; where SAM wasn't asked, the U-Net's."""
+    return np.where(np.isnan(sam), unet, (1 - share) * unet + share * sam)
+
+
+def _select(logits: np.ndarray, selection: str) -> np.ndarray:
+    return select_components(logits > 0, _sigmoid(logits), selection)
+
+
+def _dice(masks: np.ndarray, ground_truth: np.ndarray) -> np.ndarray:
+    return multilabel_dice(torch.from_numpy(masks), torch.from_numpy(ground_truth)).double().numpy()
+
+
+def _mean(dice: np.ndarray) -> float:
+    """Over images of each image's mean over classes, (N, C)."""
+    return image_dice(torch.from_numpy(dice)).nanmean().item()
+
+
+def _per_class(values: Sequence[float]) -> np.ndarray:
+    return np.asarray(values)[:, None, None]
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits))
