@@ -160,7 +160,7 @@ class Evaluation:
 
     @cached_property
     def _fingerprint(self) -> str:
-        return data_parameters(self.model.data, self.stems)["images"]
+        return data_parameters(self.model.data, self.stems)["data_sha256"]
 
     def measure(self) -> dict[str, Values]:
         """Dice, and with it surface Dice and estimates where the tables have them."""

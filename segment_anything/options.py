@@ -161,7 +161,7 @@ class Sam:
 
     def folder(self, data: AnnotatedImages) -> Path:
         """Of this SAM's embeddings of a data set, `<stem>.h5`."""
-        return embedding_folder(data.data_dir, data.description.name, self.embeddings_name)
+        return embedding_folder(data.derived_dir, data.description.name, self.embeddings_name)
 
     def read_embedding(self, data: AnnotatedImages, stem: str) -> ImageEmbedding:
         """Of one image. Raises InputError as `load_embedding`."""
@@ -198,4 +198,4 @@ class Sam:
         `save_missing_embeddings`."""
         images = [(stem, data.image_path(stem)) for stem in stems]
         return save_missing_embeddings(images, self.folder(data), self.type_name, self.checkpoint, device,
-                                       self.precision, self.grey)
+                                       self.precision, self.grey, data.digests(stems))

@@ -35,10 +35,14 @@ class DataOptions:
     dataset: str = option("graz", f"{', '.join(DATASET_NAMES)}, or your own, described by <data_dir>/NAME/{OWN}",
                           metavar="NAME")
     data_dir: Path = option(DATA, "folder of all data sets", type=Path)
+    derived_dir: Path | None = option(None, "folder of the embeddings and masks that are made of the images (left out: "
+                                            "<data_dir>, which then can't be read-only)", type=Path)
 
     def open(self, input_size: Sequence[int] | None = None) -> AnnotatedImages:
         """At that size (H, W) of the network's input, or the description's. Raises InputError as `open_dataset`."""
-        return open_dataset(self.dataset, self.data_dir, input_size)
+        data = open_dataset(self.dataset, self.data_dir, input_size)
+        data.derived_dir = self.derived_dir or self.data_dir
+        return data
 
 
 @dataclass(frozen=True)

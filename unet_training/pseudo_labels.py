@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
-import msgspec
 import numpy as np
 
 from segment_anything.embeddings import ImageEmbedding
@@ -26,10 +25,10 @@ from unet_training.nnunet.training import find_nnunet, train_nnunet_if_missing
 from unet_training.training_stage import data_parameters
 from utils.datasets.annotated import AnnotatedImages, read_scaled
 from utils.errors import InputError
-from utils.files import atomic_path
 from utils.options import add_options, option, option_values, options_from
 from utils.paths import mask_file
 from utils.random_walk import RandomWalkOptions, random_walk_masks
+from utils.records import read_record, write_record
 from utils.tracking.models import Model, fetch_model
 
 
@@ -227,7 +226,7 @@ class Recommended(_OfSam):
         return f"recommended refinement, SAM type {self.sam.name}"
 
     def attributes(self, model: TrainedModel) -> dict[str, str]:
-        return {**super().attributes(model), "images": data_parameters(model.data, model.data.stems("val"))["images"]}
+        return {**super().attributes(model), "validation": data_parameters(model.data, model.data.stems("val"))["data_sha256"]}
 
     def compute(self, model: TrainedModel, stems: Sequence[str]) -> Iterator[Mask]:
         calibration = self.calibrate(model)
@@ -238,18 +237,16 @@ class Recommended(_OfSam):
 
     def calibrate(self, model: TrainedModel) -> Calibration:
         """What the validation images say, read if it was asked before of the same images, network and SAM."""
-        path = mask_file(model.data.data_dir, model.id, self.variant).with_suffix(".json")
+        path = mask_file(model.data.derived_dir, model.id, self.variant).with_suffix(".json")
         stems, attributes = model.data.stems("val"), self.attributes(model)
-        if path.is_file():
-            with suppress(msgspec.DecodeError):
-                known = msgspec.json.decode(path.read_bytes(), type=_KnownCalibration)
-                if known.attributes == attributes:
-                    return known.calibration
+        with suppress(InputError):  # it isn't there, or damaged
+            known = read_record(path, _KnownCalibration)
+            if known.attributes == attributes:
+                return known.calibration
         decoder, images = self.inputs(model, stems)
         _, probabilities, embeddings = zip(*images, strict=True)
         calibration = calibrate(probabilities, embeddings, [model.data.mask(stem) for stem in stems], decoder)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(_KnownCalibration(attributes, calibration))))
+        write_record(path, _KnownCalibration(attributes, calibration))
         return calibration
 
 

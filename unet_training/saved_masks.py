@@ -5,7 +5,7 @@
 """
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -36,11 +36,12 @@ def save_masks(labels: PseudoLabels, model: TrainedModel, selection: Selection) 
     path = masks_path(labels, model)
     with exclusive(path):
         writer = MaskWriter(path, model.data.description.labels, labels.attributes(model))
-        missing = writer.missing(model.unlabeled_stems(selection))
+        origins = model.data.origins(model.unlabeled_stems(selection))
+        missing = writer.missing(list(origins), origins)
         if missing:
             labels.check()
             check_writable(path.parent)
-            _make(labels, model, selection, writer, missing)
+            _make(labels, model, selection, writer, {stem: origins[stem] for stem in missing})
     print(f"{labels.kind} masks: {path} ({len(missing)} new)")
     if labels.notice:
         print(f"refined masks: {labels.notice}")
@@ -48,7 +49,7 @@ def save_masks(labels: PseudoLabels, model: TrainedModel, selection: Selection) 
 
 
 def _make(labels: PseudoLabels, model: TrainedModel, selection: Selection, writer: MaskWriter,
-          missing: Sequence[str]) -> None:
+          origins: Mapping[str, str]) -> None:
     description = model.data.description
     parameters = {"stage": labels.stage, "dataset": description.name, "model_id": model.id, "masks": labels.variant,
                   **option_values(selection), **labels.parameters}
@@ -56,7 +57,7 @@ def _make(labels: PseudoLabels, model: TrainedModel, selection: Selection, write
         experiment.use_model(model.id)
         estimates: list[np.ndarray] = []
         with writer:
-            writer.write_all(note_estimates(labels.compute(model, missing), estimates))
+            writer.write_all(note_estimates(labels.compute(model, list(origins)), estimates), origins)
         if estimates:
             means = class_means(np.stack(estimates))
             experiment.histogram("estimated dice per class", means, description.labels, 0)
@@ -72,7 +73,7 @@ def note_estimates(masks: Iterable[Mask], estimates: list[np.ndarray]) -> Iterat
 
 def masks_path(labels: PseudoLabels, model: TrainedModel) -> Path:
     """Where a model's masks of this kind lie, if they were saved."""
-    return mask_file(model.data.data_dir, model.id, labels.variant)
+    return mask_file(model.data.derived_dir, model.id, labels.variant)
 
 
 def open_saved_masks(labels: PseudoLabels, model: TrainedModel) -> MaskStore:
@@ -149,7 +150,8 @@ def masks_of(labels: PseudoLabels, model: TrainedModel, stems: Sequence[str]) ->
     path = masks_path(labels, model)
     if path.exists():
         store = MaskStore(path, model.data.description.labels)
-        if all(stem in store for stem in stems) and not find_difference(store, labels, model):
+        origins = model.data.origins(stems)
+        if all(store.images.get(stem) == origins[stem] for stem in stems) and not find_difference(store, labels, model):
             yield from (Mask(stem, store.mask(stem), store.estimated_dice(stem)) for stem in stems)
             return
     yield from labels.compute(model, stems)

@@ -105,7 +105,7 @@ class InitialTraining(TrainingStage):
         model: torch.nn.Module = network
         if network.features_name and not self.schedule.data_aug:  # then its frozen part sees each image once
             model = network.head
-            folder = embedding_folder(self.data.data_dir, description.name, network.features_name)
+            folder = embedding_folder(self.data.derived_dir, description.name, network.features_name)
             labeled, validation = (StoredFeatures(network, images, folder, device) for images in (labeled, validation))
         sampler = RandomSampler(labeled, replacement=True, num_samples=self.sampling.data_sample_per_epoch)
         training = Training(description.name, description.labels, description.input_size, description.mean,

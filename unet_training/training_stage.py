@@ -110,17 +110,17 @@ def option_defaults(stage: TrainingStage) -> dict[str, Any]:
 def data_parameters(data: AnnotatedImages, labeled: Iterable[str], unlabeled: Iterable[str] = ()) -> dict[str, Any]:
     """What a training depends on besides its options: with other data they are other values.
 
-    `images` stands for the images, by their names and the sizes of their files, and for the labeled ones' masks.
+    `data_sha256` stands for the bytes of the images, by their names, and for the labeled ones' masks.
     """
     description, digest, labeled = data.description, hashlib.sha256(), list(labeled)
-    digest.update(repr(description.labels).encode())
-    for stem in (*labeled, *unlabeled):
-        digest.update(f"{stem} {data.image_path(stem).stat().st_size}\n".encode())
+    digest.update(repr((description.labels, description.grey)).encode())
+    for stem, image in data.digests([*labeled, *unlabeled]).items():
+        digest.update(f"{stem} {image}\n".encode())
     for stem in labeled:
         digest.update(data.content(stem))
     return {"dataset": description.name, "input_size": list(description.input_size), "mean": description.mean,
             "std": description.std, "resize_dtype": description.resize_dtype,
-            "pos_weight": list(description.pos_weight), "images": digest.hexdigest()[:16]}
+            "pos_weight": list(description.pos_weight), "data_sha256": digest.hexdigest()}
 
 
 def fingerprint(parameters: Mapping) -> str:

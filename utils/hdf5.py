@@ -6,13 +6,14 @@
         ...
 
 HDF5 itself crashes on a full disk, and may read a damaged file for ever. So files are made in memory, and the first
-1024 bytes (HDF5's user block, which other programs skip) hold a line of JSON: `sha256` of all that follows, and what
-the file was made from. It is checked before HDF5 sees the file. A file of another program has no such line, and is
+1024 bytes (HDF5's user block, which other programs skip) hold a line of JSON: number and `sha256` of the bytes that
+follow, and what the file was made from. It is checked before HDF5 sees the file. A file of another program has no such line, and is
 first read through by another process.
 """
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -53,7 +54,8 @@ def new_hdf5(path: Path, origin: Mapping[str, Any]) -> Iterator[h5py.File]:
     with h5py.File(memory, "w", userblock_size=HEADER) as file:
         yield file
     content = memory.getbuffer()[HEADER:]
-    header = json.dumps({"sha256": hashlib.sha256(content).hexdigest(), **origin}).encode().ljust(HEADER)
+    checks = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    header = json.dumps({**checks, **origin}).encode().ljust(HEADER)
     if len(header) > HEADER:
         raise ValueError(f"{path}: its origin takes {len(header)} bytes")
     with atomic_path(path) as temporary, temporary.open("wb") as target:
@@ -62,12 +64,15 @@ def new_hdf5(path: Path, origin: Mapping[str, Any]) -> Iterator[h5py.File]:
 
 
 def read_origin(path: Path) -> dict[str, Any]:
-    """What a file was made from, without HDF5; {} where it isn't there, or is of another program. Raises OSError."""
+    """What a file was made from, without HDF5; {} where it isn't there, isn't whole, or is of another program. Raises
+    OSError."""
     try:
         with path.open("rb") as file:
-            return _parse(file.read(HEADER))
+            origin = _parse(file.read(HEADER))
+            whole = origin.get("bytes") == os.fstat(file.fileno()).st_size - HEADER
     except FileNotFoundError:
         return {}
+    return origin if whole else {}
 
 
 def _parse(header: bytes) -> dict[str, Any]:

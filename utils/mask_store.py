@@ -1,7 +1,7 @@
 """Segmentations of many images in one HDF5 file (paper's layout).
 
-    segmentation_mask/<stem>   bool, (C, H, W), gzip; attributes `estimated_dice` (C floats) on refined masks,
-                               `image_sha256` where the image that it was made of is known
+    segmentation_mask/<stem>   bool, (C, H, W), gzip; attributes `estimated_dice` (C floats) on refined masks, `image`
+                               (SHA-256 of the image file, and how it was read) on those that were made of one
     attributes                 labels (JSON: name -> channel); clearml_model_id, refine_params (JSON) as the writer says
 
 Until all are there each mask is a file of its own in the folder `<name>.<digest of labels and attributes>.part`.
@@ -23,7 +23,7 @@ from utils.files import explain_damage
 from utils.hdf5 import check_intact, new_hdf5, open_hdf5, read_origin
 from utils.overlap import map_threaded
 
-GROUP, IMAGE, ESTIMATE = "segmentation_mask", "image_sha256", "estimated_dice"
+GROUP, IMAGE, ESTIMATE = "segmentation_mask", "image", "estimated_dice"
 REMEDY = "restore it from a copy, or, if a stage made it, move it away and run that stage again"
 
 
@@ -32,7 +32,7 @@ class MaskStore:
 
     Attributes:
         attributes: of the file, as text
-        images: stem -> SHA-256 of the image file that the mask was made of; "" where it isn't known
+        images: stem -> which image the mask was made of, as `AnnotatedImages.origins` says it; "" where it isn't known
         stems: sorted
     """
 
@@ -129,7 +129,7 @@ class MaskWriter:
         """Those of `stems` that are not stored yet, in their order.
 
         Args:
-            images: stem -> SHA-256 of its image file: a mask that was made of another one counts as missing
+            images: stem -> which image it shall be made of; a mask that was made of another one counts as missing
         """
         return [stem for stem in stems
                 if stem not in self._begun or (images is not None and self._begun[stem] != images[stem])]
@@ -139,7 +139,7 @@ class MaskWriter:
         return self
 
     def write(self, stem: str, mask: np.ndarray, estimated_dice: np.ndarray | None = None, image: str = "") -> None:
-        """Stores a bool mask (C, H, W), for refined ones the estimated Dice (C,), and the image file's SHA-256."""
+        """Stores a bool mask (C, H, W), for refined ones the estimated Dice (C,), and which image it was made of."""
         part = self.parts / f"{hashlib.sha256(stem.encode()).hexdigest()[:32]}.h5"
         with new_hdf5(part, {"stem": stem, IMAGE: image}) as file:
             dataset = file.create_group(GROUP).create_dataset(stem, data=mask.astype(bool), compression="gzip",

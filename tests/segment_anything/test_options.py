@@ -17,6 +17,7 @@ from segment_anything.options import EncoderOptions, Sam, SamOptions
 from tests.small_sam import register_small_sam
 from tests.torch_threads import torch_threads
 from utils.datasets.description import load_description
+from utils.digests import digest_file
 from utils.errors import InputError
 from utils.grey import GreyValues
 from utils.options import add_options, options_from
@@ -32,8 +33,9 @@ def from_arguments(cls: type, *arguments: str):
 
 def data_in(folder: Path, **changes) -> SimpleNamespace:
     """The phantoms' data set in a folder, with its images beside it."""
-    return SimpleNamespace(description=replace(PHANTOM, **changes), data_dir=folder,
-                           image_path=lambda stem: folder / f"{stem}.png")
+    return SimpleNamespace(description=replace(PHANTOM, **changes), data_dir=folder, derived_dir=folder,
+                           image_path=lambda stem: folder / f"{stem}.png",
+                           digests=lambda stems: {stem: digest_file(folder / f"{stem}.png") for stem in stems})
 
 
 def test_the_data_sets_sam_unless_another_is_named(tmp_path):

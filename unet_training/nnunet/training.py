@@ -23,7 +23,7 @@ def train_nnunet(options: NNUNetOptions, seed: int, initial: TrainedModel) -> st
     """
     find_command()
     data, stems = initial.data, initial.labeled_stems()
-    folder = nnunet_folder(data.data_dir, data.description.name, len(stems), data.description.input_size, seed)
+    folder = nnunet_folder(data.derived_dir, data.description.name, len(stems), data.description.input_size, seed)
     nnunet = NNUNet(folder / options.variant, data, options, initial.device)
     parameters = {**identity(options, seed, initial), "initial_model_id": initial.id}
     with exclusive(nnunet.folder), start("train_nnunet", parameters, ("nnunet", data.description.name)) as experiment:

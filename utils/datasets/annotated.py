@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from utils.datasets.description import DatasetDescription, StemList, load_description
 from utils.datasets.image_files import any_of_16_bits, find_images
 from utils.datasets.sources import SOURCES, SPLITS
+from utils.digests import digest_files
 from utils.errors import InputError, say_once
 from utils.files import image_size, read_grey
 from utils.names import name_some
@@ -33,6 +34,7 @@ class AnnotatedImages:
     def __init__(self, description: DatasetDescription, folder: Path):
         """Reads the annotations in `folder`. Raises InputError if they are missing or wrong."""
         self.folder = folder
+        self.derived_dir = folder.parent  # of what stages make of the images, which may lie elsewhere
         self._image_folder = description.locate(folder, description.image_folder)
         self._images = find_images(description, folder)
         description = _settle_grey_range(description, self._images.paths.values(), self._image_folder)
@@ -75,6 +77,18 @@ class AnnotatedImages:
     def data_dir(self) -> Path:
         """The folder of all data sets."""
         return self.folder.parent
+
+    def digests(self, stems: Iterable[str]) -> dict[str, str]:
+        """Stem -> SHA-256 of its image file."""
+        stems = list(stems)
+        index = self.derived_dir / self.description.name / "digests.json"
+        return dict(zip(stems, digest_files([self.image_path(stem) for stem in stems], index), strict=True))
+
+    def origins(self, stems: Iterable[str]) -> dict[str, str]:
+        """Stem -> what the network's input is made of: as `digests`, with how the file is read."""
+        reading = self.description.grey.name
+        reading += "" if self.description.resize_dtype == "stored" else f"_{self.description.resize_dtype}"
+        return {stem: digest + reading for stem, digest in self.digests(stems).items()}
 
     def image_path(self, stem: str) -> Path:
         """Where the image of a stem lies."""
