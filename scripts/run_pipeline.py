@@ -5,16 +5,24 @@
 
 The first line is the paper's setting. A rerun with the same arguments skips what is already there.
 
+    python -m scripts.run_pipeline --dataset phantom --num_train_samples 5 --recommended medsam_lite --rounds 2
+
+`--recommended` goes on, after the paper's way, with the recommended refinement and training: rows of their own tell
+which helps more. `--rounds 2` puts the final U-Net in the initial one's place and labels and trains once more.
+
 Reads   the images and annotations of the data set, SAM's weights
 Writes  what the stages write, and in --results_dir: results.csv, pipeline.png, dice.csv and overlays of each row
 """  # noqa: E501 (a command to copy)
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from scripts.evaluate import Evaluation, Summary
 from scripts.study.methods import Setting, add_setting_arguments
+from unet_training.hyper_params import RECOMMENDED_FINAL, RECOMMENDED_LOSS, FinalOptions, LossOptions
 from unet_training.models import TrainedModel, add_seed_argument
 from unet_training.pseudo_labels import PseudoLabels, add_pseudo_label_argument
 from unet_training.saved_masks import open_saved_masks, save_masks
@@ -22,13 +30,15 @@ from utils.cli import run_stage, stage_parser
 from utils.errors import InputError
 from utils.files import read_grey, write_png
 from utils.locks import check_writable
+from utils.options import positive_int
 from utils.overlay import overlay, side_by_side, stack, to_grey
 from utils.paths import RESULTS
 from utils.tables import write_rows
 
 Row = tuple[str, str, Summary]
 NAMES = {"initial": "initial U-Net", "raw": "raw pseudo labels", "refined": "refined pseudo labels",
-         "final": "final U-Net"}
+         "final": "final U-Net", "recommended": "recommended pseudo labels",
+         "recommended_final": "recommended final U-Net"}
 PICTURED = 2
 
 
@@ -36,6 +46,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.run_pipeline", __doc__)
     add_seed_argument(parser)
     add_pseudo_label_argument(parser, default="sam")
+    parser.add_argument("--rounds", type=positive_int, default=1,
+                        help="how often pseudo labels are made and trained on, by the final U-Net of the round before")
+    parser.add_argument("--recommended", nargs="?", const="", metavar="TYPE",
+                        help="also refine and train in the recommended ways, with this type of SAM (nothing after the "
+                             "argument: --sam_type)")
     parser.add_argument("--results_dir", type=Path, default=RESULTS, help="folder of the table and the pictures")
     add_setting_arguments(parser)
     return parser
@@ -45,9 +60,32 @@ def main(args: argparse.Namespace) -> list[Row]:
     """Returns the rows of the table."""
     setting = Setting.from_args(args)
     setting.check(final=True)
-    setting.labels[args.pseudo_label].check()
+    ways = [Way("refined", "final", setting.labels[args.pseudo_label], setting.final, setting.loss)]
+    if args.recommended is not None:
+        ways.append(recommend(setting, args.recommended))
+    for way in ways:
+        way.labels.check()
     check_folder(args.results_dir)
-    return run(setting, args.pseudo_label, args.results_dir)
+    return run(setting, ways, args.rounds, args.results_dir)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How pseudo labels are made and trained on, and how the table calls them and the final network."""
+
+    refined: str
+    final: str
+    labels: PseudoLabels
+    options: FinalOptions
+    loss: LossOptions
+
+
+def recommend(setting: Setting, sam_type: str) -> Way:
+    """The recommended way, with another type of SAM if one is named."""
+    labels = setting.labels["recommended"]
+    if sam_type:
+        labels = replace(labels, sam=labels.sam.of_type(sam_type, setting.data))
+    return Way("recommended", "recommended_final", labels, RECOMMENDED_FINAL, RECOMMENDED_LOSS)
 
 
 def check_folder(results_dir: Path) -> None:
@@ -57,33 +95,41 @@ def check_folder(results_dir: Path) -> None:
     check_writable(results_dir)
 
 
-def run(setting: Setting, kind: str, results_dir: Path) -> list[Row]:
-    """All stages, with the kind of pseudo labels of that name; returns the rows of the table."""
-    raw, labels = setting.labels["raw"], setting.labels[kind]
+def run(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -> list[Row]:
+    """All stages, for each of the ways; returns the rows of the table."""
+    raw, measurements = setting.labels["raw"], []
     headline(NAMES["initial"])
     initial = setting.train_initial()
     headline(NAMES["raw"])
     save_masks(raw, initial, setting.selection)
-    if kind != "raw":
-        headline(NAMES["refined"])
-        labels = labels.prepare(initial)
-        save_masks(labels, initial, setting.selection)
-    headline(NAMES["final"])
-    final = setting.train_final(initial, kind)
+    measurements += [("initial", initial, raw, "test"), ("raw", initial, raw, "unlabeled")]
+    prepared = []
+    for way in ways:
+        final = initial
+        for number in range(rounds):
+            of_round = f", round {number + 1}" if rounds > 1 else ""
+            labeler = final
+            headline(NAMES[way.refined] + of_round)
+            labels = way.labels.prepare(labeler)
+            save_masks(labels, labeler, setting.selection)
+            headline(NAMES[way.final] + of_round)
+            final = setting.train_final(labeler, labels.kind, labels=labels, options=way.options, loss=way.loss)
+        prepared.append(labels)
+        if labels.kind != raw.kind:
+            measurements.append((way.refined, labeler, labels, "unlabeled"))
+        measurements.append((way.final, final, raw, "test"))
     headline("evaluation")
-    asked = [("initial", initial, raw, "test")]
-    if all(setting.data.has_ground_truth(stem) for stem in initial.unlabeled_stems(setting.selection)):
-        asked += [("raw", initial, raw, "unlabeled")]
-        asked += [("refined", initial, labels, "unlabeled")] if kind != "raw" else []
-    asked.append(("final", final, raw, "test"))
-    evaluations = [Evaluation(model, masks, split, setting.selection, results_dir) for _, model, masks, split in asked]
+    if not all(setting.data.has_ground_truth(stem) for stem in initial.unlabeled_stems(setting.selection)):
+        measurements = [measured for measured in measurements if measured[-1] != "unlabeled"]
+    evaluations = [Evaluation(model, masks, split, setting.selection, results_dir)
+                   for _, model, masks, split in measurements]
     picture, is_done = results_dir / "pipeline.png", all(evaluation.is_done() for evaluation in evaluations)
     rows = [(name, evaluation.split, evaluation.run_if_missing())
-            for (name, *_), evaluation in zip(asked, evaluations, strict=True)]
+            for (name, *_), evaluation in zip(measurements, evaluations, strict=True)]
     write_table(results_dir / "results.csv", rows)
     if not (is_done and picture.exists()):
-        write_png(picture, picture_pipeline(setting, initial, raw, labels))
-    print_table(setting, labels, rows)
+        write_png(picture, picture_pipeline(setting, initial, raw, prepared))
+    print_table(setting, prepared, rows)
     print(f"table and overlays: {results_dir}")
     return rows
 
@@ -98,11 +144,11 @@ def write_table(path: Path, rows: list[Row]) -> None:
                       *([what, split, f"{s.mean:.4f}", f"{s.std:.4f}", s.count] for what, split, s in rows)])
 
 
-def picture_pipeline(setting: Setting, initial: TrainedModel, raw: PseudoLabels, labels: PseudoLabels) -> np.ndarray:
+def picture_pipeline(setting: Setting, initial: TrainedModel, raw: PseudoLabels, refined: Sequence[PseudoLabels]
+                     ) -> np.ndarray:
     """The first unlabeled images with what the stages made of them (and the ground truth where it is known), RGB."""
     stores = {"initial U-Net": open_saved_masks(raw, initial)}
-    if labels.kind != raw.kind:
-        stores[labels.title] = open_saved_masks(labels, initial)
+    stores |= {labels.title: open_saved_masks(labels, initial) for labels in refined if labels.kind != raw.kind}
     rows = []
     for stem in initial.unlabeled_stems(setting.selection)[:PICTURED]:
         grey = to_grey(read_grey(initial.data.image_path(stem)))
@@ -113,14 +159,14 @@ def picture_pipeline(setting: Setting, initial: TrainedModel, raw: PseudoLabels,
     return stack(rows)
 
 
-def print_table(setting: Setting, labels: PseudoLabels, rows: list[Row]) -> None:
+def print_table(setting: Setting, refined: Sequence[PseudoLabels], rows: list[Row]) -> None:
     print(f"\nData set {setting.data.description.name}, {setting.num_labeled} labeled images, seed {setting.seed}, "
-          f"{labels.title}")
-    print(f"{'':24}{'images':>18}  Dice in %, mean ± std")
+          + " and ".join(labels.title for labels in refined))
+    print(f"{'':26}{'images':>18}  Dice in %, mean ± std")
     for what, split, summary in rows:
-        print(f"{NAMES[what]:24}{f'{summary.count} {split}':>18}  {summary.mean:6.2f} ± {summary.std:5.2f}")
-    if labels.notice:
-        print(f"refined masks: {labels.notice}")
+        print(f"{NAMES[what]:26}{f'{summary.count} {split}':>18}  {summary.mean:6.2f} ± {summary.std:5.2f}")
+    for notice in dict.fromkeys(labels.notice for labels in refined if labels.notice):
+        print(f"refined masks: {notice}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from segment_anything.demo_sam import DEMO_SAM_NOTICE, DEMO_SAM_WEIGHTS, build_d
 from segment_anything.fast.mask_decoder import FastDecoder
 from segment_anything.mask_decoder import Decoder, PlainDecoder
 from segment_anything.modeling import Sam
-from segment_anything.sam2 import Sam2Decoder, build_sam2, from_transformers
+from segment_anything.sam2 import Sam2Decoder, build_sam2, check_installed, from_transformers
 from utils.errors import InputError
 
 _META_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
@@ -34,7 +33,7 @@ class SamType:
         url, size, sha256: for the download; None where nothing is published that could be checked (size in bytes)
         shipped: finds the checkpoint where it was installed with something else; None if it wasn't
         requirement: of the package that it is installed with, as pip takes it
-        optional: package that `build` needs and `requirements.txt` doesn't name
+        check_installed: raises an InputError where a package that `build` needs isn't installed
         decoder: makes a decoder of the model's other modules, given by their names
         preprocessing: a key of `embeddings.PREPROCESSINGS`; "longest_side" is SAM's own
         notice: what must be said wherever a result of this type is shown
@@ -49,7 +48,7 @@ class SamType:
     sha256: str | None = None
     shipped: Callable[[], Path | None] = lambda: None
     requirement: str = ""
-    optional: str = ""
+    check_installed: Callable[[], None] = lambda: None
     decoder: Callable[..., Decoder] = PlainDecoder
     preprocessing: str = "longest_side"
     notice: str = ""
@@ -83,7 +82,7 @@ def _meta(build: Callable[[], Sam], file_name: str, sha256: str, size: int | Non
 def _sam2(size: str, repository: str) -> SamType:
     return SamType(partial(build_sam2, size), f"{repository}.safetensors",
                    f"the hub's repository facebook/{repository}, where it is called model.safetensors,",
-                   optional="transformers", decoder=Sam2Decoder, preprocessing="squash_imagenet",
+                   check_installed=check_installed, decoder=Sam2Decoder, preprocessing="squash_imagenet",
                    convert=from_transformers)
 
 
@@ -141,9 +140,7 @@ def check_present(sam_type: str, checkpoint: Path) -> None:
             optional package; the message says what to do.
     """
     kind = get_sam_type(sam_type)
-    if kind.optional and not find_spec(kind.optional):
-        raise InputError(f"SAM type {sam_type}: the package {kind.optional} isn't installed; "
-                         "run `python -m pip install -r requirements_sam2.txt`")
+    kind.check_installed()
     if checkpoint.is_file():
         if kind.requirement and checkpoint == kind.shipped() and identify(checkpoint).sha256 != kind.sha256:
             raise InputError(f"{checkpoint}: not the file of {kind.requirement}; run `python -m pip install "

@@ -6,11 +6,13 @@ Ravi et al. 2024, "SAM 2: Segment Anything in Images and Videos". What remembers
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 
 from segment_anything.mask_decoder import Maps
+from utils.errors import InputError
 
 IMAGE_SIZE = 1024
 MOST_LOGIT = 32  # of a mask prompt, as SAM 2's own predictor clamps it
@@ -42,6 +44,15 @@ SIZES = {"t": Hiera(96, 1, (1, 2, 7, 2), (5, 7, 9)),
          "s": Hiera(96, 1, (1, 2, 11, 2), (7, 10, 13)),
          "b": Hiera(112, 2, (2, 3, 16, 3), (12, 16, 20), background=14),
          "l": Hiera(144, 2, (2, 6, 36, 4), (23, 33, 43), windows=(8, 4, 16, 8))}
+
+
+def check_installed() -> None:
+    """Raises:
+        InputError: `transformers` isn't installed.
+    """
+    if not find_spec("transformers"):
+        raise InputError("SAM 2: the package transformers isn't installed; "
+                         "run `python -m pip install -r requirements_sam2.txt`")
 
 
 class NoPositions(nn.Module):
@@ -85,7 +96,8 @@ class Sam2(nn.Module):
 
 
 def build_sam2(size: str) -> Sam2:
-    """SAM 2 with random weights, in eval mode; `size` is a key of `SIZES`. Needs `transformers`."""
+    """SAM 2 with random weights, in eval mode; `size` is a key of `SIZES`. Raises InputError as `check_installed`."""
+    check_installed()
     from transformers import Sam2Config, Sam2HieraDetConfig, Sam2Model, Sam2VisionConfig  # takes seconds
     hiera = SIZES[size]
     channels, heads = ([number * 2 ** stage for stage in range(4)] for number in (hiera.channels, hiera.heads))

@@ -226,7 +226,8 @@ class Recommended(_OfSam):
         return f"recommended refinement, SAM type {self.sam.name}"
 
     def attributes(self, model: TrainedModel) -> dict[str, str]:
-        return {**super().attributes(model), "validation": data_parameters(model.data, model.data.stems("val"))["data_sha256"]}
+        validation = data_parameters(model.data, model.data.stems("val"))
+        return {**super().attributes(model), "validation": validation["data_sha256"]}
 
     def compute(self, model: TrainedModel, stems: Sequence[str]) -> Iterator[Mask]:
         calibration = self.calibrate(model)

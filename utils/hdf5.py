@@ -7,8 +7,8 @@
 
 HDF5 itself crashes on a full disk, and may read a damaged file for ever. So files are made in memory, and the first
 1024 bytes (HDF5's user block, which other programs skip) hold a line of JSON: number and `sha256` of the bytes that
-follow, and what the file was made from. It is checked before HDF5 sees the file. A file of another program has no such line, and is
-first read through by another process.
+follow, and what the file was made from. It is checked before HDF5 sees the file. A file of another program has no such
+line, and is first read through by another process.
 """
 import hashlib
 import io

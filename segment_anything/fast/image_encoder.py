@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import Block, get_rel_pos
@@ -13,10 +14,10 @@ QUERIES = 512  # that attend at once, for the sake of memory
 
 def accelerate(encoder: nn.Module, dtype: torch.dtype = torch.float32,
                input_size: tuple[int, int] | None = None) -> None:
-    """Replaces the blocks of an `ImageEncoderViT` in place; other encoders (TinyViT) stay as they are.
+    """Replaces the blocks of an `ImageEncoderViT` in place, and what TinyViT can do without; others stay as they are.
 
     Args:
-        encoder: with its weights loaded; for inference only afterwards
+        encoder: with its weights loaded, on its device; for inference only afterwards
         dtype: of the blocks' matrix products and attention; everything else stays float32
         input_size: (H, W) of the images that it will see, where that isn't its own square
     """
@@ -24,6 +25,13 @@ def accelerate(encoder: nn.Module, dtype: torch.dtype = torch.float32,
         patch = encoder.patch_embed.proj.kernel_size[0]
         patches = [side // patch for side in input_size] if input_size else None
         encoder.blocks = nn.ModuleList(FastBlock(block, dtype, patches) for block in encoder.blocks)
+        return
+    for module in list(encoder.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Sequential) and [type(part) for part in child] == [nn.Conv2d, nn.BatchNorm2d]:
+                setattr(module, name, fuse_conv_bn_eval(*child))
+        if getattr(module, "fused_attn", False) and module.attention_biases.device.type == "cpu":
+            module.fused_attn = False  # with a bias PyTorch's own attention takes longer there than its parts
 
 
 class FastBlock(nn.Module):

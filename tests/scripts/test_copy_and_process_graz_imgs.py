@@ -34,6 +34,27 @@ def test_frontal_images_are_written_and_right_hands_mirrored(source):
     np.testing.assert_array_equal(read_grey(target / "b_R.png"), read_grey(source / "part2/x/b_R.png")[:, ::-1])
 
 
+@pytest.mark.parametrize(("cell", "mirrored"), [("r,1", True), (" R , 1.0", True), ("l,1", False)])
+def test_cells_of_the_table_are_compared_as_they_are_meant(source, cell, mirrored):
+    table = source.parent / "data" / "graz" / "dataset.csv"
+    table.write_text(ROWS.replace("b_R,1,R,1", f"b_R,1,{cell}"))
+    (source / "part2/x/b_R.png").rename(source / "part2/x/b_R.PNG")
+    stored = read_grey(source / "part2/x/b_R.PNG")
+    np.testing.assert_array_equal(read_grey(run(source) / "b_R.png"), stored[:, ::-1] if mirrored else stored)
+
+
+@pytest.mark.parametrize(("cell", "message"), [
+    (",1", r"dataset\.csv: row 3 \(b_R\) has nothing in the column 'laterality'; fill it in"),
+    ("R,", "has nothing in the column 'projection'"), ("right,1", "has 'right' in the column 'laterality'")])
+def test_a_cell_that_decides_nothing_is_an_error(source, cell, message):
+    table = source.parent / "data" / "graz" / "dataset.csv"
+    table.write_text(ROWS.replace("b_R,1,R,1", f"b_R,1,{cell}"))
+    with pytest.raises(InputError, match=message):
+        run(source)
+    table.write_text(ROWS.replace("d_R,2,R,3", "d_R,2,,"))  # an image that isn't there
+    assert len(list(run(source).iterdir())) == 2
+
+
 def test_16_bit_images_are_scaled_and_equalized():
     image = np.random.default_rng(1).integers(0, 65536, (32, 48)).astype(np.uint16)
     expected = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8)).apply((image / 256).astype(np.uint8))

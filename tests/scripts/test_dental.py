@@ -104,9 +104,15 @@ def test_label_maps_are_read_as_their_values_however_they_are_stored(teeth, form
     np.testing.assert_array_equal(open_dataset("teeth", teeth, (60, 120)).mask("000"), expected)
 
 
-def test_label_maps_in_color_are_refused(teeth):
-    Image.new("RGB", (120, 60), (1, 1, 1)).save(teeth / "teeth" / "masks_machine" / "000.png")
-    with pytest.raises(InputError, match=r"000\.png: a label map has one channel"):
+def test_label_maps_in_color_are_refused_and_those_of_three_equal_channels_read(teeth):
+    path = teeth / "teeth" / "masks_machine" / "000.png"
+    expected = open_dataset("teeth", teeth).mask("000")
+    colors = np.stack([np.array(Image.open(path))] * 3, axis=-1)
+    Image.fromarray(colors).save(path)
+    np.testing.assert_array_equal(open_dataset("teeth", teeth).mask("000"), expected)
+    colors[0, 0] = 1, 2, 3
+    Image.fromarray(colors).save(path)
+    with pytest.raises(InputError, match=r"000\.png: is in color; say which color each label has"):
         open_dataset("teeth", teeth).mask("000")
 
 

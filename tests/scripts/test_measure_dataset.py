@@ -74,6 +74,38 @@ def test_radiographs_of_12_bits_in_files_of_16_are_as_bright_as_others(own, caps
     assert min(np.abs(grey.astype(int) - full[1]).max() for grey in seen) < 65536 / 4095 + 1
 
 
+def test_images_of_different_bits_are_each_read_with_their_own(own, capsys):
+    data_dir, images, _ = own
+    for number, image in enumerate(images):
+        write_png(data_dir / "mine" / "img" / f"{number}.png", image.astype(np.uint16) * 257 // (64, 4)[number % 2])
+    values = run(data_dir, "mine")
+    assert "max_grey_value" not in values
+    assert "# images use different numbers of bits, so each is read with its own: 2 up to 1023, 2 up to 16383" in (
+        capsys.readouterr().out)
+    assert (values["mean"], values["std"]) == pytest.approx((np.mean(images / 255), np.std(images / 255)), abs=2e-3)
+
+
+def test_the_table_counts_what_the_training_masks_show(own, capsys):
+    data_dir, _, masks = own
+    run(data_dir, "mine")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "# 4 training, 1 validation, 1 test images, 0 not annotated; 2 labels"
+    rows = [line.split() for line in lines[2:4]]
+    assert rows == [["#", label, "-", str(sum((mask == value).any() for mask in masks)),
+                     f"{100 * (masks == value).mean():.2f}"] for value, label in ((1, "heart"), (2, "lung"))]
+
+
+def test_a_negative_among_other_images_is_named(own, capsys):
+    data_dir, _, _ = own
+    rng, scene = np.random.default_rng(0), np.linspace(40, 200, 60) + np.zeros((36, 1))
+    for number in range(6):
+        image = (scene + rng.normal(0, 10, scene.shape)).astype(np.uint8)
+        write_png(data_dir / "mine" / "img" / f"{number}.png", 255 - image if number == 3 else image)
+    run(data_dir, "mine")
+    hints = [line for line in capsys.readouterr().out.splitlines() if "negative" in line]
+    assert len(hints) == 1 and "3.png: looks like the negative of the other images" in hints[0]
+
+
 def test_a_label_that_no_training_mask_shows_has_no_weight(own):
     data_dir, _, masks = own
     for number, mask in enumerate(masks):

@@ -1,5 +1,6 @@
 """The stages one after the other on the phantoms."""
 import csv
+import dataclasses
 import json
 
 import h5py
@@ -20,13 +21,15 @@ from scripts import (
     save_refined_segmentations,
     save_segmentations,
 )
+from segment_anything.options import Sam, SamOptions
 from segment_anything.refinement.cleaning import clean_masks
 from segment_anything.registry import default_checkpoint
 from tests.stage_runs import SMALL, N, run
 from tests.unet_training.test_checkpoint import authors_forward, authors_weights, save_authors
-from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
+from unet_training import pseudo_labels, training, training_on_pseudo_labels, training_with_mean_teacher
 from unet_training.checkpoint import load_checkpoint
-from unet_training.pseudo_labels import Raw, SamRefined
+from unet_training.models import TrainedModel
+from unet_training.pseudo_labels import Raw, Recommended, RecommendedOptions, SamRefined
 from utils.datasets import annotated
 from utils.datasets.annotated import load_image, open_dataset
 from utils.datasets.description import load_description
@@ -163,6 +166,65 @@ def test_final_model_trains_on_the_masks_that_the_arguments_name(workplace, refi
     assert parameters["masks"] == ("raw" if "raw" in arguments else refined.stem)
 
 
+def test_recommended_masks_are_calibrated_once_and_known_by_the_validation_images(workplace, monkeypatch):
+    data_dir, model_id = workplace
+    path = run(save_refined_segmentations, data_dir, *N, "--refinement", "recommended")
+    assert path.name == "sam_recommended_demo.h5"
+    labels = load_description("phantom", data_dir).labels
+    store = MaskStore(path, labels)
+    assert len(store.stems) == 12 and store.mask(store.stems[0]).shape == (17, 96, 64)
+    estimates = np.stack([store.estimated_dice(stem) for stem in store.stems])
+    assert np.nanmin(estimates) >= 0 and np.nanmax(estimates) <= 1 and not np.isnan(estimates).all()
+    known = json.loads(path.with_suffix(".json").read_text())["calibration"]
+    before, after = known["dice"]
+    assert len(known["cuts"]) == 17 and after > before
+
+    model = TrainedModel.load(fetch_model(model_id), open_dataset("phantom", data_dir), torch.device("cpu"))
+    recommended = Recommended(Sam.choose(SamOptions(), model.data), RecommendedOptions("recommended"))
+    calls = []
+    monkeypatch.setattr(pseudo_labels, "calibrate", lambda *args: calls.append(args))
+    assert list(recommended.calibrate(model).cuts) == known["cuts"] and not calls  # read from its file
+    changed = model.data.with_input((96, 64), 0.5, 0.2)
+    changed.content = lambda stem: b"another ground truth"
+    monkeypatch.setattr(TrainedModel, "probabilities", lambda self, stems: iter([]))
+    with pytest.raises(ValueError):  # it is made anew, of nothing here
+        recommended.calibrate(dataclasses.replace(model, data=changed))
+
+
+def test_the_recommended_refinement_refuses_what_it_would_ignore(workplace):
+    data_dir, _ = workplace
+    with pytest.raises(InputError, match="--refinement recommended: chooses prompts"):
+        run(save_refined_segmentations, data_dir, *N, "--refinement", "recommended", "--prompt1st", "pos_points")
+
+
+def test_training_recommended_stands_for_its_options_and_yields_to_those_that_are_given(workplace):
+    data_dir, _ = workplace
+    run(save_segmentations, data_dir, *N)
+    common = (*N, "--pseudo_label", "raw", "--epochs", "2", "--final_epochs", "3", "--batch_size", "4")
+    asked = (["--training", "recommended"],
+             ["--no-train_from_scratch", "--mixed", "--loss", "bce_dice", "--max_positive_weight", "1", "--ema",
+              "0.999"],
+             ["--training", "recommended", "--ema", "0.5"], ["--mixed", "released", "--training", "recommended"])
+    parameters = [fetch_model(run(training_on_pseudo_labels, data_dir, *common, *arguments)).parameters
+                  for arguments in asked]
+    assert parameters[0] == parameters[1] and parameters[0]["epochs"] == 3
+    assert parameters[2] == {**parameters[0], "ema": 0.5}
+    assert parameters[3] == {**parameters[0], "mixed": "released"}
+
+
+def test_an_initial_network_trained_as_recommended_is_another_one(workplace, monkeypatch):
+    data_dir, model_id = workplace
+    losses = []
+    monkeypatch.setattr(training, "train", lambda stage, device: losses.append(stage.prepare(device)))
+    run(training, data_dir, *N, *SMALL, "--initial_training", "recommended")
+    prepared, = losses
+    assert prepared.loss.bce.pos_weight.max() == 1 and prepared.network is prepared.model.average.module
+    monkeypatch.undo()
+    made = fetch_model(run(training, data_dir, *N, *SMALL, "--seed", "5", "--initial_training", "recommended"))
+    assert made.parameters["initial_training"] == "recommended"
+    assert load_checkpoint(made.weights)[0].config == load_checkpoint(fetch_model(model_id).weights)[0].config
+
+
 def test_the_mean_teacher_goes_on_from_the_initial_model(workplace):
     data_dir, model_id = workplace
     result = fetch_model(run(training_with_mean_teacher, data_dir, *N, "--epochs", "2", "--batch_size", "4"))
@@ -266,6 +328,11 @@ def test_pipeline_passes_ids_and_skips_what_is_there(workplace, tmp_path, capsys
     assert "demo" in capsys.readouterr().out
     assert run(run_pipeline, data_dir, *arguments) == rows
     assert len(find_models(seed=7, dataset="phantom")) == 2
+    both = run(run_pipeline, data_dir, *arguments, "--recommended", "--rounds", "2")
+    assert [what for what, _, _ in both] == ["initial", "raw", "refined", "final", "recommended", "recommended_final"]
+    chain = find_models(seed=7, dataset="phantom", stage="final")
+    assert [model.parameters["initial_model_id"] for model in chain] == [
+        chain[1].id, models[1].id, models[0].id, models[1].id]
     others = [run(run_pipeline, data_dir, *arguments, "--pseudo_label", label) for label in ("raw", "random_walk")]
     assert [[what for what, _, _ in each] for each in others] == [["initial", "raw", "final"],
                                                                   ["initial", "raw", "refined", "final"]]

@@ -128,7 +128,7 @@ def test_a_replaced_image_gets_another_embedding_and_renamed_weights_are_the_sam
 def test_an_image_replaced_by_one_of_the_same_size_gets_another_embedding(tmp_path, checkpoint, images, seconds):
     """At once, or later with the times of the old one."""
     folder, cpu, (path, other) = tmp_path / "embeddings", torch.device("cpu"), (path for _, path in images)
-    times = os.stat(path).st_mtime_ns - seconds * 10 ** 9
+    times = path.stat().st_mtime_ns - seconds * 10 ** 9
     for each in (path, other):
         cv2.imwrite(str(each), radiograph(40, 70)[:, ::-1] if each == other else radiograph(40, 70))
         os.utime(each, ns=(times, times))

@@ -49,6 +49,20 @@ def test_the_embedded_sams_encoder_gives_the_same_and_nearly_so_in_bfloat16():
         assert difference.max() < tolerance if dtype == torch.float32 else 0 < difference.mean() < tolerance
 
 
+@torch.inference_mode()
+def test_tiny_vit_gives_the_same_without_batch_norms():
+    from segment_anything.tiny_vit import TinyVitEncoder
+    torch.manual_seed(0)
+    encoder = TinyVitEncoder(img_size=64, patch_size=1).eval()
+    for name, tensor in encoder.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5) if "running_var" in name else tensor.normal_(std=0.2)
+    image, fast = torch.randn(2, 3, 64, 64), copy.deepcopy(encoder)
+    accelerate(fast)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fast.modules())
+    torch.testing.assert_close(fast(image), encoder(image), rtol=1e-5, atol=1e-5)
+
+
 def test_an_encoder_of_images_that_are_no_square_equals_the_packages():
     encoder = build_small_sam().image_encoder
     encoder.pos_embed = None

@@ -210,8 +210,8 @@ def test_another_size_is_refused(both):
 
 
 def test_without_transformers_the_command_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr("segment_anything.registry.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"sam21_b: .* transformers isn't .* `python -m pip install -r requirements_s"):
+    monkeypatch.setattr(sam2, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"SAM 2: .* transformers isn't .* `python -m pip install -r requirements_s"):
         check_present("sam21_b", tmp_path / "sam21_b.safetensors")
 
 

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import paper_way
 from unet_training.epoch import (
+    Averaged,
     bce_loss,
     random_affine,
     random_similarity,
@@ -43,6 +44,41 @@ def test_loss_equals_its_formula():
                                                   (LossOptions(max_positive_weight=5.0), [2, 5, 1])])
 def test_pos_weight_is_capped_only_where_asked(options, weights):
     assert options.build([2, 30, 1], CPU).pos_weight.ravel().tolist() == weights
+
+
+def test_dice_is_added_over_the_pixels_of_the_whole_batch():
+    torch.manual_seed(2)
+    logits, masks = torch.randn(3, 2, 5, 7).double(), (torch.rand(3, 2, 5, 7) < 0.3).double()
+    masks[1, 1] = 0  # a class that an image doesn't show
+    dice = []
+    for channel in range(2):
+        p = np.array([1 / (1 + math.exp(-value)) for value in logits[:, channel].ravel().tolist()])
+        y = masks[:, channel].ravel().numpy()
+        dice.append((2 * np.dot(p, y) + 1) / (p.sum() + y.sum() + 1))
+    loss = LossOptions(loss="bce_dice", max_positive_weight=1.0).build([5.0, 9.0], CPU)
+    expected = bce_loss([1.0, 1.0], CPU)(logits, masks).item() + 1 - np.mean(dice)
+    assert loss(logits, masks).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_average_follows_the_weights_as_its_formula_says_and_answers_in_evaluation():
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
+    averaged, expected = Averaged(network, decay=0.6), None
+    for step in range(12):
+        with torch.no_grad():
+            network[0].weight.normal_()
+            network[1].running_mean.normal_()
+        values = [network[0].weight.detach().clone(), network[1].running_mean.clone()]
+        averaged.update()
+        kept = min(0.6, (1 + step) / (10 + step))
+        expected = values if expected is None else [kept * a + (1 - kept) * b
+                                                    for a, b in zip(expected, values, strict=True)]
+    average = averaged.average.module
+    assert torch.allclose(average[0].weight, expected[0], atol=1e-6)
+    assert torch.allclose(average[1].running_mean, expected[1], atol=1e-6)
+    images = torch.rand(1, 1, 3, 4)
+    assert torch.equal(averaged.eval()(images), average(images))
+    assert torch.equal(averaged.train()(images), network(images))
+    assert not any(weight.requires_grad for weight in average.parameters())
 
 
 @pytest.mark.parametrize(("mode", "order"), [("bilinear", 1), ("nearest", 0)])

@@ -71,7 +71,8 @@ def test_boxes_turn_clockwise_about_their_center(tmp_path, rotation):
     mask = draw_masks(parse_cvat(path)[0], ["Radius"])[0]
     center = complex(12.375, 9.5)
     turn = np.exp(1j * np.radians(float(rotation)))  # y points down, so this is clockwise
-    corners = np.array([center + turn * (complex(x, y) - center) for x, y in ((4.5, 6), (20.25, 6), (20.25, 13), (4.5, 13))])
+    corners = np.array([4.5 + 6j, 20.25 + 6j, 20.25 + 13j, 4.5 + 13j])
+    corners = center + turn * (corners - center)
     outline = np.stack([corners.imag, corners.real], axis=1)
     if rotation == "0":
         outline = np.array([[6, 4.5], [6, 20.25], [13, 20.25], [13, 4.5]])
@@ -146,7 +147,7 @@ def test_the_zip_file_that_cvat_exports_is_read(tmp_path, member):
     assert [image.stem for image in parse_cvat(tmp_path / "a.zip")] == ["a"]
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("labelmap.txt", "")
-    with pytest.raises(InputError, match=r"b\.zip: holds 0 files annotations\.xml; export one task as 'CVAT for images"):
+    with pytest.raises(InputError, match=r"b\.zip: holds 0 files annotations\.xml; export one task as 'CVAT for"):
         parse_cvat(tmp_path / "b.zip")
     broken = bytearray((tmp_path / "a.zip").read_bytes())
     broken[60:80] = bytes(20)
@@ -158,10 +159,11 @@ def test_the_zip_file_that_cvat_exports_is_read(tmp_path, member):
 def test_images_of_one_name_in_two_folders(tmp_path):
     """What the message says lets them through."""
     path = write_cvat(tmp_path / "a.xml", image_xml(TRIANGLE, "p1/AP.png"), image_xml(TRIANGLE, "p2/AP.png"))
-    with pytest.raises(InputError, match="image AP appears twice .*`subfolders = true`"):
+    with pytest.raises(InputError, match=r"image AP appears twice .*`subfolders = true`"):
         parse_cvat(path)
     assert [image.stem for image in parse_cvat(path, subfolders=True)] == ["p1__AP", "p2__AP"]
-    again = write_cvat(tmp_path / "b.xml", image_xml("", "AP.png"), image_xml(TRIANGLE, "AP.png"), image_xml("", "AP.png"))
+    frame = image_xml("", "AP.png")
+    again = write_cvat(tmp_path / "b.xml", frame, image_xml(TRIANGLE, "AP.png"), frame)
     assert [(image.stem, len(image.shapes)) for image in parse_cvat(again)] == [("AP", 1)]  # a frame of another job
 
 
@@ -199,7 +201,7 @@ def test_run_lengths_give_back_a_random_mask(seed):
     (ELLIPSE.format(1, 2, 0, 3, 0, "Radius"), "radii of 0.0 and 3.0"),
     (ELLIPSE.format(1, 2, 3, 3, "inf", "Radius"), "has rotation 'inf'"),
     (MASK.format("1, 5", "left", 0, 3, 2, "Radius"), "not a whole number"),
-    (f'<points label="Knochen" points="3,4">{ATTRIBUTE.format("Radius")}</points>', "a <points> (Radius), which has no area"),
+    (f'<points label="Knochen" points="3,4">{ATTRIBUTE.format("Radius")}</points>', "(Radius), which has no area"),
 ])
 def test_malformed_shapes_name_file_and_image(tmp_path, shapes, message):
     path = write_cvat(tmp_path / "odd.xml", image_xml("", "fine.png"), image_xml(shapes, "bad.png"))

@@ -1,5 +1,7 @@
 import errno
 import os
+import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -71,6 +73,35 @@ def test_unreadable_image_is_named(tmp_path, content):
         read_grey(path)
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"broken\.png: not a readable image"):
+        read_grey(path)
+
+
+@pytest.mark.parametrize("name", ["image.jpg", "image.png"])
+@pytest.mark.parametrize("damage", [b"junkjunkjunk",
+                                    b"II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x01\0\0\0\x06\0\0\0\0\0\0\0"])
+def test_damaged_exif_data_are_one_line(tmp_path, name, damage):
+    """No header at all, and an orientation that isn't a number; what the message says lets the image through."""
+    path = tmp_path / name
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(path, exif=b"Exif\0\0" + damage)
+    for read in (read_grey, image_size):
+        with pytest.raises(InputError, match=rf"{name}: its EXIF data, .* are damaged .*; save the image again"):
+            read(path)
+    Image.open(path).save(path, exif=b"")
+    assert image_size(path) == read_grey(path).shape == (4, 6)
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+@pytest.mark.parametrize("side", [20_000, 200_000])
+def test_more_pixels_than_fit_are_one_line(tmp_path, side):
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
+    path = tmp_path / "large.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    with pytest.raises(InputError, match=r"large\.png: too large .*; save it with fewer pixels"):
+        image_size(path)
+    with pytest.raises(InputError, match=r"large\.png: not a readable image"):
         read_grey(path)
 
 

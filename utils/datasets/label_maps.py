@@ -29,7 +29,7 @@ class Pixels:
 
     Attributes:
         shown: (H, W, 3): red, green and blue; of 16 bits all alike
-        grey: whether those are equal everywhere
+        has_grey_palette: whether they are equal everywhere, and there is a palette
         stored: (H, W): the values of the one channel, or of three equal ones, and the indices where there is a
             palette; None where the channels differ
     """
@@ -67,8 +67,9 @@ class Pixels:
         colored = upright.mode in ("P", "RGB")
         self.shown = (np.asarray(upright.convert("RGB")) if colored else
                       np.broadcast_to(values[..., None], (*values.shape, 3)))
-        self.grey = not colored or bool((self.shown == self.shown[..., :1]).all())
-        self.stored = values if values.ndim == 2 else values[..., 0] if self.grey else None
+        grey = colored and bool((self.shown == self.shown[..., :1]).all())
+        self.has_grey_palette = grey and upright.mode == "P"
+        self.stored = values if values.ndim == 2 else values[..., 0] if grey else None
 
 
 def _read_turned_tiff(path: Path) -> Image.Image:
@@ -109,10 +110,9 @@ def read_label_map(path: Path, labels: Sequence[str], values: Mapping[str, int],
     value_of = {label: values.get(label) for label in labels} if values else dict(zip(labels, range(1, len(labels) + 1),
                                                                                       strict=True))
     known = {0, *value_of.values(), *ignore}
-    shown = pixels.shown[..., 0]
-    # the grey palette of a GIF is that tool's own, so what it shows counts where it can
-    stored = shown if pixels.grey and known.issuperset(find_values(shown)) else pixels.stored
-    found = set(find_values(stored))
+    stored, found = pixels.stored, set(find_values(pixels.stored))
+    if pixels.has_grey_palette and known.issuperset(shown := find_values(pixels.shown[..., 0])):
+        stored, found = pixels.shown[..., 0], set(shown)  # the indices of a GIF are those of the tool that wrote it
     if found <= {0, WHITE} and len(labels) == 1 and not values and WHITE not in ignore:
         value_of = {labels[0]: WHITE}
     elif odd := sorted(found - known):
@@ -140,7 +140,8 @@ def _by_color(path: Path, pixels: Pixels, labels: Sequence[str], colors: Mapping
 def find_values(values: np.ndarray) -> list[int]:
     """All values of an array of whole numbers, sorted."""
     if values.dtype == np.uint8:
-        return np.flatnonzero(np.bincount(values.ravel())).tolist()  # sorts nothing
+        histogram = cv2.calcHist([np.ascontiguousarray(values)], [0], None, [256], [0, 256])  # sorts nothing
+        return np.flatnonzero(histogram).tolist()
     return np.unique(values).tolist()
 
 
@@ -200,7 +201,8 @@ def read_binary(path: Path) -> np.ndarray:
 
 def check_shares(path: Path, masks: np.ndarray, labels: Sequence[str], large: Collection[str]) -> None:
     """Raises an InputError where a label that isn't one of `large` covers most of an image (masks: bool, (C, H, W))."""
-    for label, share in zip(labels, masks.mean(axis=(1, 2)), strict=True):
+    for label, mask in zip(labels, masks, strict=True):
+        share = np.count_nonzero(mask) / mask.size
         if share > MOST_OF_AN_IMAGE and label not in large:
             raise InputError(f"{path}: {label} covers {100 * share:.0f} % of the image, as if its background were "
                              f"taken for it; where that is right, write `large_labels = [\"{label}\"]` into [masks] of "

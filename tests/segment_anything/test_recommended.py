@@ -1,0 +1,117 @@
+"""The recommended refinement: what it measures by brute force, and whom it trusts where the truth is known."""
+import numpy as np
+import pytest
+import torch
+
+from segment_anything.checkpoints import identify
+from segment_anything.embeddings import compute_embedding
+from segment_anything.refinement.recommended import (
+    CUTS,
+    PROMPT_SETS,
+    Calibration,
+    calibrate,
+    dice_curve,
+    refine_all_calibrated,
+    refine_calibrated,
+)
+from segment_anything.refinement.refine import RefinementOptions, refine
+from segment_anything.registry import default_checkpoint, load_sam
+from segment_anything.stored_decoder import StoredEmbeddingDecoder
+from utils.dice import multilabel_dice
+
+SIZE = 48, 76
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """Embeddings of four images of a bright and a dark disk, the disks (N, 2, H, W), and the demo SAM's decoder."""
+    checkpoint = default_checkpoint("demo", None)
+    sam, decoder = load_sam("demo", checkpoint), StoredEmbeddingDecoder.load("demo", checkpoint)
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:SIZE[0], :SIZE[1]]
+    embeddings, masks = [], []
+    for _ in range(4):
+        centers = rng.uniform((14, 14), (34, 24), (2, 2)) + np.array([[0, 0], [0, 38]])
+        disks = np.stack([np.hypot(rows - y, columns - x) < 9 for y, x in centers])
+        grey = (100 + 90 * disks[0] - 70 * disks[1] + rng.normal(0, 4, SIZE)).clip(0, 255).astype(np.uint8)
+        embeddings.append(compute_embedding(sam, grey, "longest_side", identify(checkpoint)))
+        masks.append(disks)
+    return embeddings, np.stack(masks), decoder
+
+
+def probabilities_of(masks: np.ndarray, bias: float, seed: int = 0) -> np.ndarray:
+    """A network that is sure of the masks, uncertain along their outlines, and says too much by `bias` logits."""
+    from scipy.ndimage import distance_transform_edt
+    distance = np.stack([[distance_transform_edt(mask) - distance_transform_edt(~mask) for mask in image]
+                         for image in masks])
+    noise = np.random.default_rng(seed).normal(0, 0.3, masks.shape)
+    return (1 / (1 + np.exp(-(distance + bias + noise)))).astype(np.float32)
+
+
+def mean_dice(masks, ground_truth) -> float:
+    return multilabel_dice(torch.from_numpy(np.stack(masks)), torch.from_numpy(ground_truth)).nanmean().item()
+
+
+def test_a_curve_holds_the_dice_of_every_cut():
+    rng = np.random.default_rng(1)
+    logits, ground_truth = rng.normal(0, 4, (3, 17, 29)), rng.random((3, 17, 29)) < 0.2
+    logits[0, 0, :4] = CUTS[[3, 3, 20, 64]]  # a value on a cut isn't above it
+    ground_truth[2] = False
+    curves = dice_curve(logits, ground_truth, CUTS)
+    for number, cut in enumerate(CUTS):
+        above = logits > cut
+        expected = [2 * (a & g).sum() / (a.sum() + g.sum()) for a, g in zip(above[:2], ground_truth[:2], strict=True)]
+        assert curves[:2, number] == pytest.approx(expected)
+    assert np.isnan(curves[2]).all()
+
+
+def test_masks_that_are_too_large_are_cut_where_they_should_be(seen):
+    embeddings, masks, decoder = seen
+    calibration = calibrate(probabilities_of(masks, bias=3), embeddings, masks, decoder)
+    assert calibration.cuts == pytest.approx((3, 3), abs=0.6)
+    before, after = calibration.dice
+    assert before < 0.8 and after > 0.95
+    unseen = probabilities_of(masks, bias=3, seed=5)
+    refined = [refine_calibrated(*pair, decoder, calibration) for pair in zip(unseen, embeddings, strict=True)]
+    assert mean_dice([image.mask for image in refined], masks) > 0.95
+    estimates = np.stack([image.estimated_dice for image in refined])
+    assert ((estimates > 0.85) & (estimates <= 1)).all()
+
+
+def test_whoever_is_right_is_trusted(seen):
+    """The ground truth is what SAM draws, or else what the network says."""
+    embeddings, masks, decoder = seen
+    probabilities = probabilities_of(np.roll(masks, 3, axis=2), bias=0)
+    options = RefinementOptions(prompt1st=("box",), prompt2nd=())
+    drawn = np.stack([refine(*pair, decoder, options).mask for pair in zip(probabilities, embeddings, strict=True)])
+    assert mean_dice(probabilities > 0.5, drawn) < 0.95  # they differ
+    of_sam = calibrate(probabilities, embeddings, drawn, decoder)
+    assert min(of_sam.shares) >= 0.3 and of_sam.dice[1] > of_sam.dice[0] + 0.02
+    of_network = calibrate(probabilities, embeddings, probabilities > 0.5, decoder)
+    assert of_network.shares == (0, 0) and of_network.dice[1] == 1
+
+
+def test_a_class_that_few_images_show_goes_by_the_others(seen):
+    embeddings, masks, decoder = seen
+    probabilities, ground_truth = probabilities_of(masks, bias=3), masks.copy()
+    ground_truth[1:, 1] = False
+    ground_truth[0, 1] = probabilities[0, 1] > 0.999  # one odd image isn't enough
+    calibration = calibrate(probabilities, embeddings, ground_truth, decoder)
+    assert abs(calibration.cuts[1] - calibration.cuts[0]) <= 1.5
+    unseen = calibrate(probabilities, embeddings, masks & np.array([True, False])[:, None, None], decoder)
+    assert np.isfinite([*unseen.cuts, *unseen.offsets, *unseen.quality]).all()
+
+
+def test_many_images_are_refined_as_one_and_an_empty_mask_stays_empty(seen):
+    embeddings, masks, decoder = seen
+    probabilities = probabilities_of(masks, bias=1)
+    probabilities[2, 0] = 0
+    calibration = Calibration((1.0, 0.5), PROMPT_SETS[0], (0.5, 1.0), (0.0, 0.25), "largest", (0.5, 0.3, 0.1),
+                              (0.1, 0.1), (0.0, 0.0))
+    together = list(refine_all_calibrated(zip(probabilities, embeddings, strict=True), decoder, calibration))
+    for number, pair in enumerate(zip(probabilities, embeddings, strict=True)):
+        alone = refine_calibrated(*pair, decoder, calibration)
+        assert np.array_equal(alone.mask, together[number].mask)
+        assert np.array_equal(alone.estimated_dice, together[number].estimated_dice, equal_nan=True)
+    assert not together[2].mask[0].any() and np.isnan(together[2].estimated_dice[0])
+    assert np.isfinite(together[2].estimated_dice[1])
