@@ -1,7 +1,7 @@
 """The file of a trained network, and what it was trained on."""
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from unet_training.networks.network import Network
 from unet_training.networks.registry import ARCHITECTURES, rebuild
 from unet_training.networks.u_net import UNet
+from utils.datasets.description import DatasetDescription
 from utils.errors import InputError
 from utils.files import explain_damage, load_tensors, save_tensors
 
@@ -31,12 +32,30 @@ class Training:
     input_size: tuple[int, int]  # H, W
     mean: float
     std: float
+    reading: str | None = None  # how image files were read; None: not known
 
-    def check_labels(self, labels: Sequence[str], source: str) -> None:
-        """Raises an InputError where the labels of `source` are not those that the model was trained on."""
-        if tuple(labels) != self.labels:
-            raise InputError(f"the model was trained on the labels {list(self.labels)}, {source} has {list(labels)}; "
-                             "name a model of this data set with --model_id")
+    @classmethod
+    def on(cls, description: DatasetDescription) -> "Training":
+        """On a data set as it is described."""
+        return cls(description.name, description.labels, description.input_size, description.mean, description.std,
+                   description.reading)
+
+    def check_data(self, description: DatasetDescription, transfer: bool) -> None:
+        """Raises an InputError where the labels of a data set are not those that the model was trained on; without
+        `transfer` also for another data set, or one that is read in another way."""
+        name, labels = description.name, description.labels
+        if labels != self.labels:
+            raise InputError(f"the model was trained on the labels {list(self.labels)}, data set {name} has "
+                             f"{list(labels)}; name a model of this data set with --model_id")
+        if transfer:
+            return
+        if name != self.dataset:
+            raise InputError(f"the model was trained on data set {self.dataset}, not on {name}; name another --dataset "
+                             "or --model_id, or give --transfer to apply it all the same")
+        if self.reading not in (None, description.reading):
+            raise InputError(f"the model was trained on images of {name} that were read as {self.reading!r}, by now "
+                             f"they are as {description.reading!r}; train it again, or give --transfer to apply it all "
+                             "the same")
 
 
 def save_checkpoint(path: Path, model: Network, training: Training) -> None:

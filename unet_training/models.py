@@ -6,7 +6,7 @@
 """
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from unet_training.checkpoint import Network, Training, load_checkpoint
 from unet_training.data import ImageDataset
 from unet_training.networks.u_net import UNet
 from unet_training.prediction import predict
-from utils.cli import select_device
+from unet_training.training_stage import data_parameters
+from utils.cli import is_given, select_device
 from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.datasets.description import DATASET_NAMES, OWN
 from utils.errors import InputError
@@ -49,13 +50,15 @@ class DataOptions:
 class ModelOptions:
     """Which trained network."""
 
-    model_id: str | None = option(None, "the network (left out: the newest of the data set and --num_train_samples)")
+    model_id: str | None = option(None, "the network (left out: the newest of the data set as it is, "
+                                        "--num_train_samples and, if that is given, --seed)")
     num_train_samples: int = option(43, "labeled images that the network was trained on; -1: all", type=int)
+    transfer: bool = option(False, "take a network of another data set, or of images that were read in another way")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which images get pseudo labels. `seed` draws the sample where the data set has no list of its own.
+    """Which images get pseudo labels.
 
     Raises:
         InputError: `where` isn't of the form COLUMN=VALUE.
@@ -65,7 +68,7 @@ class Selection:
     include_annotated: bool = option(False, "all images that are there, annotated ones, too")
     where: tuple[str, ...] = option((), "all images that are there whose row of the data set's table has these values, "
                                         "such as cast=1", nargs="*", metavar="COLUMN=VALUE")
-    seed: int = 42
+    sample_seed: int = option(42, "draws the 500 images where the data set has no list of its own", type=int)
 
     def __post_init__(self):
         if odd := [rule for rule in self.where if not rule.partition("=")[1]]:
@@ -75,7 +78,7 @@ class Selection:
         """As seen from a network that was trained on so many labeled images."""
         if self.include_annotated or self.where:
             return data.select(self.include_annotated, dict(rule.split("=", 1) for rule in self.where))
-        return data.unlabeled_stems(num_labeled, self.split500, self.seed)
+        return data.unlabeled_stems(num_labeled, self.split500, self.sample_seed)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,20 +130,19 @@ class TrainedModel:
     @classmethod
     def from_args(cls, args: argparse.Namespace, stage: str | None = "initial") -> "TrainedModel":
         """Of the arguments of `add_model_arguments`. Raises InputError as `choose_record` and `load`."""
-        where, which = options_from(DataOptions, args), options_from(ModelOptions, args)
-        if which.num_train_samples == ALL and not which.model_id:
-            which = replace(which, num_train_samples=len(where.open().stems("train")))
-        record = choose_record(where.dataset, which, stage)
-        return cls.load(record, where.open(), select_device(args.gpu_id),
-                        getattr(args, "infer_batch_size", cls.batch_size))
+        data, which = options_from(DataOptions, args).open(), options_from(ModelOptions, args)
+        record = choose_record(data, which, stage, args.seed if is_given(args, "seed") else None)
+        return cls.load(record, data, select_device(args.gpu_id), getattr(args, "infer_batch_size", cls.batch_size),
+                        which.transfer)
 
     @classmethod
-    def load(cls, record: Model, data: AnnotatedImages, device: torch.device, batch_size: int = 16) -> "TrainedModel":
+    def load(cls, record: Model, data: AnnotatedImages, device: torch.device, batch_size: int = 16,
+             transfer: bool = False) -> "TrainedModel":
         """Rebuilds a network for a data set.
 
         Raises:
             InputError: its labels are not the data set's, its file can't be used, or it is an nnU-Net or a SAM's mask
-                decoder.
+                decoder; without `transfer` also if it was trained on another data set.
         """
         if record.parameters.get("stage") == "nnunet":
             raise InputError(f"model id {record.id}: is an nnU-Net; name the initial model that it belongs to, "
@@ -150,7 +152,7 @@ class TrainedModel:
             raise InputError(f"model id {record.id}: is a mask decoder of SAM; name it with --sam_model_id, and with "
                              f"--model_id the initial model, such as {record.parameters['initial_model_id']}")
         network, training = load_checkpoint(record.weights, device)
-        training.check_labels(data.description.labels, f"data set {data.description.name}")
+        training.check_data(data.description, transfer)
         seen = data.with_input(training.input_size, training.mean, training.std)
         return cls(record, network, training, seen, device, batch_size)
 
@@ -181,9 +183,10 @@ class TrainedModel:
         return predict(self.network, ImageDataset(self.data, stems), self.device, self.batch_size)
 
 
-def choose_record(dataset: str, which: ModelOptions, stage: str | None = "initial",
+def choose_record(data: AnnotatedImages, which: ModelOptions, stage: str | None = "initial", seed: int | None = None,
                   architecture: str = UNet.architecture) -> Model:
-    """The model of that id, or the newest of that stage, data set, architecture and number of labeled images.
+    """The model of that id, or the newest of that stage, data set, architecture, number of labeled images and, if it is
+    given, seed; it says which. An initial one was trained on the labeled images as they are.
 
     Without a stage there must be exactly one.
 
@@ -192,13 +195,25 @@ def choose_record(dataset: str, which: ModelOptions, stage: str | None = "initia
     """
     if which.model_id:
         return fetch_model(which.model_id)
-    wanted = {"dataset": dataset, "num_train_samples": which.num_train_samples}
+    dataset, number = data.description.name, which.num_train_samples
+    number = len(data.stems("train")) if number == ALL else number
+    wanted = {"dataset": dataset, "num_train_samples": number} | ({} if seed is None else {"seed": seed})
     if stage == "initial":
         wanted |= {"stage": stage, "architecture": architecture}
     models = [model for model in find_models(**wanted) if model.parameters.get("stage") not in AUXILIARY]
+    meant = f"data set {dataset} with {number} labeled images" + ("" if seed is None else f" and seed {seed}")
+    if stage == "initial" and models:
+        labeled = data_parameters(data, data.stems("train", number))["data_sha256"]
+        of_others = [model for model in models if model.parameters.get("data_sha256", labeled) != labeled]
+        models = [model for model in models if model not in of_others]
+        if not models:
+            raise InputError(f"the models of {meant} were trained on other images or masks than those in "
+                             f"{data.folder}; train one on these, or name one with --model_id. There are: "
+                             f"{describe(of_others)}")
     if len(models) == 1 or (models and stage):
+        print(f"model: {models[0].id}" + (f", the newest of {len(models)}" if len(models) > 1 else ""))
         return models[0]
     problem = "several models" if models else f"no {stage or 'trained'} model"
     known = describe(models or find_models())
-    raise InputError(f"{problem} of data set {dataset} with {which.num_train_samples} labeled images; name one with "
-                     f"--model_id or train one with unet_training.training. There are: {known}")
+    raise InputError(f"{problem} of {meant}; name one with --model_id or train one with unet_training.training. There "
+                     f"are: {known}")

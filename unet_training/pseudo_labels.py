@@ -18,13 +18,15 @@ from segment_anything.refinement.agreement import AgreementOptions, sam_agreemen
 from segment_anything.refinement.cleaning import clean_masks
 from segment_anything.refinement.recommended import Calibration, calibrate, refine_all_calibrated
 from segment_anything.refinement.refine import RefinementOptions, refine_all
+from segment_anything.registry import get_sam_type
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from unet_training.models import TrainedModel
 from unet_training.nnunet.nnunet import NNUNetOptions, find_command, unpack
 from unet_training.nnunet.training import find_nnunet, train_nnunet_if_missing
 from unet_training.training_stage import data_parameters
+from utils.cli import is_given
 from utils.datasets.annotated import AnnotatedImages, read_scaled
-from utils.errors import InputError
+from utils.errors import InputError, say_once
 from utils.options import add_options, option, option_values, options_from
 from utils.paths import mask_file
 from utils.random_walk import RandomWalkOptions, random_walk_masks
@@ -181,11 +183,22 @@ class SamRefined(_OfSam):
     def from_args(cls, args: argparse.Namespace, data: AnnotatedImages) -> "SamRefined | Recommended":
         chosen = options_from(RecommendedOptions, args)
         if chosen.refinement == "paper":
-            return super().from_args(args, data)
+            return super().from_args(args, data).with_own_prompts(is_given(args, "prompt1st", "prompt2nd"))
         if options_from(RefinementOptions, args) != RefinementOptions():
             raise InputError("--refinement recommended: chooses prompts and component by the validation images; leave "
                              "out --prompt1st, --prompt2nd, --ccl_selection and --morphology...")
         return Recommended.from_args(args, data)
+
+    def with_own_prompts(self, chosen: bool) -> Self:
+        """With the prompts of a SAM that was trained with boxes alone, unless prompts were `chosen`."""
+        prompts, usual = get_sam_type(self.sam.type_name).prompts, RefinementOptions()
+        if chosen or not prompts or (self.options.prompt1st, self.options.prompt2nd) != (usual.prompt1st,
+                                                                                          usual.prompt2nd):
+            return self
+        first, second = prompts
+        say_once(f"--sam_type {self.sam.type_name}: was trained with {' '.join(first)} alone, so that is its prompt; "
+                 "--prompt1st and --prompt2nd say otherwise")
+        return replace(self, options=replace(self.options, prompt1st=first, prompt2nd=second))
 
     @property
     def title(self) -> str:

@@ -6,7 +6,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +135,27 @@ def _name_random_walk(stem: str) -> str:
     given = zip(("random_walk", "walk_radius", "sigma", "laplace_lambda", "walk_seeds", "ccl_selection"),
                 (*name.groups()[:4], "masks" if name[5] else None, name[6]), strict=True)
     return "--pseudo_label random_walk" + "".join(f" --{option} {value}" for option, value in given if value)
+
+
+def choose_stems(store: MaskStore, model: TrainedModel, selection: Selection) -> list[str]:
+    """The images to train on: those that the selection means, or, where it says nothing, those unlabeled ones that the
+    masks are of, which may have been made for another sample.
+
+    Raises:
+        InputError: the selection means others than the masks are of.
+    """
+    chosen = model.unlabeled_stems(selection)
+    absent = [stem for stem in chosen if stem not in store]
+    if not absent:
+        return chosen
+    unlabeled = set(model.unlabeled_stems(replace(selection, split500=False)))
+    made = [stem for stem in store.stems if stem in unlabeled]
+    if selection != Selection() or not made:
+        raise InputError(f"{store.path}: holds no mask of {absent[0]} ({len(absent)} of {len(chosen)} are missing); "
+                         "run the stage that wrote it with the same --sample_seed, --split500, --include_annotated and "
+                         "--where")
+    print(f"{store.path}: has masks of {len(made)} other unlabeled images than the usual sample; these are taken")
+    return made
 
 
 def find_difference(store: MaskStore, labels: PseudoLabels, model: TrainedModel) -> str:

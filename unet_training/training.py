@@ -108,8 +108,7 @@ class InitialTraining(TrainingStage):
             folder = embedding_folder(self.data.derived_dir, description.name, network.features_name)
             labeled, validation = (StoredFeatures(network, images, folder, device) for images in (labeled, validation))
         sampler = RandomSampler(labeled, replacement=True, num_samples=self.sampling.data_sample_per_epoch)
-        training = Training(description.name, description.labels, description.input_size, description.mean,
-                            description.std)
+        training = Training.on(description)
         run_epoch = train_epoch
         if self.options.ema is not None:
             averaged = Averaged(model, self.options.ema)

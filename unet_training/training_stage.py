@@ -19,6 +19,8 @@ from utils.tracking.experiment import start
 from utils.tracking.models import find_models
 from utils.tracking.offline_runs import runs_dir
 
+CHOOSE_IMAGES = ("split500", "include_annotated", "where", "sample_seed")  # fields of `models.Selection`
+
 
 @dataclass(frozen=True)
 class TrainingStage(ABC):
@@ -71,7 +73,7 @@ def train_if_missing(stage: TrainingStage, device: torch.device) -> str:
 
 
 def _state_file(stage: TrainingStage) -> Path:
-    return training_state(runs_dir(), fingerprint(stage.parameters))
+    return training_state(runs_dir(), fingerprint(identity(stage.parameters)))
 
 
 def _train(stage: TrainingStage, device: torch.device) -> str:
@@ -92,13 +94,20 @@ def _train(stage: TrainingStage, device: torch.device) -> str:
 
 def find_trained(stage: TrainingStage) -> str | None:
     """The id of such a model. For an option that there was not when a model was trained stands its default."""
-    wanted = stage.parameters
+    wanted = identity(stage.parameters)
     defaults = option_defaults(stage)
     for model in find_models(stage=wanted["stage"]):
         if wanted.items() <= {**defaults, **model.parameters}.items():
             print(f"already trained: {model.id}")
             return model.id
     return None
+
+
+def identity(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the parameters by which a training is found again: an image or a file counts by its bytes, and not by
+    its name or by what chose it."""
+    return {name: value for name, value in parameters.items()
+            if name not in CHOOSE_IMAGES and f"{name}_sha256" not in parameters}
 
 
 def option_defaults(stage: TrainingStage) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import InputError
@@ -96,8 +96,25 @@ def stage_parser(module: str, docstring: str, conflict_handler: str = "error") -
 
     `module` is the name in `python -m <module>`.
     """
-    return argparse.ArgumentParser(prog=f"python -m {module}", description=docstring,
-                                   formatter_class=_HelpFormatter, conflict_handler=conflict_handler)
+    return _StageParser(prog=f"python -m {module}", description=docstring, formatter_class=_HelpFormatter,
+                        conflict_handler=conflict_handler, allow_abbrev=False)
+
+
+class _StageParser(argparse.ArgumentParser):
+    """Also says which arguments were given: `given` holds the names of those that aren't defaults."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+                   ) -> argparse.Namespace:
+        parsed = super().parse_args(args, namespace)
+        untouched = argparse.Namespace(**dict.fromkeys((action.dest for action in self._actions), self))
+        super().parse_args(args, untouched)
+        parsed.given = frozenset(name for name, value in vars(untouched).items() if value is not self)
+        return parsed
+
+
+def is_given(args: argparse.Namespace, *names: str) -> bool:
+    """Whether one of these arguments was given, and isn't the default."""
+    return not getattr(args, "given", frozenset()).isdisjoint(names)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -55,6 +55,13 @@ def save_tensors(path: Path, content: Any) -> None:
     write_bytes(path, buffer.getbuffer())
 
 
+def check_zip(path: Path) -> None:
+    """Compares the contents of a ZIP archive with its checksums. Raises ValueError."""
+    with zipfile.ZipFile(path) as file:
+        if damaged := file.testzip():
+            raise ValueError(f"{damaged} is damaged")
+
+
 @contextmanager
 def explain_damage(path: Path, what: str, remedy: str) -> Iterator[None]:
     """For a block that reads a file: whatever its bytes lead to is one kind of error.
@@ -84,9 +91,7 @@ def load_tensors(path: Path) -> Any:
     """
     import torch  # as above
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            if damaged := file.testzip():
-                raise ValueError(f"{damaged} is damaged")
+        check_zip(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

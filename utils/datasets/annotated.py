@@ -86,9 +86,7 @@ class AnnotatedImages:
 
     def origins(self, stems: Iterable[str]) -> dict[str, str]:
         """Stem -> what the network's input is made of: as `digests`, with how the file is read."""
-        reading = self.description.grey.name
-        reading += "" if self.description.resize_dtype == "stored" else f"_{self.description.resize_dtype}"
-        return {stem: digest + reading for stem, digest in self.digests(stems).items()}
+        return {stem: f"{digest} {self.description.reading}" for stem, digest in self.digests(stems).items()}
 
     def image_path(self, stem: str) -> Path:
         """Where the image of a stem lies."""
