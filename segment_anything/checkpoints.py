@@ -53,7 +53,7 @@ def read_state_dict(path: Path, known: bool = True) -> dict[str, torch.Tensor]:
         InputError: the file is no checkpoint, or a damaged one.
         OSError: it can't be accessed.
     """
-    with explain_damage(path, "not a readable checkpoint", "get the file again, or save its state dict of tensors alone"):
+    with explain_damage(path, "not a readable checkpoint", "get the file again, or save its state dict alone"):
         if path.suffix == ".safetensors":
             return unwrap(path, safetensors.torch.load_file(path))
         zipped = zipfile.is_zipfile(path)

@@ -75,10 +75,12 @@ class Selection:
             raise InputError(f"--where {odd[0]}: give a column of the data set's table and its value, as in cast=1")
 
     def stems(self, data: AnnotatedImages, num_labeled: int) -> list[str]:
-        """As seen from a network that was trained on so many labeled images."""
+        """As seen from a network that was trained on so many labeled images; those that can't be read are left out."""
         if self.include_annotated or self.where:
-            return data.select(self.include_annotated, dict(rule.split("=", 1) for rule in self.where))
-        return data.unlabeled_stems(num_labeled, self.split500, self.sample_seed)
+            stems = data.select(self.include_annotated, dict(rule.split("=", 1) for rule in self.where))
+        else:
+            stems = data.unlabeled_stems(num_labeled, self.split500, self.sample_seed)
+        return data.readable(stems)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import InputError
+from utils.left_out import describe_left_out
 from utils.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.Argum
     keep_freed_memory()
     try:
         main(args)
+        if told := describe_left_out():
+            _end(parser, f"done, but {told}", 3)
     except InputError as error:
         _end(parser, f"error: {error}", 2)
     except BrokenPipeError:  # who read the output has enough
