@@ -44,6 +44,7 @@ from utils.errors import InputError
 from utils.locks import exclusive
 from utils.options import plain_value, positive_float
 from utils.paths import RESULTS
+from utils.provenance import describe_run
 from utils.records import read_record, write_record
 from utils.tables import read_rows, write_rows
 
@@ -130,7 +131,7 @@ class Study:
             for name, rows in (("study.csv", result.rows), ("pseudo_labels.csv", result.pseudo_label_rows)):
                 write_rows(self.folder / name, [COLUMNS, *self._read_rows(name, set(map(_key, kept))), *rows])
             write_record(self.manifest, {"arguments": self.arguments, "sam_type": self.sam_type,
-                                         "results": [*kept, result.record]})
+                                         "results": [*kept, {**result.record, "run": describe_run()}]})
 
     def _read(self) -> dict[str, Any]:
         empty = {"arguments": {}, "results": []}

@@ -34,7 +34,9 @@ from utils.digests import digest_file
 from utils.locks import check_writable, exclusive
 from utils.options import positive_int
 from utils.paths import RESULTS
+from utils.provenance import describe_run
 from utils.random_walk import RandomWalkOptions, random_walk_masks
+from utils.records import write_record
 from utils.tables import write_rows
 
 if TYPE_CHECKING:
@@ -88,6 +90,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     trials = rank_trials(study)
     write_table(folder / "trials.csv", trials)
     write_table(folder / "options.csv", option_effects(trials, grid))
+    write_record(folder / "search.json", {"inputs": inputs, "run": describe_run()})
     if args.figures:
         for name, figure in search_figures(study).items():
             save_figure(folder / name, figure)

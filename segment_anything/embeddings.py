@@ -6,6 +6,7 @@ One HDF5 file per image, `<folder>/<stem>.h5`: dataset `embedding` (the feature 
 names; attributes `original_size`, `input_size`, `encoder_input_size`, `checkpoint`, `checkpoint_sha256`, and
 `preprocessing` unless it is "longest_side". The file's first line (`utils/hdf5.py`) says of which image it is.
 """
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from utils.locks import check_writable, exclusive
 from utils.memory import most_that_fit
 from utils.overlap import batched, map_side_by_side, map_threaded
 from utils.precision import full_float32
+from utils.provenance import describe_run
 
 PRECISIONS = ("float32", "float16", "bf16")
 IMAGES_AT_ONCE = {"cpu": 1, "cuda": 4}  # in the encoder; more don't pay on a CPU
@@ -199,6 +201,7 @@ def save_embedding(path: Path, embedding: ImageEmbedding, dtype: type = np.float
         file.attrs["checkpoint_sha256"] = embedding.checkpoint.sha256
         if embedding.preprocessing != DEFAULT_PREPROCESSING:
             file.attrs["preprocessing"] = embedding.preprocessing
+        file.attrs["provenance"] = json.dumps(describe_run())
 
 
 def load_embedding(path: Path, checkpoint: CheckpointId) -> ImageEmbedding:

@@ -1,9 +1,11 @@
 """The file of a trained network, and what it was trained on."""
+import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,9 +60,10 @@ class Training:
                              "the same")
 
 
-def save_checkpoint(path: Path, model: Network, training: Training) -> None:
-    """Writes the constructor arguments, the weights and what they were trained on."""
+def save_checkpoint(path: Path, model: Network, training: Training, origin: Mapping[str, Any] | None = None) -> None:
+    """Writes the constructor arguments, the weights, what they were trained on, and what made them."""
     checkpoint = {"architecture": model.architecture, "config": model.config, "training": asdict(training),
+                  "origin": json.dumps(origin or {}),
                   "state_dict": {name: value.cpu() for name, value in model.state_dict().items()}}
     save_tensors(path, checkpoint)
 
@@ -99,6 +102,13 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu",
         raise InputError(f"{path}: holds a number that isn't finite, so it predicts nothing; train it again with a "
                          "smaller --lr")
     return model.to(device).eval(), training
+
+
+def read_origin(path: Path) -> dict[str, Any]:
+    """What made a network, and of which images and models; {} where its file doesn't say. Raises InputError."""
+    checkpoint = _read(path)
+    with explain_damage(path, "not a readable checkpoint", "train the model again"):
+        return json.loads(checkpoint.get("origin", "{}"))
 
 
 def is_finite(model: torch.nn.Module) -> bool:

@@ -86,6 +86,11 @@ class Selection:
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, DataOptions)
     parser.add_argument("--gpu_id", type=int, help="GPU to use (left out: the first one, or the CPU)")
+    parser.add_argument("--threads", type=positive_int, metavar="N",
+                        help="of an operation on the CPU (left out: as many as there are cores); weights are rounded "
+                             "differently with another number, so it is recorded with the model")
+    parser.add_argument("--record_diff", action=argparse.BooleanOptionalAction, default=True,
+                        help="ClearML keeps what is changed in the working tree with a run, whatever it says")
 
 
 def add_seed_argument(parser: argparse.ArgumentParser) -> None:

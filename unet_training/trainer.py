@@ -2,10 +2,11 @@
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -111,9 +112,12 @@ def _check_finite(epoch: int, model: nn.Module, *losses: float) -> None:
                      "--max_gradient_norm 1")
 
 
-def publish(experiment: Experiment, model: Network, training: Training, state_file: Path) -> str:
+def publish(experiment: Experiment, model: Network, training: Training, state_file: Path,
+            origin: Mapping[str, Any] | None = None) -> str:
     """Hands the trained model to the tracker and returns its id; the training is finished then.
 
+    Args:
+        origin: what made it
     Raises:
         InputError: a weight isn't finite.
     """
@@ -121,7 +125,7 @@ def publish(experiment: Experiment, model: Network, training: Training, state_fi
         raise InputError("the trained network has weights not finite, so it isn't kept; give a smaller --lr")
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "bone_segmentator.pt"
-        save_checkpoint(weights, model, training)
+        save_checkpoint(weights, model, training, origin)
         model_id = experiment.save_model(weights, training.labels)
     state_file.unlink(missing_ok=True)
     return model_id

@@ -43,7 +43,7 @@ from unet_training.pseudo_labels import PSEUDO_LABELS, PseudoLabels, add_pseudo_
 from unet_training.samplers import HalfAndHalf, LabeledOnce
 from unet_training.saved_masks import choose_stems, open_saved_masks
 from unet_training.trainer import Prepared
-from unet_training.training_stage import TrainingStage, data_parameters, train
+from unet_training.training_stage import Images, TrainingStage, train
 from utils.cli import run_stage, stage_parser
 from utils.mask_store import MaskStore
 from utils.options import add_options, option_values, options_from, positive_int
@@ -96,11 +96,14 @@ class FinalTraining(TrainingStage):
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
-        labeled = self.initial.labeled_stems() if self.options.mixed else []
         return {"stage": "final", **option_values(self.schedule, self.options, self.loss, self.selection),
                 **self.labels.parameters, "masks": self.labels.variant, "pseudo_label": self.labels.kind,
                 "seed": self.seed, "initial_model_id": self.initial.id, "num_train_samples": self.initial.num_labeled,
-                **data_parameters(self.initial.data, labeled, self.stems)}
+                **self.images.parameters}
+
+    @cached_property
+    def images(self) -> Images:
+        return Images(self.initial.data, self.initial.labeled_stems() if self.options.mixed else [], self.stems)
 
     @cached_property
     def masks(self) -> MaskStore:

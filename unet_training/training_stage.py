@@ -2,7 +2,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ from utils.datasets.annotated import AnnotatedImages
 from utils.locks import check_writable, exclusive
 from utils.options import is_options, option_values
 from utils.paths import training_state
+from utils.provenance import describe_run
 from utils.tracking.experiment import start
 from utils.tracking.models import find_models
 from utils.tracking.offline_runs import runs_dir
@@ -40,6 +41,11 @@ class TrainingStage(ABC):
     def parameters(self) -> dict[str, Any]:
         """What the result depends on, `stage` among it: a training with the same ones is the same training. It is asked
         for several times and reads every labeled image's mask, so a subclass keeps it (`cached_property`)."""
+
+    @property
+    @abstractmethod
+    def images(self) -> "Images":
+        """That it learns from."""
 
     @property
     @abstractmethod
@@ -85,7 +91,8 @@ def _train(stage: TrainingStage, device: torch.device) -> str:
         for model_id in stage.input_models:
             experiment.use_model(model_id)
         fit(prepared, stage.schedule, device, experiment, state_file)
-        model_id = publish(experiment, prepared.network, prepared.training, state_file)
+        origin = {**describe_run(), "images": stage.images.origins, "models": list(stage.input_models)}
+        model_id = publish(experiment, prepared.network, prepared.training, state_file, origin)
     if notice := getattr(prepared.network, "notice", ""):
         print(f"{prepared.network.architecture}: {notice}")
     print(f"model id: {model_id}")
@@ -116,20 +123,36 @@ def option_defaults(stage: TrainingStage) -> dict[str, Any]:
     return option_values(*(type(value)() for value in options if is_options(value)))
 
 
-def data_parameters(data: AnnotatedImages, labeled: Iterable[str], unlabeled: Iterable[str] = ()) -> dict[str, Any]:
-    """What a training depends on besides its options: with other data they are other values.
+@dataclass(frozen=True)
+class Images:
+    """Those that something was made of; the ground truth counts of the labeled ones alone."""
 
-    `data_sha256` stands for the bytes of the images, by their names, and for the labeled ones' masks.
-    """
-    description, digest, labeled = data.description, hashlib.sha256(), list(labeled)
-    digest.update(repr((description.labels, description.grey)).encode())
-    for stem, image in data.digests([*labeled, *unlabeled]).items():
-        digest.update(f"{stem} {image}\n".encode())
-    for stem in labeled:
-        digest.update(data.content(stem))
-    return {"dataset": description.name, "input_size": list(description.input_size), "mean": description.mean,
-            "std": description.std, "resize_dtype": description.resize_dtype,
-            "pos_weight": list(description.pos_weight), "data_sha256": digest.hexdigest()}
+    data: AnnotatedImages
+    labeled: Sequence[str]
+    unlabeled: Sequence[str] = ()
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """Stem -> which image it is, as `AnnotatedImages.origins`, of the labeled ones with a digest of the masks."""
+        origins = self.data.origins([*self.labeled, *self.unlabeled])
+        return origins | {stem: f"{origins[stem]} {hashlib.sha256(self.data.content(stem)).hexdigest()}"
+                          for stem in self.labeled}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What a training depends on besides its options: with other data they are other values. `data_sha256` stands
+        for the bytes of the images and for the masks."""
+        description = self.data.description
+        content = description.labels, list(self.labeled), list(self.unlabeled), self.origins
+        digest = hashlib.sha256(repr(content).encode())
+        return {"dataset": description.name, "input_size": list(description.input_size), "mean": description.mean,
+                "std": description.std, "resize_dtype": description.resize_dtype,
+                "pos_weight": list(description.pos_weight), "data_sha256": digest.hexdigest()}
+
+
+def data_parameters(data: AnnotatedImages, labeled: Iterable[str]) -> dict[str, Any]:
+    """`Images.parameters` of labeled images."""
+    return Images(data, list(labeled)).parameters
 
 
 def fingerprint(parameters: Mapping) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from utils.errors import InputError
 from utils.left_out import describe_left_out
 from utils.memory import keep_freed_memory
+from utils.provenance import note_arguments
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,8 @@ def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.Argum
     _on_interrupt(signal.default_int_handler)
     args = parser.parse_args(argv)
     keep_freed_memory()
+    note_arguments({name: value for name, value in vars(args).items() if name != "given"})
+    _prepare_process(getattr(args, "threads", None), getattr(args, "record_diff", True))
     try:
         main(args)
         if told := describe_left_out():
@@ -57,6 +60,14 @@ def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.Argum
             raise
         _end(parser, f"error: out of memory ({str(error).partition('.')[0]}); give a smaller --batch_size, "
                      f"--infer_batch_size or --sam_type, or end other programs; {RESUMES}", 1)
+
+
+def _prepare_process(threads: int | None, record_diff: bool) -> None:
+    if threads:
+        import torch  # takes seconds, and not every stage computes
+        torch.set_num_threads(threads)
+    if not record_diff:
+        os.environ["CLEARML_VCS_DIFF"] = ""  # which takes the place of the working tree's
 
 
 def explain(error: OSError) -> str:

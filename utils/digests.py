@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
 from utils.errors import InputError
 from utils.overlap import map_threaded
+from utils.provenance import describe_run
 from utils.records import read_record, write_record
 
 READERS = 4  # threads
@@ -47,6 +50,10 @@ def digest_files(paths: Sequence[Path], index: Path) -> list[str]:
     return digests
 
 
+class _Prepared(msgspec.Struct):
+    images: dict[str, tuple[str, str]]
+
+
 class Origins:
     """What prepared images were made of; a context manager that keeps it in a file beside them.
 
@@ -58,7 +65,7 @@ class Origins:
         self._path = path
         self._known: dict[str, tuple[str, str]] = {}  # name -> origin, digest
         with suppress(InputError):  # not there yet, or damaged: then all is made anew
-            self._known = read_record(path, dict[str, tuple[str, str]])
+            self._known = read_record(path, _Prepared).images
 
     def outdated(self, origins: Mapping[Path, str]) -> list[Path]:
         """Those of the images that aren't there as they were made of these origins."""
@@ -75,4 +82,4 @@ class Origins:
         return self
 
     def __exit__(self, *_: object) -> None:
-        write_record(self._path, self._known)
+        write_record(self._path, {"images": self._known, "run": describe_run()})

@@ -3,6 +3,7 @@
     segmentation_mask/<stem>   bool, (C, H, W), gzip; attributes `estimated_dice` (C floats) on refined masks, `image`
                                (SHA-256 of the image file, and how it was read) on those that were made of one
     attributes                 labels (JSON: name -> channel); clearml_model_id, refine_params (JSON) as the writer says
+    runs                       what made them (JSON)
 
 Until all are there each mask is a file of its own in the folder `<name>.<digest of labels and attributes>.part`.
 """
@@ -22,8 +23,9 @@ from utils.errors import InputError
 from utils.files import explain_damage
 from utils.hdf5 import check_intact, new_hdf5, open_hdf5, read_origin
 from utils.overlap import map_threaded
+from utils.provenance import describe_run
 
-GROUP, IMAGE, ESTIMATE = "segmentation_mask", "image", "estimated_dice"
+GROUP, IMAGE, ESTIMATE, RUNS = "segmentation_mask", "image", "estimated_dice", "runs"
 REMEDY = "restore it from a copy, or, if a stage made it, move it away and run that stage again"
 
 
@@ -33,6 +35,7 @@ class MaskStore:
     Attributes:
         attributes: of the file, as text
         images: stem -> which image the mask was made of, as `AnnotatedImages.origins` says it; "" where it isn't known
+        runs: that made them, as `utils.provenance.describe_run`
         stems: sorted
     """
 
@@ -53,6 +56,7 @@ class MaskStore:
             self.attributes: dict[str, str] = dict(file.attrs)
             self.images: dict[str, str] = {}
             file[GROUP].visititems(self._note)
+            self.runs: list[dict] = json.loads(file[RUNS][()]) if RUNS in file else []
         self.stems = sorted(self.images)
 
     def _note(self, stem: str, item: h5py.Dataset | h5py.Group) -> None:
@@ -167,6 +171,8 @@ class MaskWriter:
         parts = {origin["stem"]: part for part, origin in self._intact_parts()}
         with new_hdf5(self.path, {}) as united:
             united.attrs.update(self._attributes)
+            runs = self._finished.runs if self._finished else []
+            united[RUNS] = json.dumps([*runs, *([] if (run := describe_run()) in runs else [run])])
             group = united.create_group(GROUP)
             if self._finished:
                 _copy(self.path, [stem for stem in self._finished.stems if stem not in parts], group)

@@ -21,6 +21,7 @@ import msgspec
 from utils.digests import digest_file
 from utils.errors import InputError
 from utils.locks import hold, remove_leftovers
+from utils.provenance import describe_run
 from utils.records import read_intact, write_record
 from utils.tracking.clearml_patches import get_server_address, is_uploaded
 from utils.tracking.offline_runs import load_uploaded_ids, runs_dir
@@ -104,7 +105,8 @@ def load_local_models() -> list[Model]:
 
 
 class ModelRecord(msgspec.Struct, frozen=True):
-    """The content of a model.json; `weights` is the name of a file beside it, `sha256` of its bytes."""
+    """The content of a model.json; `weights` is the name of a file beside it, `sha256` of its bytes, `run` what made
+    it."""
     weights: str
     parameters: dict[str, Any]
     labels: tuple[str, ...]
@@ -112,6 +114,7 @@ class ModelRecord(msgspec.Struct, frozen=True):
     task_id: str
     created: float
     sha256: str = ""
+    run: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
         if Path(self.weights).name != self.weights:
@@ -144,7 +147,7 @@ def store_model(weights: Path, parameters: Mapping, labels: Sequence[str], tags:
     try:
         shutil.copyfile(weights, temporary / weights.name)
         record = ModelRecord(weights.name, dict(parameters), tuple(labels), tuple(tags), task_id, time.time(),
-                             digest_file(weights))
+                             digest_file(weights), describe_run())
         write_record(temporary / "model.json", record)
         temporary.rename(folder)
     finally:
