@@ -188,12 +188,14 @@ def save_embedding(path: Path, embedding: ImageEmbedding, dtype: type = np.float
     Raises:
         InputError: it holds a number that isn't finite.
     """
-    if not all(bool(features.isfinite().all()) for features in embedding.features.values()):
+    with np.errstate(over="ignore"):
+        stored = {name: values.numpy().astype(dtype, copy=False) for name, values in embedding.features.items()}
+    if not all(np.isfinite(values).all() for values in stored.values()):
         raise InputError(f"{path}: SAM gives numbers that aren't finite; give --embeddings float32, or another "
                          "checkpoint")
     with new_hdf5(path, origin or {}) as file:
-        for name, features in embedding.features.items():
-            file["embedding" if name == "image" else name] = features.numpy().astype(dtype, copy=False)
+        for name, values in stored.items():
+            file["embedding" if name == "image" else name] = values
         file.attrs["original_size"] = embedding.original_size
         file.attrs["input_size"] = embedding.input_size
         file.attrs["encoder_input_size"] = embedding.encoder_input_size

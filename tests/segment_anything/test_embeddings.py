@@ -165,10 +165,17 @@ def test_numbers_that_are_not_finite_are_neither_written_nor_read(tmp_path):
     broken = ImageEmbedding({"image": torch.tensor([[[math.nan]]])}, (20, 40), (32, 64), 64, SOME_ID)
     with pytest.raises(InputError, match=r"a\.h5: SAM gives numbers that aren't finite"):
         save_embedding(tmp_path / "a.h5", broken)
-    whole = ImageEmbedding({"image": torch.tensor([[[1e30]]])}, (20, 40), (32, 64), 64, SOME_ID)
-    save_embedding(tmp_path / "a.h5", whole, np.float16)
-    with pytest.raises(InputError, match=r"a\.h5: damaged .* isn't finite"):
-        load_embedding(tmp_path / "a.h5", SOME_ID)
+    large = ImageEmbedding({"image": torch.tensor([[[1e30]]])}, (20, 40), (32, 64), 64, SOME_ID)
+    with pytest.raises(InputError, match=r"a\.h5: SAM gives numbers that aren't finite"):
+        save_embedding(tmp_path / "a.h5", large, np.float16)
+    save_embedding(tmp_path / "a.h5", large)
+    with h5py.File(tmp_path / "a.h5", "a", locking=False) as file:
+        file["embedding"][0, 0, 0] = np.inf
+    with h5py.File(tmp_path / "a.h5") as ours, h5py.File(tmp_path / "b.h5", "w") as theirs:
+        theirs.attrs.update(ours.attrs)
+        ours.copy("embedding", theirs)
+    with pytest.raises(InputError, match=r"b\.h5: damaged .* isn't finite"):
+        load_embedding(tmp_path / "b.h5", SOME_ID)
 
 
 def test_embeddings_of_another_preprocessing_are_made_anew(monkeypatch, tmp_path, images):

@@ -4,7 +4,6 @@ Ours lie in `utils/datasets/descriptions/<name>.toml`; for your own data write `
 file's keys are the fields of `DatasetDescription`; its tables are the other classes here, and `[masks]` one of those in
 `utils/datasets/sources.py`. Paths are relative to the data set's own folder `<data_dir>/<name>`.
 """
-import math
 import re
 import sys
 import tomllib
@@ -156,8 +155,8 @@ def load_description(name: str, data_dir: Path = DATA, measured: bool = True) ->
 def read_description(path: Path, name: str, measured: bool = True) -> DatasetDescription:
     """Reads one file as the data set `name`. Raises InputError as `load_description` does."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"), parse_float=_read_number)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: not a readable TOML file ({error}); correct it") from None
     if measured and (missing := [key for key in MEASURED if key not in table]):
         raise InputError(f"{path}: {missing[0]} is missing; `python -m scripts.measure_dataset --dataset {name}` "
@@ -167,13 +166,6 @@ def read_description(path: Path, name: str, measured: bool = True) -> DatasetDes
     except msgspec.ValidationError as error:
         raise InputError(f"{path}: {_explain(str(error), table)}; see utils/datasets/description.py for what a "
                          "description holds") from None
-
-
-def _read_number(text: str) -> float:
-    """What TOML writes as a number with a point, or as nan or inf, of which nothing can be made."""
-    if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text} is no number to compute with")
-    return number
 
 
 def _explain(message: str, table: dict[str, Any]) -> str:
