@@ -4,13 +4,14 @@ BIN := .venv/bin
 
 .PHONY: demo test test-fast stress help
 
-# With a small U-Net and the demo SAM.
+# With a small U-Net; the paper's way with the demo SAM, the recommended one with LiteMedSAM.
 demo: .venv/installed  ## run the whole pipeline on the phantoms (SEED=1 for another seed)
 	$(BIN)/python -m scripts.make_phantoms
 	$(BIN)/python -m scripts.run_pipeline --dataset phantom --num_train_samples 20 --seed $(SEED) --epochs 24 \
 	    --data_sample_per_epoch 60 --batch_size 4 --lr 4e-3 --base_width 16 --n_last_channel 16 --input_size 128 80 \
 	    --ccl_selection largest --morphology paper --morphology_operation erosion --morphology_element centered_square \
-	    --morphology_radius 2 --no-train_from_scratch --max_positive_weight 2 --results_dir results/demo_seed$(SEED)
+	    --morphology_radius 2 --no-train_from_scratch --max_positive_weight 2 \
+	    --recommended medsam_lite --results_dir results/demo_seed$(SEED)
 
 test: .venv/installed  ## check the style, run all tests
 	$(BIN)/ruff check .

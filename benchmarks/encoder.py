@@ -2,6 +2,9 @@
 
     python -m benchmarks.encoder
     python -m benchmarks.encoder --sam_type vit_b --images 3
+    python -m benchmarks.encoder --sam_type sam2_t --beside vit_h vit_b --images 2
+
+With --beside our encoders of those types stand in the baseline's place, all with random weights.
 
 Where the weights of the type are missing they are random, which takes as long. With the real ones the masks of a whole
 refinement are compared, too: changed pixels, how near to zero their logits are, and the masks' Dice.
@@ -11,6 +14,8 @@ Writes  nothing, or the table: --json FILE, and --record into benchmarks/RESULTS
 """
 import argparse
 import copy
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +28,7 @@ from segment_anything.embeddings import ImageEmbedding, compute_embedding
 from segment_anything.fast.image_encoder import accelerate
 from segment_anything.modeling import Sam
 from segment_anything.refinement.refine import RefinementOptions, clean_and_prompt, decode_all
-from segment_anything.registry import default_checkpoint, get_sam_type, load_sam
+from segment_anything.registry import SAM_TYPES, default_checkpoint, get_sam_type, load_sam
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.cli import run_stage, stage_parser
 from utils.files import read_grey
@@ -37,6 +42,8 @@ RANDOM = CheckpointId("random weights", "")
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("benchmarks.encoder", __doc__)
     add_input_arguments(parser)
+    parser.add_argument("--beside", nargs="+", choices=tuple(SAM_TYPES), metavar="TYPE",
+                        help="time our encoders of these types, and of --sam_type, with random weights")
     add_options(parser, ReportOptions)
     return parser
 
@@ -45,6 +52,11 @@ def main(args: argparse.Namespace) -> list[Step]:
     """Returns the lines of the table."""
     device = choose_device(args.device)
     paths = list_images(args.image_folder, args.images)
+    if args.beside:
+        steps, counts = compare_types(args.sam_type, args.beside, paths, device)
+        command = f"encoder --sam_type {args.sam_type} --beside {' '.join(args.beside)}"
+        report(options_from(ReportOptions, args), command, device, f"{describe(paths)}; {RANDOM.name}; {counts}", steps)
+        return steps
     checkpoint = args.sam_checkpoint or default_checkpoint(args.sam_type, DATA)
     upstream = load_sam(args.sam_type, checkpoint) if checkpoint.is_file() else random_sam(args.sam_type)
     ours = {f"image encoder {args.sam_type}, {precision}": fast_copy(upstream, dtype).to(device)
@@ -69,6 +81,27 @@ def main(args: argparse.Namespace) -> list[Step]:
     report(options_from(ReportOptions, args), f"encoder --sam_type {args.sam_type}", device,
            f"{describe(paths)}; {'weights ' + identity.name if decoder else identity.name}{notes}", steps)
     return steps
+
+
+def compare_types(sam_type: str, others: Sequence[str], paths: Sequence[Path], device: torch.device
+                  ) -> tuple[list[Step], str]:
+    """A line for each other type, in the baseline's place, and how many operations each encoder takes."""
+    sams, watch = {name: random_sam(name).to(device) for name in (sam_type, *others)}, Stopwatch(device)
+    for sam in sams.values():
+        accelerate(sam.image_encoder)
+    for path in paths:
+        for name, sam in sams.items():
+            watch.time(name, "ours", compute_embedding, sam, read_grey(path), get_sam_type(name).preprocessing, RANDOM)
+    counts = [f"{name} {encoder_operations(sam, device) / 1e9:.0f} GFLOP" for name, sam in sams.items()]
+    ours = watch.milliseconds(sam_type, "ours")
+    return [Step(f"image encoder {sam_type}, beside {name}", watch.milliseconds(name, "ours"), ours, 0, 0)
+            for name in others], ", ".join(counts)
+
+
+def encoder_operations(sam: Sam, device: torch.device) -> int:
+    side = sam.image_encoder.img_size
+    with torch.inference_mode():
+        return operations(sam.image_encoder, torch.zeros(1, 3, side, side, device=device))
 
 
 def random_sam(sam_type: str) -> Sam:

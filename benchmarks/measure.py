@@ -106,9 +106,13 @@ class Stopwatch:
 
     def step(self, name: str, max_abs_diff: float, changed_pixels: int) -> Step:
         """The medians of one step, without its first round, which warms up, where there are more."""
-        rounds = [self._seconds[name, who] for who in ("baseline", "ours")]
-        baseline, ours = (1e3 * median(each[1:] or each) for each in rounds)
+        baseline, ours = (self.milliseconds(name, who) for who in ("baseline", "ours"))
         return Step(name, baseline, ours, max_abs_diff, changed_pixels)
+
+    def milliseconds(self, name: str, who: str) -> float:
+        """The median of one of the two, without the first round as `step`."""
+        rounds = self._seconds[name, who]
+        return 1e3 * median(rounds[1:] or rounds)
 
 
 def operations(function: Callable, *arguments: object) -> int:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from utils.cli import run_stage, stage_parser
 from utils.datasets.description import load_description
-from utils.datasets.image_files import list_files
+from utils.datasets.image_files import list_names
 from utils.digests import Origins, digest_files
 from utils.errors import InputError
 from utils.files import read_grey, write_png
@@ -68,7 +68,7 @@ def find_images(source: Path) -> dict[str, Path]:
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; --source names the folder with the published images")
     images: dict[str, Path] = {}
-    for path in list_files(source):
+    for path in (source / name for name in list_names(source)):
         stem = plain(path.stem)
         if path.suffix.lower() != ".png":
             continue

@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"{args.sam_type}: is installed with {sam_type.requirement}; "
                          f"run `python -m pip install {sam_type.requirement}`")
     if url is None:
-        raise InputError(f"{args.sam_type}: there is no public address to download {sam_type.file_name} from; "
+        raise InputError(f"{args.sam_type}: no address to download {sam_type.file_name} from is known here; "
                          f"get it by hand from {sam_type.source} and save it as {target}")
     download(url, target, sam_type.size, sam_type.sha256)
     print(f"{target}: downloaded" + ("" if sam_type.sha256 else "; not checked, no sha256 of it is known here"))

@@ -30,7 +30,7 @@ from utils.cli import run_stage, stage_parser
 from utils.dice import image_dice, multilabel_dice, surface_dice
 from utils.digests import digest_file
 from utils.errors import InputError
-from utils.files import read_grey, write_png
+from utils.files import write_png
 from utils.locks import check_writable
 from utils.options import option_values, options_from, positive_float
 from utils.overlay import overlay, side_by_side, to_grey
@@ -200,7 +200,7 @@ class Evaluation:
         chosen = best_median_worst(scores)
         masks = {stem: mask for stem, mask, _ in masks_of(self.labels, self.model, sorted(set(chosen.values())))}
         for name, stem in chosen.items():
-            grey = to_grey(read_grey(data.image_path(stem)))
+            grey = to_grey(data.read_grey(stem))
             panels = [overlay(grey, mask) for mask in ((), data.mask(stem), masks[stem])]
             title = f"{self.labels.kind}, Dice {100 * image_dice(dice[stem]):.1f} %"
             yield f"{name}_{stem}", side_by_side(panels, [stem[:24], "ground truth", title])

@@ -23,6 +23,7 @@ from utils.datasets.description import MEASURED, DatasetDescription
 from utils.errors import InputError
 from utils.files import read_grey
 from utils.grey import find_maximum
+from utils.names import name_some
 from utils.paths import DATA
 
 MOSTLY = 0.9  # of the images
@@ -108,16 +109,19 @@ def measure(data: AnnotatedImages, description: DatasetDescription
     """
     labels, size = description.labels, description.input_size
     foreground, showing = np.zeros(len(labels)), np.zeros(len(labels), int)
-    sums, stems = np.zeros(2), data.stems("train")
+    sums, stems, empty = np.zeros(2), data.stems("train"), []
     for stem in tqdm(stems, desc="training images", unit="image", leave=False):
         pixels_of = np.count_nonzero(data.mask(stem), axis=(1, 2))
         foreground += pixels_of
         showing += pixels_of > 0
+        empty += [stem] if not pixels_of.any() else []
         pixels = read_scaled(data.image_path(stem), description).astype(np.float64)
         sums += pixels.sum(), (pixels ** 2).sum()
     if not foreground.all():
         raise InputError(f"{data.folder}: no mask of the {len(stems)} training images shows "
                          f"{labels[foreground.argmin()]}; take this label out of the description, or annotate it")
+    if empty:
+        print(f"# {len(empty)} training images show no label: {name_some(empty)}")
     count = len(stems) * size[0] * size[1]
     mean, mean_of_squares = sums / count
     std = (mean_of_squares - mean ** 2) ** 0.5

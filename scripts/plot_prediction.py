@@ -26,7 +26,6 @@ from unet_training.pseudo_labels import (
     add_pseudo_label_options,
 )
 from utils.cli import run_stage, stage_parser
-from utils.files import read_grey
 from utils.overlay import to_grey
 from utils.paths import RESULTS
 
@@ -50,7 +49,7 @@ def main(args: argparse.Namespace) -> Path:
     labels = PSEUDO_LABELS[args.pseudo_label].from_args(args, model.data)
     labels.check()
     data, stem = model.data, args.stem
-    grey = to_grey(read_grey(data.image_path(stem)))
+    grey = to_grey(data.read_grey(stem))
     (_, probabilities), = model.probabilities([stem])
     refined, = labels.compute(model, [stem])
     masks = {"ground truth": data.mask(stem)} if data.has_ground_truth(stem) else {}

@@ -20,7 +20,6 @@ from unet_training.models import TrainedModel, add_saving_arguments
 from unet_training.pseudo_labels import PSEUDO_LABELS, Agreement, add_pseudo_label_argument, add_pseudo_label_options
 from unet_training.saved_masks import masks_path, mean_estimates, open_saved_masks
 from utils.cli import run_stage, stage_parser
-from utils.files import read_grey
 from utils.overlay import to_grey
 from utils.paths import RESULTS
 
@@ -46,7 +45,7 @@ def main(args: argparse.Namespace) -> Path:
     pictures = {}
     for label, stem in sample_pseudo_labels(store, names, args.seed).items():
         channel, estimates = names.index(label), store.estimated_dice(stem)
-        pictures[label] = (stem, to_grey(read_grey(data.image_path(stem))), store.mask(stem)[channel],
+        pictures[label] = (stem, to_grey(data.read_grey(stem)), store.mask(stem)[channel],
                            None if estimates is None else estimates[channel])
     save_figure(folder / "pseudo_labels", pseudo_label_grid(pictures, title))
     if labels.kind == "sam":

@@ -26,7 +26,6 @@ from segment_anything.registry import SAM_TYPES
 from unet_training.saved_masks import masks_of
 from utils.cli import run_stage, stage_parser
 from utils.errors import InputError
-from utils.files import read_grey
 from utils.overlay import to_grey
 from utils.paths import RESULTS
 from utils.records import read_record
@@ -154,7 +153,7 @@ def draw_overlays(manifest: Mapping[str, Any], rows: Sequence[Row], title: str) 
     pictures = {}
     for name, stem in chosen.items():
         captions = {f"{method}\n{dice[method][stem]:.1f} %": images[stem] for method, images in masks.items()}
-        pictures[name] = panels(to_grey(read_grey(setting.data.image_path(stem))),
+        pictures[name] = panels(to_grey(setting.data.read_grey(stem)),
                                 {"ground truth": setting.data.mask(stem), **captions})
     return overlays(pictures, setting.data.description.labels,
                     f"{title}: best, median and worst test image of {best}")

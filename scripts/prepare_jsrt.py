@@ -61,7 +61,7 @@ def _read_points(path: Path, count: int) -> np.ndarray:
         raise InputError(f"{path}: no such landmarks; get the whole folder landmarks/ of Chest-xray-landmark-dataset")
     try:
         points = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # NumPy raises whatever the damage leads to
         raise InputError(f"{path}: not a readable NumPy file ({error}); get it again") from None
     if getattr(points, "shape", None) != (count, 2) or points.dtype.kind not in "fiu" or not np.isfinite(points).all():
         raise InputError(f"{path}: must hold {count} points x, y; get it again")

@@ -29,7 +29,7 @@ from unet_training.pseudo_labels import PseudoLabels, add_pseudo_label_argument
 from unet_training.saved_masks import open_saved_masks, save_masks
 from utils.cli import run_stage, stage_parser
 from utils.errors import InputError
-from utils.files import read_grey, write_png
+from utils.files import write_png
 from utils.locks import check_writable
 from utils.options import positive_int
 from utils.overlay import overlay, side_by_side, stack, to_grey
@@ -156,7 +156,7 @@ def picture_pipeline(setting: Setting, initial: TrainedModel, raw: PseudoLabels,
     stores |= {labels.title: open_saved_masks(labels, initial) for labels in refined if labels.kind != raw.kind}
     rows = []
     for stem in initial.unlabeled_stems(setting.selection)[:PICTURED]:
-        grey = to_grey(read_grey(initial.data.image_path(stem)))
+        grey = to_grey(initial.data.read_grey(stem))
         masks = {"ground truth": initial.data.mask(stem)} if initial.data.has_ground_truth(stem) else {}
         masks |= {title: store.mask(stem) for title, store in stores.items()}
         panels = [overlay(grey, mask) for mask in ((), *masks.values())]

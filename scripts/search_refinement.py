@@ -31,6 +31,7 @@ from utils.cli import run_stage, stage_parser
 from utils.datasets.annotated import read_scaled
 from utils.dice import multilabel_dice
 from utils.digests import digest_file
+from utils.errors import InputError
 from utils.locks import check_writable, exclusive
 from utils.options import positive_int
 from utils.paths import RESULTS
@@ -73,6 +74,8 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     check_writable(args.results_dir)
     model = TrainedModel.from_args(args)
     labels, stems = SamRefined.from_args(args, model.data), model.data.stems("val")
+    if not isinstance(labels, SamRefined):
+        raise InputError("--refinement recommended: chooses by itself, there is nothing to search; leave it out")
     if args.refiner == "sam":
         name, grid = f"sam_{labels.sam.name}", SAM_GRID
         probabilities, refiner = prepare_sam(labels, model, stems)

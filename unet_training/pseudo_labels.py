@@ -257,9 +257,18 @@ class Recommended(_OfSam):
             known = read_record(path, _KnownCalibration)
             if known.attributes == attributes:
                 return known.calibration
-        decoder, images = self.inputs(model, stems)
-        _, probabilities, embeddings = zip(*images, strict=True)
-        calibration = calibrate(probabilities, embeddings, [model.data.mask(stem) for stem in stems], decoder)
+
+        def predict() -> Iterator[np.ndarray]:
+            return (probabilities for _, probabilities in model.probabilities(stems))
+
+        def images() -> Iterator[tuple[np.ndarray, ImageEmbedding]]:
+            return (image for _, *image in self.inputs(model, stems)[1])
+
+        calibration = calibrate(predict, images, [model.data.mask(stem) for stem in stems],
+                                self.sam.load_decoder(model.device))
+        before, after = (100 * dice for dice in calibration.dice)
+        print(f"recommended refinement, chosen on {len(stems)} validation images: their Dice {before:.2f} % of the "
+              f"U-Net's masks, {after:.2f} % of the refined ones")
         write_record(path, _KnownCalibration(attributes, calibration))
         return calibration
 

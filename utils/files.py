@@ -1,7 +1,6 @@
 """Reading images, and writing files that appear complete or not at all."""
 import io
 import os
-import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from uuid import uuid4
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from utils.errors import InputError
 from utils.grey import STORED, GreyValues
@@ -131,8 +130,10 @@ def _read_header(path: Path) -> tuple[bool, int | None]:
         with Image.open(path) as image:
             tags = getattr(image, "tag_v2", {})
             read_orientation(path, image)
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError, struct.error):
-        return False, None  # OpenCV decides: it reads more kinds of files, and larger ones
+    except InputError:
+        raise
+    except Exception:  # OpenCV decides: it reads more kinds of files, and larger ones
+        return False, None
     largest = tags.get(MAX_SAMPLE_VALUE)
     largest = largest[0] if isinstance(largest, tuple) else largest
     return tags.get(PHOTOMETRIC_INTERPRETATION) == 0, largest if isinstance(largest, int) and largest > 0 else None
@@ -163,7 +164,7 @@ def has_16_bits(path: Path) -> bool:
     """Whether an image file holds more than 8 bits a pixel, by its header. False for what isn't an image."""
     if path.suffix.lower() in (".jpg", ".jpeg", ".bmp", ".gif"):
         return False
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
         start = file.read(25)
     if start.startswith(b"\x89PNG"):
         return start[24:] == b"\x10"
@@ -184,7 +185,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         raise
     except Image.DecompressionBombError as error:
         raise InputError(f"{path}: too large ({error}); save it with fewer pixels") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error) as error:
+    except Exception as error:  # Pillow raises whatever the damage leads to
         raise InputError(f"{path}: not a readable image ({error}); replace the file") from None
 
 

@@ -4,10 +4,20 @@ import unicodedata
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".dcm", ".dicom", ".img",
+                  ".pgm", ".npy", ".nii", ".mha")
+
 
 def plain(text: str | None) -> str:
     """A name however it is encoded or spaced: one Unicode form (NFC), no space around it, one between words."""
     return unicodedata.normalize("NFC", " ".join((text or "").split()))
+
+
+def plain_stem(text: str | None) -> str:
+    """The stem of an image that a table may name by its file."""
+    name = plain(text)
+    start, dot, suffix = name.rpartition(".")
+    return start if f"{dot}{suffix}".lower() in IMAGE_SUFFIXES else name
 
 
 def same_value(cell: str, value: str) -> bool:

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 from utils.errors import InputError
 from utils.files import atomic_path
-from utils.names import plain, same_value
+from utils.names import plain, plain_stem, same_value
 
 if TYPE_CHECKING:
     import pandas
 
+SEPARATORS = ",;\t"
 BEST = "*"  # ends a cell that stands out
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Reads a CSV file with a header, UTF-8 with or without byte order mark, one dictionary per row.
+    """Reads a CSV file with a header, UTF-8 with or without byte order mark, one dictionary per row. Commas, semicolons
+    or tabulators part its columns, whichever there are most of in the header.
 
     Raises:
         InputError: the file is missing, isn't such a file, or lacks one of `columns`.
@@ -25,18 +27,21 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         raise InputError(f"{path}: no such table; see data/README.md for where to get it and where it goes")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            separator = max(SEPARATORS, key=file.readline().count)
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=separator)
             rows, header = list(reader), reader.fieldnames or []
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable CSV file in UTF-8 ({error}); get it again") from None
+        raise InputError(f"{path}: not a readable CSV file in UTF-8 ({error}); save it so, or get it again") from None
     if absent := [column for column in columns if column not in header]:
-        raise InputError(f"{path}: has no column {absent[0]!r} (its columns: {', '.join(header)}); get it again")
+        raise InputError(f"{path}: has no column {absent[0]!r} (its columns: {', '.join(header)}); name the right one "
+                         "in the description, or get the table again")
     return rows
 
 
-def read_column(path: Path, column: str) -> list[str]:
-    """The values of one column, in order, without spaces around them. Raises InputError as `read_rows` does."""
-    return [plain(row[column]) for row in read_rows(path, [column])]
+def read_stems(path: Path, column: str) -> list[str]:
+    """The stems that one column lists, in order, as `plain_stem` has them. Raises InputError as `read_rows` does."""
+    return [stem for row in read_rows(path, [column]) if (stem := plain_stem(row[column]))]
 
 
 def matching_stems(path: Path, stem_column: str, rule: Mapping[str, str], others: Mapping[str, str] | None = None,
@@ -54,7 +59,7 @@ def matching_stems(path: Path, stem_column: str, rule: Mapping[str, str], others
     """
     found: dict[str, bool] = {}
     for number, row in enumerate(read_rows(path, [stem_column, *rule]), 2):
-        stem = plain(row[stem_column])
+        stem = plain_stem(row[stem_column])
         if not stem or (stems is not None and stem not in stems):
             continue
         matches = True

@@ -1,7 +1,7 @@
 """Figures of images: masks over radiographs, the prompts that SAM was given, saved pseudo labels.
 
     masks = {"ground truth": data.mask(stem), "U-Net": store.mask(stem)}
-    figure = overlays({"": panels(to_grey(read_grey(data.image_path(stem))), masks)}, labels, stem, width=3)
+    figure = overlays({"": panels(to_grey(data.read_grey(stem)), masks)}, labels, stem, width=3)
     scripts.study.figures.save_figure(folder / stem, figure)
 """
 import math

@@ -52,7 +52,8 @@ def test_refinement_changes_no_mask(phantom_data_dir, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("benchmark", "arguments", "equal"), [
     (encoder, [], ["image encoder demo, float32"]),
-    (embedding_store, [], ["write, float32", "read for one refinement, float32"]),
+    (encoder, ["--beside", "demo"], ["image encoder demo, beside demo"]),
+    (embedding_store, [], ["write, float32", "read for one refinement, float32", embedding_store.NO_STORE]),
     (random_walk, ["--radius", "3"], ["random walk, all classes"]),
     (pipeline, ["--baseline_images", "1"], ["embeddings", "prediction", "refinement"]),
 ])

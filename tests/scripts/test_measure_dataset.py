@@ -89,8 +89,9 @@ def test_the_table_counts_what_the_training_masks_show(own, capsys):
     data_dir, _, masks = own
     run(data_dir, "mine")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "# 4 training, 1 validation, 1 test images, 0 not annotated; 2 labels"
-    rows = [line.split() for line in lines[2:4]]
+    assert lines[:2] == ["# 1 training images show no label: 0",
+                         "# 4 training, 1 validation, 1 test images, 0 not annotated; 2 labels"]
+    rows = [line.split() for line in lines[3:5]]
     assert rows == [["#", label, "-", str(sum((mask == value).any() for mask in masks)),
                      f"{100 * (masks == value).mean():.2f}"] for value, label in ((1, "heart"), (2, "lung"))]
 

@@ -44,7 +44,7 @@ def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path
     monkeypatch.setenv("SAM_BURDEN_RUNS", str(tmp_path / "runs"))
     (data_dir / "sam_checkpoints").mkdir()
     register_small_sam(monkeypatch, data_dir / "sam_checkpoints", "medsam", preprocessing="squash")
-    monkeypatch.setattr(methods, "TUNING", TuningOptions(epochs=1, augmented=0))
+    monkeypatch.setattr(methods, "TUNING", TuningOptions(epochs=1, images_per_epoch=2, augmented=0))
     names = [method for method in METHODS if not method.startswith("nnunet")]  # see test_nnunet.py
     arguments = run_study.get_args_parser().parse_args(
         ["--dataset", "phantom", "--data_dir", str(data_dir), "--results_dir", str(tmp_path / "results"),

@@ -3,10 +3,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from msgspec.structs import replace as struct_replace
 from torch.nn import functional as F
 
 from unet_training.checkpoint import Training, load_checkpoint, save_checkpoint
 from unet_training.networks.u_net import UNet
+from utils.datasets.description import load_description
 from utils.errors import InputError
 
 SIZE = (50, 38)
@@ -42,10 +44,21 @@ def test_foreign_files_are_refused(tmp_path):
         load_checkpoint(path)
 
 
-def test_labels_must_be_those_of_the_data():
-    TRAINING.check_labels(["radius", "ulna", "lunate"], "data set phantom")
-    with pytest.raises(InputError, match="data set jsrt"):
-        TRAINING.check_labels(["heart"], "data set jsrt")
+def test_data_must_be_those_that_a_model_was_trained_on_unless_it_is_transferred():
+    phantom, jsrt = (load_description(name) for name in ("phantom", "jsrt"))
+    training = Training.on(phantom)
+    assert training.reading == "float32"
+    training.check_data(phantom, transfer=False)
+    for other, message in ((jsrt, "the labels"), (struct_replace(phantom, name="graz"), "trained on data set phantom"),
+                           (struct_replace(phantom, max_grey_value=4095), "read as 'float32', by now they are as"),
+                           (struct_replace(phantom, resize_dtype="stored"), "by now they are as 'stored'")):
+        with pytest.raises(InputError, match=message):
+            training.check_data(other, transfer=False)
+        if other is not jsrt:
+            training.check_data(other, transfer=True)
+    with pytest.raises(InputError, match="the labels"):
+        training.check_data(jsrt, transfer=True)
+    replace(training, reading=None).check_data(struct_replace(phantom, invert=True), transfer=False)  # an older file
 
 
 def authors_weights(width, n_last_channel, n_classes):

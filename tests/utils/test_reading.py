@@ -147,6 +147,7 @@ def test_hidden_files_and_those_of_other_programs_dont_count(tmp_path):
     for name in ("a.png", ".b.png", "._a.png", "__MACOSX/a.png", "notes.txt", "Thumbs.db", "c.bmp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "again").symlink_to(tmp_path)
     found = find_files(tmp_path, [".png"], subfolders=True)
     assert found.paths == {"a": tmp_path / "a.png"}
     assert found.left_out == {"without the suffix .png": ["c.bmp"]}
@@ -288,7 +289,8 @@ def test_a_wrong_choice_lists_the_right_ones(mine, line):
         open_dataset("mine", mine)
 
 
-def test_lists_of_stems_may_have_spaces(mine):
+def test_lists_of_stems_as_people_save_them(mine):
     describe(mine, masks=CVAT + '[training_order]\nfile = "order.csv"\ncolumn = "stem"\n')
-    (mine / "mine" / "order.csv").write_text("stem\n b \na\n", encoding="utf-8")
-    assert splits(open_dataset("mine", mine))[0] == ["b", "a"]
+    for text in ("stem\n b \na\n", "number;stem\n1;b.png\n2;a.PNG\n;\n", "number\tstem\n1\tb\n2\ta\n"):
+        (mine / "mine" / "order.csv").write_text(text, encoding="utf-8-sig")
+        assert splits(open_dataset("mine", mine))[0] == ["b", "a"]

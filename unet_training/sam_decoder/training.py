@@ -44,7 +44,9 @@ VALIDATED = {"box": RefinementOptions(prompt2nd=()),  # one pass each
 class TuningOptions:
     """How a mask decoder is fine-tuned; the optimizer is AdamW."""
 
-    epochs: int = option(6, "passes over the labeled images", type=positive_int)
+    epochs: int = option(6, "times that the decoder is validated, each after --images_per_epoch", type=positive_int)
+    images_per_epoch: int = option(48, "labeled images in an epoch, one after the other and over again",
+                                   type=positive_int)
     lr: float = option(1e-4, "initial learning rate of AdamW; cosine down to a hundredth", type=positive_float)
     folds: int = option(2, "networks for the prompts, each trained, as the initial one, on the labeled images of the "
                            "other folds; 0: prompts of the ground truth alone", type=non_negative(int))
@@ -129,10 +131,11 @@ class DecoderTuning:
 
     def _train_epoch(self, decoder: TrainableDecoder, examples: Sequence[Sequence[Example]], errors: np.ndarray,
                      optimizer: torch.optim.Optimizer, epoch: int) -> float:
-        """One step on a version of each image, in random order; the random numbers are the epoch's own. Returns the
-        mean loss."""
-        rng = np.random.default_rng([self.seed, epoch])
-        chosen = [examples[index][rng.integers(len(examples[index]))] for index in rng.permutation(len(examples))]
+        """One step on a version of each image, in random order, over again until they are enough; the random numbers
+        are the epoch's own. Returns the mean loss."""
+        rng, count = np.random.default_rng([self.seed, epoch]), self.options.images_per_epoch
+        passes = (rng.permutation(len(examples)) for _ in range(-(-count // len(examples))))
+        chosen = [examples[index][rng.integers(len(examples[index]))] for index in np.concatenate([*passes])[:count]]
         read = map_threaded(lambda example: load_embedding(example.embedding, self.sam.identity), chosen)
         steps = tqdm(zip(chosen, read, strict=True), f"epoch {epoch} of {self.options.epochs}", len(chosen),
                      unit="image")

@@ -24,7 +24,7 @@ from utils.left_out import leave_out
 from utils.names import name_some
 from utils.overlap import map_threaded
 from utils.records import read_record, write_record
-from utils.tables import matching_stems, read_column
+from utils.tables import matching_stems, read_stems
 
 UNLABELED_SAMPLE = 500
 MOST_KEPT_MASKS = 256
@@ -128,6 +128,10 @@ class AnnotatedImages:
         usual = self._image_folder / (stem + description.image_ending + description.image_suffixes[0])
         return usual if usual.is_file() else self._images.paths.get(stem, usual)
 
+    def read_grey(self, stem: str) -> np.ndarray:
+        """The image of a stem as SAM sees it, uint8 or uint16, (H, W). Raises InputError as `utils.files.read_grey`."""
+        return read_grey(self.image_path(stem), self.description.grey)
+
     def stems(self, split: str, num: int | None = None) -> list[str]:
         """The stems of "train" (in training order), "val" or "test"; with `num`, the first so many of them.
 
@@ -163,7 +167,7 @@ class AnnotatedImages:
             return None
         path = self.description.locate(self.folder, stem_list.file)
         if path.is_file():
-            return read_column(path, stem_list.column)
+            return read_stems(path, stem_list.column)
         print(f"{path} is not there: {otherwise}", file=sys.stderr)
         return None
 
@@ -239,6 +243,10 @@ class AnnotatedImages:
     def has_ground_truth(self, stem: str) -> bool:
         """Whether the ground truth of an image is known, also of unlabeled ones."""
         return stem in self._source
+
+    def is_mirrored(self, stem: str) -> bool:
+        """Whether the image is the mirror image of the one that is annotated."""
+        return self._source.is_mirrored(stem)
 
     def content(self, stem: str) -> bytes:
         """Stands for the ground truth of an image at any size: with another one it is other bytes."""

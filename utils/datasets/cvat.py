@@ -6,7 +6,6 @@ in degrees, clockwise. What a shape shows is said by one of its `<attribute name
 where the annotators used none.
 """
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,6 +102,14 @@ def parse_cvat(path: Path, attribute: str | None = "Anatomie", labels: Collectio
     return list(images.values())
 
 
+def find_label(path: Path, attribute: str) -> str | None:
+    """CVAT's label of most shapes that have this attribute; None where none has it. Raises InputError as `parse_cvat`.
+    """
+    labels = Counter(shape.get("label") for shape in _read_root(path).iterfind("image/*")
+                     if _attribute(shape, attribute) is not None)
+    return max(labels, key=labels.get, default=None)
+
+
 def draw_masks(image: CvatImage, labels: Sequence[str]) -> np.ndarray:
     """Draws the shapes of an image; those of one label are united, other anatomies dropped.
 
@@ -181,7 +188,9 @@ def _read_bytes(path: Path) -> bytes:
                 raise InputError(f"{path}: holds {len(members)} files {MEMBER}; export one task as 'CVAT for "
                                  "images 1.1'")
             return archive.read(members[0])
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever the damage leads to
         raise InputError(f"{path}: not a readable ZIP file ({error}); export it again from CVAT") from None
 
 

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 from utils.errors import InputError
 from utils.files import has_16_bits
-from utils.names import name_some, plain
+from utils.names import IMAGE_SUFFIXES, name_some, plain
 
 if TYPE_CHECKING:
     from utils.datasets.description import DatasetDescription
 
 SAME_SUFFIX = {".jpeg": ".jpg", ".tiff": ".tif"}
-IMAGES = (".png", ".jpg", ".tif", ".bmp", ".gif", ".webp", ".jp2", ".dcm", ".dicom", ".img", ".pgm", ".npy", ".nii",
-          ".mha")
 FOLDER_MARK = "__"  # between folder and name in a stem, which names files, too
 
 
@@ -59,20 +57,22 @@ def find_files(folder: Path, suffixes: Sequence[str], ending: str = "", subfolde
     def leave_out(why: str, name: str) -> None:
         found.left_out.setdefault(why, []).append(name)
 
-    for path in list_files(folder):
-        name = path.relative_to(folder).as_posix()
-        if _suffix(path.suffix) not in wanted:
-            if _suffix(path.suffix) in IMAGES:
+    for name in list_names(folder):
+        start, dot, suffix = name.rpartition(".")
+        suffix = _suffix(dot + suffix)
+        if suffix not in wanted:
+            if suffix in IMAGE_SUFFIXES:
                 leave_out(f"without the suffix {' or '.join(sorted(wanted))}", name)
-        elif path.parent != folder and not subfolders:
+        elif "/" in name and not subfolders:
             leave_out("in folders inside it, which `subfolders = true` reads", name)
-        elif not path.stem.endswith(ending):
+        elif not start.endswith(ending):
             leave_out(f"without the ending {ending!r}", name)
         else:
-            stem = make_stem(name[:len(name) - len(path.suffix) - len(ending)] + path.suffix, subfolders)
+            stem = plain(start.removesuffix(ending).replace("/", FOLDER_MARK))
             if stem in found.paths:
-                raise InputError(f"{path}: names the same image as {found.paths[stem].relative_to(folder)}; keep one")
-            found.paths[stem] = path
+                twin = found.paths[stem].relative_to(folder)
+                raise InputError(f"{folder / name}: names the same image as {twin}; keep one")
+            found.paths[stem] = folder / name
     return FoundFiles(dict(sorted(found.paths.items())), found.left_out)
 
 
@@ -92,10 +92,16 @@ def _suffix(suffix: str) -> str:
     return SAME_SUFFIX.get(suffix.lower(), suffix.lower())
 
 
-def list_files(folder: Path) -> list[Path]:
-    """All files, sorted, through links to folders, without what is hidden."""
-    paths = []
+def list_names(folder: Path) -> list[str]:
+    """All files, sorted, as seen from the folder, through links to folders, without what is hidden."""
+    found, seen = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
-        paths += [Path(place, name) for name in names if not name.startswith(".") and name != "Thumbs.db"]
-    return sorted(paths)
+        inside = os.path.relpath(place, folder)
+        start = "" if inside == "." else inside.replace(os.sep, "/") + "/"
+        found += [start + name for name in names if not name.startswith(".") and name != "Thumbs.db"]
+    return sorted(found)

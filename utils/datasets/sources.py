@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import Meta, Struct, field
 
 from utils.datasets.cvat import CvatImage, draw_masks, parse_cvat
-from utils.datasets.image_files import FOLDER_MARK, find_files, find_images, list_files
+from utils.datasets.image_files import FOLDER_MARK, find_files, find_images, list_names
 from utils.datasets.label_maps import (
     LOSSLESS,
     Color,
@@ -186,7 +186,9 @@ class CvatSource(Source):
 
     @cached_property
     def _unlabeled_ground_truth(self) -> dict[str, CvatImage]:
-        return {image.stem: image for _, image in self._parse(self._description.masks.unlabeled_ground_truth)}
+        masks = self._description.masks
+        return {image.stem: image for _, image in self._parse(masks.unlabeled_ground_truth)
+                if image.shapes or masks.without_shapes == "empty"}
 
     @cached_property
     def _mirrored_stems(self) -> frozenset[str] | None:
@@ -402,11 +404,11 @@ def _match_files(description: "DatasetDescription", folder: Path, pattern: str) 
     place = description.locate(folder, str(Path(*parts[:fixed])))
     rule = re.escape("/".join(parts[fixed:])).replace(r"\{stem\}", "(?P<stem>[^/]+)").replace(r"\*", "[^/]*")
     paths: dict[str, Path] = {}
-    for path in list_files(place):
-        if match := re.fullmatch(rule, path.relative_to(place).as_posix(), re.IGNORECASE):
+    for name in list_names(place):
+        if match := re.fullmatch(rule, name, re.IGNORECASE):
             if (stem := plain(match["stem"])) in paths:
-                raise InputError(f"{path}: is a mask of the same image and label as {paths[stem]}; keep one")
-            paths[stem] = path
+                raise InputError(f"{place / name}: is a mask of the same image and label as {paths[stem]}; keep one")
+            paths[stem] = place / name
     if not paths:
         raise InputError(f"{place}: holds no file {'/'.join(parts[fixed:])}; put the masks there, or name their place "
                          "in `files` in [masks] of the description")
