@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> Path:
     for kind in dict.fromkeys(kind for method in methods for kind in method.kinds):
         settings[0].labels[kind].check()
     check_folder(args.results_dir)
-    study = Study(args.results_dir, describe_arguments(args), settings[0].labels["sam"].sam.type_name)
+    study = Study(args.results_dir, describe_arguments(vars(args)), settings[0].labels["sam"].sam.type_name)
     study.check()
     for setting in settings:
         for result in compare(setting, args.methods, args.results_dir, args.surface_tolerance):
@@ -89,9 +89,9 @@ def main(args: argparse.Namespace) -> Path:
     return study.table
 
 
-def describe_arguments(args: argparse.Namespace) -> dict[str, Any]:
+def describe_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     """As a manifest keeps them."""
-    return {name: plain_value(value) for name, value in vars(args).items() if name != "given"}
+    return {name: plain_value(value) for name, value in values.items() if name != "given"}
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from tqdm import tqdm
 
 from scripts.demo_sam.step import training_step
@@ -182,7 +182,7 @@ def save(run: Run, sam: Sam, optimizer: torch.optim.Optimizer, steps_done: int) 
     if run.initial:
         metadata["average"] = str(run.average)
         metadata["initial"] = json.dumps(initial_weights(run.initial, run.recipe.image_size)[1])
-    write_bytes(run.output, save(weights, {name: str(value) for name, value in metadata.items()}))
+    write_bytes(run.output, safetensors.torch.save(weights, {name: str(value) for name, value in metadata.items()}))
     state = {"sam": sam.state_dict(), "optimizer": optimizer.state_dict(), "steps_done": steps_done, **settings}
     save_tensors(resume_file(run.output), state)
 

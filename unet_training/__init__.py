@@ -1,5 +1,5 @@
 """Trainings of networks."""
-from utils.cli import end_quietly_on_interrupt
+from utils.interrupts import end_quietly_on_interrupt
 from utils.threads import share_machine
 
 end_quietly_on_interrupt()

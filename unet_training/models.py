@@ -17,7 +17,7 @@ from unet_training.data import ImageDataset
 from unet_training.networks.u_net import UNet
 from unet_training.prediction import predict
 from unet_training.training_stage import data_parameters
-from utils.cli import is_given, select_device
+from utils.cli import select_device
 from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.datasets.description import DATASET_NAMES, OWN
 from utils.errors import InputError
@@ -138,7 +138,8 @@ class TrainedModel:
     def from_args(cls, args: argparse.Namespace, stage: str | None = "initial") -> "TrainedModel":
         """Of the arguments of `add_model_arguments`. Raises InputError as `choose_record` and `load`."""
         data, which = options_from(DataOptions, args).open(), options_from(ModelOptions, args)
-        record = choose_record(data, which, stage, args.seed if is_given(args, "seed") else None)
+        seed = args.seed if "seed" in getattr(args, "given", ()) else None
+        record = choose_record(data, which, stage, seed)
         return cls.load(record, data, select_device(args.gpu_id), getattr(args, "infer_batch_size", cls.batch_size),
                         which.transfer)
 

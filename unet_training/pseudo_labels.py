@@ -24,7 +24,6 @@ from unet_training.models import TrainedModel
 from unet_training.nnunet.nnunet import NNUNetOptions, find_command, unpack
 from unet_training.nnunet.training import find_nnunet, train_nnunet_if_missing
 from unet_training.training_stage import data_parameters
-from utils.cli import is_given
 from utils.datasets.annotated import AnnotatedImages, read_scaled
 from utils.errors import InputError, say_once
 from utils.options import add_options, option, option_values, options_from
@@ -183,7 +182,8 @@ class SamRefined(_OfSam):
     def from_args(cls, args: argparse.Namespace, data: AnnotatedImages) -> "SamRefined | Recommended":
         chosen = options_from(RecommendedOptions, args)
         if chosen.refinement == "paper":
-            return super().from_args(args, data).with_own_prompts(is_given(args, "prompt1st", "prompt2nd"))
+            chosen_prompts = {"prompt1st", "prompt2nd"} & set(getattr(args, "given", ()))
+            return super().from_args(args, data).with_own_prompts(bool(chosen_prompts))
         if options_from(RefinementOptions, args) != RefinementOptions():
             raise InputError("--refinement recommended: chooses prompts and component by the validation images; leave "
                              "out --prompt1st, --prompt2nd, --ccl_selection and --morphology...")

@@ -10,11 +10,11 @@ import errno
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from utils.errors import InputError
+from utils.interrupts import on_interrupt
 from utils.left_out import describe_left_out
 from utils.memory import keep_freed_memory
 from utils.provenance import note_arguments
@@ -37,7 +37,7 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", 
 def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser,
               argv: list[str] | None = None) -> None:
     """Runs `main(args)`. What the user or the machine must mend becomes one line on standard error and an exit code."""
-    _on_interrupt(signal.default_int_handler)
+    on_interrupt(signal.default_int_handler)
     args = parser.parse_args(argv)
     keep_freed_memory()
     note_arguments({name: value for name, value in vars(args).items() if name != "given"})
@@ -81,28 +81,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _end(parser: argparse.ArgumentParser, message: str, code: int) -> None:
-    _on_interrupt(signal.SIG_DFL)  # a second Ctrl-C ends at once, without a traceback
+    on_interrupt(signal.SIG_DFL)  # a second Ctrl-C ends at once, without a traceback
     print(f"{parser.prog}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
-
-
-def end_quietly_on_interrupt() -> None:
-    """Until `run_stage` takes over, Ctrl-C is one line: for the packages of commands, whose imports take seconds.
-
-    Does nothing where a package is imported for another reason than to run one of its modules.
-    """
-    if sys.argv[:1] == ["-m"]:  # until Python has found the module
-        _on_interrupt(_end_at_once)
-
-
-def _on_interrupt(handler: Any) -> None:
-    if threading.current_thread() is threading.main_thread():  # no other one may
-        signal.signal(signal.SIGINT, handler)
-
-
-def _end_at_once(*_: object) -> None:
-    print("interrupted; nothing was begun", file=sys.stderr, flush=True)
-    os._exit(130)
 
 
 def stage_parser(module: str, docstring: str, conflict_handler: str = "error") -> argparse.ArgumentParser:
@@ -117,18 +98,12 @@ def stage_parser(module: str, docstring: str, conflict_handler: str = "error") -
 class _StageParser(argparse.ArgumentParser):
     """Also says which arguments were given: `given` holds the names of those that aren't defaults."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-                   ) -> argparse.Namespace:
+    def parse_args(self, args=None, namespace=None):
         parsed = super().parse_args(args, namespace)
         untouched = argparse.Namespace(**dict.fromkeys((action.dest for action in self._actions), self))
         super().parse_args(args, untouched)
         parsed.given = frozenset(name for name, value in vars(untouched).items() if value is not self)
         return parsed
-
-
-def is_given(args: argparse.Namespace, *names: str) -> bool:
-    """Whether one of these arguments was given, and isn't the default."""
-    return not getattr(args, "given", frozenset()).isdisjoint(names)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -54,14 +54,9 @@ class MaskStore:
         with open_hdf5(path, REMEDY) as file:
             _check_labels(path, file, labels)
             self.attributes: dict[str, str] = dict(file.attrs)
-            self.images: dict[str, str] = {}
-            file[GROUP].visititems(self._note)
+            self.images: dict[str, str] = {stem: str(item.attrs.get(IMAGE, "")) for stem, item in file[GROUP].items()}
             self.runs: list[dict] = json.loads(file[RUNS][()]) if RUNS in file else []
         self.stems = sorted(self.images)
-
-    def _note(self, stem: str, item: h5py.Dataset | h5py.Group) -> None:
-        if isinstance(item, h5py.Dataset):
-            self.images[stem] = str(item.attrs.get(IMAGE, ""))
 
     def __contains__(self, stem: str) -> bool:
         return stem in self.images
@@ -78,13 +73,20 @@ class MaskStore:
         return self._file[GROUP][stem]
 
     def mask(self, stem: str) -> np.ndarray:
-        """The mask of one image, bool, (C, H, W). Raises InputError where it is damaged, or no such mask."""
-        with explain_damage(self.path, "damaged", REMEDY):
-            mask = self._dataset(stem)[()]
-            if mask.ndim != 3 or len(mask) != self._classes or not (mask.dtype == bool or np.isin(mask, (0, 1)).all()):
-                raise InputError(f"{self.path}: {stem} is no mask of {self._classes} classes, but {mask.dtype} of the "
-                                 f"shape {mask.shape}; write masks of 0 and 1, (C, H, W)")
-            return mask.astype(bool, copy=False)
+        """The mask of one image, bool, (C, H, W).
+
+        Raises:
+            InputError: it is damaged, isn't one mask per label, or holds more than two values.
+        """
+        with explain_damage(self.path, f"the mask of {stem} is not readable", REMEDY):
+            values = np.asarray(self._dataset(stem)[()])
+        if values.ndim != 3 or len(values) != self._classes or not values.size or values.dtype.kind not in "biuf":
+            raise InputError(f"{self.path}: the mask of {stem} is of shape {values.shape} and type {values.dtype}; it "
+                             f"must be ({self._classes}, H, W), one channel per label, of 0 and 1; write it so")
+        if values.dtype != bool and not np.isin(values, (0, 1)).all():
+            raise InputError(f"{self.path}: the mask of {stem} holds other numbers than 0 and 1, such as "
+                             f"{values[~np.isin(values, (0, 1))][0]}; write it as bool")
+        return values.astype(bool, copy=False)
 
     def estimated_dice(self, stem: str) -> np.ndarray | None:
         """SAM's estimate per class, float, (C,), NaN where SAM was not asked; None for raw masks."""

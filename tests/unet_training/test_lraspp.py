@@ -180,6 +180,11 @@ def test_stored_features_are_those_of_the_images(checkpoint, phantom_data_dir, t
         assert torch.equal(model.head(torch.stack(features)), model(images))
     assert features[0].shape == (32, 8, 6)
     assert all(torch.equal(mask, ground_truth) for mask, (_, ground_truth) in zip(masks, labeled, strict=True))
+    monkeypatch.undo()
+    labeled._images[1] = labeled._images[1].flip(-1)  # another image of the same name
+    features = StoredFeatures(model, labeled, tmp_path, CPU)[1][0]
+    with torch.inference_mode():
+        assert torch.equal(features, model.encode(labeled[1][0][None])[0])
     other = build(register_small_sam(monkeypatch, tmp_path, "small", seed=5))
     with pytest.raises(InputError, match="was computed with the checkpoint"):
         StoredFeatures(other, labeled, tmp_path, CPU)

@@ -79,9 +79,8 @@ def test_an_interruption_while_packages_are_imported_is_one_line(seconds):
 def test_the_shell_starts_a_stage_in_this_way():
     process = subprocess.Popen([sys.executable, "-m", "unet_training.training", "--help"], cwd=ROOT, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while "_ctypes" not in Path(f"/proc/{process.pid}/maps").read_text():
-        time.sleep(0.01)  # utils.memory, which `unet_training` imports first
-    time.sleep(0.05)
+    while "_multiarray_umath" not in Path(f"/proc/{process.pid}/maps").read_text():  # of NumPy
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=100)
     assert error == "interrupted; nothing was begun\n" and process.returncode == 130
