@@ -81,7 +81,7 @@ def fit(prepared: Prepared, schedule: Schedule, device: torch.device, experiment
             statistics = prepared.run_epoch(model, prepared.train_batches, prepared.loss, optimizer, device,
                                             schedule.data_aug, schedule.bf16, prepared.max_gradient_norm)
             validation = validate(model, prepared.val_batches, prepared.loss, device)
-            _check_finite(epoch, model, statistics.loss, validation.loss)
+            check_finite(epoch, model, {"loss": statistics.loss, "validation loss": validation.loss})
             scheduler.step()
             history.append(_record(statistics, validation, lr))
             _report(experiment, history[-1], labels, epoch)
@@ -103,13 +103,13 @@ def _ending_workers(batches: Iterable) -> Iterator[None]:
             batches.close()
 
 
-def _check_finite(epoch: int, model: nn.Module, *losses: float) -> None:
-    if all(map(math.isfinite, losses)) and is_finite(model):
+def check_finite(epoch: int, model: nn.Module, losses: Mapping[str, float]) -> None:
+    """Raises an InputError after an epoch, counted from 0, in which a training has diverged."""
+    if all(map(math.isfinite, losses.values())) and is_finite(model):
         return
-    loss, validation_loss = losses
-    raise InputError(f"the training diverged in epoch {epoch + 1} (loss {loss:g}, validation loss {validation_loss:g}, "
-                     f"weights {'' if is_finite(model) else 'not '}finite): there is no model; give a smaller --lr, or "
-                     "--max_gradient_norm 1")
+    told = ", ".join(f"{name} {loss:g}" for name, loss in losses.items())
+    raise InputError(f"the training diverged in epoch {epoch + 1} ({told}, weights {'' if is_finite(model) else 'not '}"
+                     "finite): there is no model; give a smaller --lr, or --max_gradient_norm 1")
 
 
 def publish(experiment: Experiment, model: Network, training: Training, state_file: Path,
