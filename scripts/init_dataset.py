@@ -71,6 +71,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--mirror", metavar="PATTERN",
                         help="mirror the images whose names this regular expression finds, with their masks, such as "
                              "right hands")
+    parser.add_argument("--mirrored", metavar="PATTERN",
+                        help="the images whose names this finds are mirrored already, what was drawn on them is not")
     parser.add_argument("--patient", metavar="PATTERN",
                         help="regular expression that finds the patient in the name of an image (its first group, if "
                              "it has one); left out: what DICOM says, else each image is of another patient")
@@ -90,7 +92,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> Path | None:
     """Returns the description's path, or None without annotations."""
     folder = args.data_dir / args.name
-    for option in ("mirror", "patient"):
+    for option in ("mirror", "mirrored", "patient"):
         check_pattern(option, getattr(args, option))
     check_folder(args.name, folder, [args.images, *args.annotations])
     with tempfile.TemporaryDirectory() as unpacked:
@@ -100,7 +102,7 @@ def main(args: argparse.Namespace) -> Path | None:
             shutil.rmtree(prepared / name, ignore_errors=True)
         (prepared / "img").mkdir(parents=True, exist_ok=True)
         images = take_in(list_images(args.images, find_masks(exports, args.images)), prepared / "img", args.mirror,
-                         args.patient)
+                         args.mirrored, args.patient)
         tell("images", [images.describe()])
         tell("left out", describe_left_out(images.left_out, "images"))
         if not exports:
@@ -116,7 +118,8 @@ def main(args: argparse.Namespace) -> Path | None:
     drop_untrained(annotations, split_of)
     write_images(folder / TABLE, images, split_of)
     size = args.input_size or propose_input_size([image.size for image in images.images.values()])
-    write_description(folder, describe(annotations, images, size, args.sam_type, say_command(vars(args)), len(split_of)))
+    command = say_command(vars(args))
+    write_description(folder, describe(annotations, images, size, args.sam_type, command, len(split_of)))
     data = open_dataset(args.name, args.data_dir)
     write_png(folder / PAGE, draw_page(data, choose_pictured({stem: annotations.shown[stem] for stem in split_of}),
                                        split_of))
@@ -142,8 +145,8 @@ def check_pattern(option: str, pattern: str | None) -> None:
 def check_folder(name: str, folder: Path, sources: Sequence[Path]) -> None:
     """Raises an InputError where a data set of that name can't be, or files of someone else would be lost."""
     if name in DATASET_NAMES or Path(name).name != name:
-        raise InputError(f"{name!r}: can't be the name of your data set, as ours are {', '.join(DATASET_NAMES)}; choose "
-                         "another one, without / in it")
+        raise InputError(f"{name!r}: can't be the name of your data set, as ours are {', '.join(DATASET_NAMES)}; "
+                         "choose another one, without / in it")
     own = folder / OWN
     if own.is_file() and not own.read_text(encoding="utf-8-sig").startswith(HEAD):
         raise InputError(f"{own}: was not written by this command; take it away, or choose another name")

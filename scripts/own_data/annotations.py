@@ -1,5 +1,4 @@
 """What people annotated, by whatever tool: found, matched with the images, brought into the folder of the data set."""
-import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 from lxml import etree
 
-from scripts.own_data.images import Radiographs, common_folder
+from scripts.own_data.images import Radiographs, common_folder, copy
 from scripts.own_data.mask_files import MaskTable, choose_labels, read_mask_files
 from scripts.own_data.splits import split_named
 from utils.datasets.coco import is_coco, parse_coco, read_json
@@ -166,8 +165,7 @@ def _copy(exports: Sequence[Export], place: Path) -> list[Path]:
         for name in export.names:
             inner = name[len(shared):]
             paths.append(place / (inner if len(exports) == 1 else f"{number}/{inner}"))
-            paths[-1].parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(export.folder / name, paths[-1])
+            copy(export.folder / name, paths[-1])
     return paths
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from utils.datasets.description import MASK_KINDS, DatasetDescription, Metadata
 
-HEAD = "# Written by scripts.init_dataset, which writes it anew when it runs again. Paths are relative to this folder.\n"
+HEAD = "# Written by scripts.init_dataset, which writes it anew when it runs again. Paths are inside this folder.\n"
 
 
 def write_toml(table: Mapping[str, Any]) -> str:

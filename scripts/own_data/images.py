@@ -31,6 +31,8 @@ class Radiograph:
         place: where the data set has it
         size: (H, W) as it is shown
         patient: "" where nothing says it
+        turn: whether it is to be mirrored
+        is_mirrored: whether it is the mirror image of what was drawn on, then
     """
 
     name: str
@@ -40,6 +42,7 @@ class Radiograph:
     size: tuple[int, int] = (0, 0)
     bits: int = 8
     patient: str = ""
+    turn: bool = False
     is_mirrored: bool = False
 
     @property
@@ -90,12 +93,14 @@ def list_images(folder: Path, others: Collection[Path] = ()) -> dict[str, Path]:
     return found
 
 
-def take_in(paths: dict[str, Path], place: Path, mirror: str | None = None, patient: str | None = None) -> Radiographs:
+def take_in(paths: dict[str, Path], place: Path, mirror: str | None = None, mirrored: str | None = None,
+            patient: str | None = None) -> Radiographs:
     """Brings images (name -> file) into the folder `place`, as links, or as PNG files where they come as DICOM or are
     to be mirrored. What else lies there is removed.
 
     Args:
-        mirror: images whose names this regular expression finds are mirrored
+        mirror: images whose names this regular expression finds are mirrored here
+        mirrored: those whose names this one finds are mirrored already
         patient: regular expression whose first group (or else all that it finds) in the name is the patient
     Raises:
         InputError: two images have one stem, no image is readable, or `patient` doesn't find anything in a name.
@@ -108,8 +113,9 @@ def take_in(paths: dict[str, Path], place: Path, mirror: str | None = None, pati
         stem = plain((inner[:-len(path.suffix)] if is_file else inner).replace("/", FOLDER_MARK))
         if stem in images:
             raise InputError(f"{path}: names the same image as {images[stem].name}; keep one, or give it another name")
-        is_mirrored = mirror is not None and re.search(mirror, name) is not None
-        image = Radiograph(name, stem, path, place / stem, patient=find_patient(name, patient), is_mirrored=is_mirrored)
+        turn, before = (pattern is not None and re.search(pattern, name) is not None for pattern in (mirror, mirrored))
+        image = Radiograph(name, stem, path, place / stem, patient=find_patient(name, patient), turn=turn,
+                           is_mirrored=turn != before)
         try:
             images[stem] = _place(image)
         except InputError as error:
@@ -155,8 +161,8 @@ def _place(image: Radiograph) -> Radiograph:
         raise InputError(f"files of the kind {suffix} are not read; save it as PNG")
     size, bits = image_size(image.path), 16 if has_16_bits(image.path) else 8
     _check_numbers(image.path)
-    place = image.place.with_name(image.stem + (".png" if image.is_mirrored else suffix))
-    if image.is_mirrored:
+    place = image.place.with_name(image.stem + (".png" if image.turn else suffix))
+    if image.turn:
         _write_if_older(place, image.path, lambda: read_grey(image.path)[:, ::-1].copy())
     else:
         link(image.path, place)
@@ -166,7 +172,7 @@ def _place(image: Radiograph) -> Radiograph:
 def _convert_dicom(image: Radiograph) -> Radiograph:
     place = image.place.with_name(f"{image.stem}.png")
     read = read_dicom(image.path)
-    pixels = read.pixels[:, ::-1].copy() if image.is_mirrored else read.pixels
+    pixels = read.pixels[:, ::-1].copy() if image.turn else read.pixels
     _write_if_older(place, image.path, lambda: pixels)
     return replace(image, place=place, size=pixels.shape, bits=16, patient=image.patient or read.patient)
 
@@ -196,6 +202,12 @@ def link(source: Path, place: Path) -> None:
         place.symlink_to(source.resolve())
     except OSError:  # such as on Windows without the right to
         shutil.copy2(source, place)
+
+
+def copy(source: Path, place: Path) -> None:
+    """Copies a file into a folder that need not be there yet."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, place)
 
 
 def propose_input_size(sizes: Sequence[tuple[int, int]], area: int = 384 * 224, step: int = 32) -> tuple[int, int]:

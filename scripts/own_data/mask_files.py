@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from scripts.own_data.images import Radiographs, common_folder, link
+from scripts.own_data.images import Radiographs, common_folder, copy
 from utils.datasets.coco import read_json
 from utils.datasets.image_files import FOLDER_MARK, list_names
 from utils.datasets.label_maps import (
@@ -122,7 +122,7 @@ def choose_labels(found: Sequence[str], wished: Sequence[str]) -> list[str]:
 
 def read_mask_files(folder: Path, names: Sequence[str], images: Radiographs, wished: Sequence[str], table: MaskTable,
                     place: Path) -> dict[str, Any]:
-    """Finds the image of each mask, and links the masks into the folder `place`.
+    """Finds the image of each mask, and copies the masks into the folder `place`.
 
     Returns:
         the fields of `scripts.own_data.annotations.Annotations`
@@ -240,7 +240,7 @@ def _read_label_maps(folder: Path, groups: dict[Pattern, dict[str, str]], wished
         shown[stem] = {name for name, mask in zip(names, drawn, strict=True) if mask.any()}
         sizes[stem] = drawn.shape[1:]
         large |= {name for name, mask in zip(names, drawn, strict=True) if mask.mean() > MOST_OF_AN_IMAGE}
-        link(path, place / f"{stem}{path.suffix.lower()}")
+        copy(path, place / f"{stem}{path.suffix.lower()}")
     return _finish(masks, shown, sizes, large, wished, notes, left_out, keep_order=True)
 
 
@@ -310,7 +310,7 @@ def _read_label_files(folder: Path, groups: dict[Pattern, dict[str, str]], wishe
                 raise InputError(f"{folder / name}: is {mask.shape[1]} x {mask.shape[0]} pixels, another mask of this "
                                  f"image {sizes[stem][1]} x {sizes[stem][0]}; use masks of one size")
             large |= {label} if mask.mean() > MOST_OF_AN_IMAGE else set()
-            link(folder / name, place / inner / f"{stem}{Path(name).suffix.lower()}")
+            copy(folder / name, place / inner / f"{stem}{Path(name).suffix.lower()}")
     masks: dict[str, Any] = {"kind": "label_files", "files": {label: files[label] for label in labels}}
     notes, left_out = ["one mask per label: " + ", ".join(
         f"{len(paths)} {names[pattern]}" for pattern, paths in groups.items() if names[pattern] in labels)], []

@@ -30,7 +30,7 @@ def draw_page(data: AnnotatedImages, stems: list[str], split_of: Mapping[str, st
         chosen = stems[start:start + PER_ROW]
         panels = [overlay(shrink(to_grey(data.read_grey(stem)), 2 * HEIGHT), data.mask(stem), colors)
                   for stem in chosen]
-        rows.append(np.concatenate([side_by_side([panel], [f"{stem[-28:]} ({split_of[stem]})"], HEIGHT)
+        rows.append(np.concatenate([side_by_side([panel], [f"{split_of[stem]}: {stem}"], HEIGHT)
                                     for panel, stem in zip(panels, chosen, strict=True)], axis=1))
     width = max(row.shape[1] for row in rows)
     return stack([*rows, draw_legend(labels, colors, width)])

@@ -14,6 +14,7 @@ from utils.datasets.image_files import make_stem
 from utils.errors import InputError
 from utils.names import plain
 
+LEAST_NUMBERS = 6  # of a polygon: three corners
 CORRECT = "correct it in the tool that wrote the file, and export it again"
 
 
@@ -52,7 +53,7 @@ def is_coco(table: Any) -> bool:
 def parse_coco(path: Path, labels: Collection[str] | None = None, subfolders: bool = False) -> list[CvatImage]:
     """Reads all images of one file, in the file's order.
 
-    An annotation is drawn from its `segmentation`, or from its `bbox` where that is empty.
+    An annotation is drawn from its `segmentation`, or from its `bbox` where that has no area.
 
     Args:
         labels: annotations of other categories are counted, and not read; None: all are read
@@ -96,14 +97,16 @@ def parse_coco(path: Path, labels: Collection[str] | None = None, subfolders: bo
 
 def _read_shape(path: Path, annotation: dict[str, Any], name: str, size: tuple[int, int]) -> CocoShape:
     from pycocotools.mask import frPyObjects, merge  # which other formats do without
-    drawn = annotation.get("segmentation") or [annotation["bbox"]]
+    drawn = annotation.get("segmentation")
     try:
         if isinstance(drawn, dict):
             if list(drawn["size"]) != list(size):
                 raise ValueError(f"run lengths for {drawn['size']}, its image has {list(size)}")
             rle = frPyObjects(drawn, *size) if isinstance(drawn["counts"], list) else drawn
+        elif polygons := [points for points in drawn or () if len(points) >= LEAST_NUMBERS]:
+            rle = merge(frPyObjects(polygons, *size))
         else:
-            rle = merge(frPyObjects(drawn, *size))
+            rle, = frPyObjects(np.array([annotation["bbox"]], float), *size)
     except Exception as error:  # whatever pycocotools raises
         raise InputError(f"{path}: annotation {annotation.get('id')} ({name}) can't be drawn ({error}); {CORRECT}"
                          ) from None
