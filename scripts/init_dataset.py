@@ -27,7 +27,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msgspec.structs import replace as changed
+import numpy as np
+from msgspec.structs import replace
 
 from scripts.measure_dataset import find_negatives, measure, measure_max_grey_value
 from scripts.own_data.annotations import Annotations, Export, Wishes, open_exports, read_exports
@@ -37,7 +38,7 @@ from scripts.own_data.mask_files import guess_masks, keep_labels
 from scripts.own_data.overlays import choose_pictured, draw_page
 from scripts.own_data.splits import assign, read_splits
 from utils.cli import run_stage, stage_parser
-from utils.datasets.annotated import open_dataset
+from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.datasets.description import DATASET_NAMES, MEASURED, OWN
 from utils.datasets.image_files import Places
 from utils.datasets.sources import SPLITS
@@ -246,13 +247,13 @@ def say_command(values: Mapping[str, Any]) -> str:
 def write_description(folder: Path, table: dict[str, Any]) -> None:
     """Writes the description with what is measured of the training images."""
     save(folder / OWN, table)
-    data = open_dataset(folder.name, folder.parent, measured=False)
+    data = drop_vanishing(folder, table)
     for stems in SPLITS:
         data.stems(stems)
     description = data.description
     if max_grey_value := measure_max_grey_value(data):
         table = {"max_grey_value": max_grey_value, **table}
-        description = changed(description, max_grey_value=max_grey_value)
+        description = replace(description, max_grey_value=max_grey_value)
     *measured, rows = measure(data, description)
     table = {**dict(zip(MEASURED, measured, strict=True)), **table}
     print("\n{:<28}{:>10}{:>18}{:>14}".format("label", "shapes", "training images", "% of pixels"))
@@ -262,6 +263,24 @@ def write_description(folder: Path, table: dict[str, Any]) -> None:
     order = ["labels", "input_size", *MEASURED]
     table = {**{key: table[key] for key in order}, **{key: table[key] for key in table if key not in order}}
     save(folder / OWN, table)
+
+
+def drop_vanishing(folder: Path, table: dict[str, Any]) -> AnnotatedImages:
+    """The described data set, after labels that no training image shows at the network's input size left it."""
+    data = open_dataset(folder.name, folder.parent, measured=False)
+    visible = np.any([data.mask(stem).any(axis=(1, 2)) for stem in data.stems("train")], axis=0)
+    if visible.all():
+        return data
+    labels = table["labels"]
+    lost = [label for label, is_visible in zip(labels, visible, strict=True) if not is_visible]
+    tell("left out", [f"labels too small to be seen at the network's input size: {', '.join(lost)}; --input_size H W "
+                      "says a larger one"])
+    labels[:] = [label for label, is_visible in zip(labels, visible, strict=True) if is_visible]
+    if not labels:
+        raise InputError(f"no label is seen at the network's input size {table['input_size']}; --input_size H W")
+    keep_labels(table["masks"], labels)
+    save(folder / OWN, table)
+    return open_dataset(folder.name, folder.parent, measured=False)
 
 
 def save(path: Path, table: dict[str, Any]) -> None:

@@ -31,6 +31,8 @@ from utils.tables import read_rows
 
 PARTS = re.compile(r"([\W_]+)")  # what parts the words of a name
 MOST_VALUES = 64
+NO_LABEL = {"mask", "masks", "label", "labels", "labelstr", "segmentation", "segmentations", "seg", "annotation",
+            "annotations", "gt", "ground", "truth", "images", "image", "png", "export", "data"}
 Pattern = tuple[str, str]  # what stands before and after the name of the image
 
 
@@ -207,9 +209,9 @@ def _shorten(images: Radiographs) -> dict[str, str]:
     stems = list(images.images)
     words = [PARTS.split(stem) for stem in stems]
     start = end = 0
-    while len(stems) > 1 and all(len(each) > start + 2 for each in words) and len({each[start] for each in words}) == 1:
+    while len(stems) > 1 and all(len(each) > start + 1 for each in words) and len({each[start] for each in words}) == 1:
         start += 1
-    while len(stems) > 1 and all(len(each) > start + end + 2 for each in words) and (
+    while len(stems) > 1 and all(len(each) > start + end + 1 for each in words) and (
             len({each[-1 - end] for each in words}) == 1):
         end += 1
     start, end = start // 2 * 2, end // 2 * 2  # with what parts the words
@@ -219,6 +221,7 @@ def _shorten(images: Radiographs) -> dict[str, str]:
 def _read_label_maps(folder: Path, groups: dict[Pattern, dict[str, str]], wished: Sequence[str], table: MaskTable,
                      place: Path) -> dict[str, Any]:
     (pattern, paths), = groups.items()
+    found_names = list(paths.values())
     paths = {stem: folder / name for stem, name in paths.items()}
     masks: dict[str, Any] = {"kind": "label_maps", "folder": place.relative_to(place.parents[1]).as_posix()}
     notes, left_out = [], []
@@ -229,7 +232,8 @@ def _read_label_maps(folder: Path, groups: dict[Pattern, dict[str, str]], wished
         values = {}
     else:
         counts = _count_values(paths)
-        values, ignore = _name_values(counts, table, wished, pattern, notes)
+        folders = [folder.name, *common_folder(found_names).split("/")]
+        values, ignore = _name_values(counts, table, wished, pattern, folders, notes)
         names = list(values)
         masks |= {"values": values} | ({"ignore": ignore} if ignore else {})
         if ignore:
@@ -259,9 +263,18 @@ def _count_values(paths: Mapping[str, Path]) -> Counter[int]:
     return counts
 
 
-def _name_values(counts: Counter[int], table: MaskTable, wished: Sequence[str], pattern: Pattern, notes: list[str]
-                 ) -> tuple[dict[str, int], list[int]]:
-    """What each value means, and those that mean nothing."""
+def _name_one(pattern: Pattern, folders: Sequence[str]) -> str:
+    """The only label: the words beside the images' names, else the nearest folder, where these say anything."""
+    for text in ("_".join(pattern), *reversed(folders)):
+        words = [word for word in PARTS.split(text) if word.isalnum() and word.casefold() not in NO_LABEL]
+        if words and not all(map(str.isdigit, words)):
+            return "_".join(words)
+    return "object"
+
+
+def _name_values(counts: Counter[int], table: MaskTable, wished: Sequence[str], pattern: Pattern,
+                 folders: Sequence[str], notes: list[str]) -> tuple[dict[str, int], list[int]]:
+    """What each value means, and those that mean nothing. `folders` are those that all masks lie in."""
     found = sorted(counts)
     said = ", ".join(f"{value} in {counts[value]}" for value in found[:MOST_VALUES])
     if not found:
@@ -275,7 +288,7 @@ def _name_values(counts: Counter[int], table: MaskTable, wished: Sequence[str], 
     ignore = [WHITE] if len(found) > 1 and found[-1] == WHITE and found[-2] < WHITE - MOST_VALUES else []
     rest = [value for value in found if value not in ignore]
     if len(rest) == 1:
-        names = list(wished) if len(wished) == 1 else [" ".join(PARTS.split("".join(pattern))).strip(" _/") or "object"]
+        names = list(wished) if len(wished) == 1 else [_name_one(pattern, folders)]
     elif len(wished) == len(rest):
         names = list(wished)
     elif wished and rest[-1] <= len(wished):

@@ -37,7 +37,7 @@ def run(data_dir: Path, images: Path, *arguments: object) -> Path | None:
 
 def corners(label: str, number: int) -> np.ndarray:
     """The polygon of a bone in the image of that number, (N, 2) as x, y."""
-    return np.array(BONES[label], float) + [number % 4, number % 3]
+    return np.add(BONES[label], (number % 4, number % 3))
 
 
 def drawn(label: str, number: int) -> np.ndarray:
@@ -181,7 +181,7 @@ def test_coco_files_of_each_split_in_its_folder(tmp_path):
     for split, count in (("train", 3), ("valid", 1), ("test", 1)):
         for number in range(count):
             write_png(tmp_path / "set" / split / f"{number}.png", rng.integers(0, 256, (HEIGHT, WIDTH), np.uint8))
-        points = (corners("femur", 0) + [0, {"train": 1, "valid": 5, "test": 9}[split]]).ravel().tolist()
+        points = np.add(corners("femur", 0), (0, {"train": 1, "valid": 5, "test": 9}[split])).ravel().tolist()
         table = {"images": [{"id": number, "file_name": f"{number}.png", "height": HEIGHT, "width": WIDTH}
                             for number in range(count)],
                  "categories": [{"id": 0, "name": "bones"}, {"id": 1, "name": "femur"}],
@@ -194,8 +194,8 @@ def test_coco_files_of_each_split_in_its_folder(tmp_path):
     assert [data.stems(split) for split in ("train", "val", "test")] == [
         ["train__0", "train__1", "train__2"], ["valid__0"], ["test__0"]]
     for stem, shift in (("train__0", 1), ("valid__0", 5), ("test__0", 9)):
-        oracle = coco_mask.decode(coco_mask.frPyObjects([(corners("femur", 0) + [0, shift]).ravel().tolist()], HEIGHT,
-                                                        WIDTH))[..., 0]
+        oracle = coco_mask.decode(coco_mask.frPyObjects([np.add(corners("femur", 0), (0, shift)).ravel().tolist()],
+                                                        HEIGHT, WIDTH))[..., 0]
         np.testing.assert_array_equal(data.mask(stem)[0], oracle)
 
 
@@ -296,6 +296,43 @@ def test_masks_beside_their_images_of_one_label_in_jpeg_and_png(images, tmp_path
         path.unlink()
     with pytest.raises(InputError, match="no mask fits an image"):
         run(tmp_path, images, "--annotations", images)
+
+
+def test_the_folders_of_nnunet(images, tmp_path):
+    """`17_0000.png` is the image of `17.png`, and dataset.json names the labels."""
+    (tmp_path / "raw" / "labelsTr").mkdir(parents=True)
+    (tmp_path / "raw" / "dataset.json").write_text(json.dumps(
+        {"channel_names": {"0": "grey"}, "labels": {"background": 0, "femur": 1, "tibia": 2}, "numTraining": COUNT}))
+    images = images.rename(tmp_path / "raw" / "imagesTr")
+    for path in list(images.iterdir()):
+        path.rename(images / f"{path.stem}_0000.png")
+    for number in range(COUNT):
+        index = np.maximum(drawn("femur", number), np.uint8(2) * drawn("tibia", number))
+        Image.fromarray(index).save(tmp_path / "raw" / "labelsTr" / f"{number}.png")
+    run(tmp_path, images, "--annotations", tmp_path / "raw" / "labelsTr")
+    data = open_dataset("mine", tmp_path)
+    assert data.description.labels == ("femur", "tibia") and len(data.stems("train")) == 6
+    for stem in data.stems("train"):
+        np.testing.assert_array_equal(data.mask(stem)[1], drawn("tibia", int(stem.split("_")[0])))
+
+
+def test_label_studio_and_a_label_that_vanishes(images, tmp_path, capsys):
+    """A ZIP file with result.json, in which names of images begin with what makes them unique."""
+    table = {"images": [{"id": number, "file_name": f"images/{number:08x}-{number}.png", "height": HEIGHT,
+                         "width": WIDTH} for number in range(COUNT)],
+             "categories": [{"id": 0, "name": "femur"}, {"id": 1, "name": "dot"}], "annotations": []}
+    for number in range(COUNT):
+        for label, points in ((0, corners("femur", number)), (1, np.array([[21, 41], [22, 41], [22, 42], [21, 42]]))):
+            table["annotations"].append({"id": len(table["annotations"]), "image_id": number, "category_id": label,
+                                         "segmentation": [points.ravel().tolist()], "bbox": [1, 1, 2, 2], "area": 9,
+                                         "iscrowd": 0, "ignore": 0})
+    with zipfile.ZipFile(tmp_path / "project.zip", "w") as archive:
+        archive.writestr("result.json", json.dumps(table))
+        archive.write(images / "0.png", "images/00000000-0.png")
+    run(tmp_path, images, "--annotations", tmp_path / "project.zip", "--input_size", 32, 36)
+    data = open_dataset("mine", tmp_path)
+    assert data.description.labels == ("femur",) and data.unlabeled_stems(1, False, 0) == ["8", "9"]
+    assert "too small to be seen at the network's input size: dot" in capsys.readouterr().out
 
 
 def write_dicom(path: Path, pixels: np.ndarray, **elements: object) -> None:
@@ -422,7 +459,7 @@ def test_files_of_others_are_left_alone(images, tmp_path):
     with pytest.raises(InputError, match="choose another one"):
         init_dataset.main(init_dataset.get_args_parser().parse_args(["graz", "--images", str(images)]))
     (tmp_path / "mine" / OWN).unlink()
-    with pytest.raises(InputError, match="lies in .*prepared, which this command writes"):
+    with pytest.raises(InputError, match=r"lies in .*prepared, which this command writes"):
         run(tmp_path, tmp_path / "mine" / "prepared" / "img")
 
 
@@ -438,9 +475,9 @@ def test_patients_stay_together_and_rare_labels_are_trained_on():
         assert all(split_of[stem] == "train" for stem in patients if patients[stem] == "p3")
         assert 16 <= sum(split == "train" for split in split_of.values()) <= 34
     with pytest.raises(InputError, match="2 patients are annotated, which is too few"):
-        assign({"a": "p", "b": "q", "c": "q"}, dict.fromkeys("abc", set()), {}, (0.7, 0.15, 0.15), 0)
+        assign({"a": "p", "b": "q", "c": "q"}, {stem: set() for stem in "abc"}, {}, (0.7, 0.15, 0.15), 0)
     with pytest.raises(InputError, match="patient p is in the train and the test split"):
-        assign({"a": "p", "b": "p"}, dict.fromkeys("ab", set()), {"a": "train", "b": "test"}, (1, 1, 1), 0)
+        assign({"a": "p", "b": "p"}, {stem: set() for stem in "ab"}, {"a": "train", "b": "test"}, (1, 1, 1), 0)
 
 
 def test_names_of_splits_and_input_sizes():

@@ -6,7 +6,7 @@ import pytest
 from utils.datasets.annotated import resize_masks
 from utils.datasets.cvat import draw_masks, parse_cvat
 from utils.datasets.description import DATASET_NAMES, FOLDER, MASK_KINDS, load_description, read_description
-from utils.datasets.sources import CocoMasks, CvatMasks, LabelFiles, LabelmeMasks, LabelMaps, StoredMasks
+from utils.datasets.sources import CocoMasks, CvatMasks, LabelFiles, LabelMaps, LabelmeMasks, StoredMasks
 from utils.errors import InputError
 from utils.paths import ROOT
 
@@ -57,7 +57,8 @@ def test_an_unknown_name_lists_the_known_ones():
     ("std = 0.2", "max_grey_value = 65536\nstd = 0.2", "Expected `int` <= 65535 - at `$.max_grey_value`"),
     ("[256, 256]", "[256]", "Expected `array` of length 2, got 1 - at `$.input_size`"),
     ("[256, 256]", "[256, 25.6]", "Expected `int`, got `float` - at `$.input_size[1]`"),
-    ('"mask_store"', '"nifti"', "'nifti' - at `$.masks.kind` (known: cvat, coco, labelme, mask_store, label_maps, label_files)"),
+    ('"mask_store"', '"nifti"',
+     "'nifti' - at `$.masks.kind` (known: cvat, coco, labelme, mask_store, label_maps, label_files)"),
     ('kind = "mask_store"', "", "missing required field `kind` - at `$.masks`"),
     ('"rest_of_train"', '"none"', "'none' - at `$.unlabeled` (known: not_annotated, all_of_train, rest_of_train)"),
     ("std = 0.2", "std = -0.2", "Expected `float` > 0.0 - at `$.std`"),

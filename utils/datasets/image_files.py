@@ -1,5 +1,6 @@
 """Which files of a folder are images, by the stem that identifies each; what else lies there is told."""
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from utils.datasets.description import DatasetDescription
 
 SAME_SUFFIX = {".jpeg": ".jpg", ".tiff": ".tif"}
+UPLOADED = re.compile(r"^[0-9a-f]{8}-")
 FOLDER_MARK = "__"  # between folder and name in a stem, which names files, too
 
 
@@ -84,7 +86,8 @@ def find_images(description: "DatasetDescription", folder: Path) -> FoundFiles:
 
 
 class Places:
-    """Finds images by what annotations call them, which may be in more or fewer folders than the images are."""
+    """Finds images by what annotations call them, which may be in more or fewer folders than the images are, and may
+    begin with what Label Studio puts before the names of uploaded files."""
 
     def __init__(self, stems: Collection[str]):
         self._stems, self._ends = frozenset(stems), Counter(stem.split(FOLDER_MARK)[-1] for stem in stems)
@@ -97,7 +100,10 @@ class Places:
         for start in range(len(parts)):
             if (shorter := FOLDER_MARK.join(parts[start:])) in self._stems:
                 return shorter
-        return self._by_end[parts[-1]] if self._ends[parts[-1]] == 1 else None
+        for end in (parts[-1], UPLOADED.sub("", parts[-1])):
+            if self._ends[end] == 1:
+                return self._by_end[end]
+        return None
 
 
 @lru_cache

@@ -223,7 +223,7 @@ class ShapeSource(Source):
 
     @cached_property
     def _places(self) -> Places:
-        return Places(find_images(self._description, self._folder).paths if self._description.subfolders else ())
+        return Places(find_images(self._description, self._folder).paths)
 
     def _place(self, image: CvatImage) -> CvatImage:
         """The image by the stem of its file, which may lie in other folders than the annotation says."""
@@ -269,7 +269,8 @@ class CvatSource(ShapeSource):
             path = ROOT / file.file if file.in_project else self._description.locate(self._folder, file.file)
             parsed = parse_cvat(path, masks.attribute, self._description.labels, masks.skip_shapes,
                                 self._description.subfolders)
-            images += [(path, self._place(image)) for image in parsed if file.subset in (None, image.subset)]
+            images += [(path, self._place(image) if self._description.subfolders else image) for image in parsed
+                       if file.subset in (None, image.subset)]
         return images
 
     @cached_property
