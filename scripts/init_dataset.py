@@ -22,8 +22,10 @@ import shlex
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +98,9 @@ def main(args: argparse.Namespace) -> Path | None:
     for option in ("mirror", "mirrored", "patient"):
         check_pattern(option, getattr(args, option))
     check_folder(args.name, folder, [args.images, *args.annotations])
-    with tempfile.TemporaryDirectory() as unpacked:
-        exports = open_exports(args.annotations, Path(unpacked))
-        prepared = folder / PREPARED
-        for name in ("annotations", "masks"):
-            shutil.rmtree(prepared / name, ignore_errors=True)
+    prepared = folder / PREPARED
+    with tempfile.TemporaryDirectory() as unpacked, naming_originals(Path(unpacked), args.annotations):
+        exports = open_exports(args.annotations, Path(unpacked) / "exports")
         (prepared / "img").mkdir(parents=True, exist_ok=True)
         images = take_in(list_images(args.images, find_masks(exports, args.images)), prepared / "img", args.mirror,
                          args.mirrored, args.patient)
@@ -111,12 +111,17 @@ def main(args: argparse.Namespace) -> Path | None:
                   + explain_keys())
             return None
         wishes = Wishes(tuple(args.labels), args.attribute, args.without_shapes, tuple(args.values))
-        annotations = read_exports(exports, images, wishes, prepared)
-    leave_out_other_sizes(annotations, images)
-    tell("annotations", annotations.notes)
-    tell("left out", annotations.left_out)
-    split_of = split(annotations, images, folder, args.splits, args.fractions, args.seed)
-    drop_untrained(annotations, split_of)
+        new = Path(unpacked) / "new" / PREPARED
+        annotations = read_exports(exports, images, wishes, new)
+        leave_out_other_sizes(annotations, images)
+        tell("annotations", annotations.notes)
+        tell("left out", annotations.left_out)
+        split_of = split(annotations, images, folder, args.splits, args.fractions, args.seed)
+        drop_untrained(annotations, split_of)
+        for name in ("annotations", "masks"):  # now that nothing is wrong with the new ones
+            shutil.rmtree(prepared / name, ignore_errors=True)
+            if (new / name).exists():
+                shutil.move(new / name, prepared / name)
     write_images(folder / TABLE, images, split_of)
     size = args.input_size or propose_input_size([image.size for image in images.images.values()])
     command = say_command(vars(args))
@@ -154,6 +159,21 @@ def check_folder(name: str, folder: Path, sources: Sequence[Path]) -> None:
     inside = (folder / PREPARED).resolve()
     if odd := [path for path in sources if inside in [path.resolve(), *path.resolve().parents]]:
         raise InputError(f"{odd[0]}: lies in {inside}, which this command writes; name the original files")
+
+
+@contextmanager
+def naming_originals(unpacked: Path, annotations: Sequence[Path]) -> Iterator[None]:
+    """Has errors name what the user gave, instead of the files in `unpacked`."""
+    try:
+        yield
+    except InputError as error:
+        text, new = str(error), f"{unpacked}/new/{PREPARED}/annotations"
+        for number, path in enumerate(annotations):
+            original = path.parent if path.is_file() and not zipfile.is_zipfile(path) else path
+            alone = [f"{new}/"] if len(annotations) == 1 else []
+            for place in (f"{new}/{number}/", f"{unpacked}/exports/{number}/", *alone):
+                text = text.replace(place, f"{original}/")
+        raise InputError(text) from None
 
 
 def find_masks(exports: Sequence[Export], images: Path) -> list[Path]:

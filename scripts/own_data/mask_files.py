@@ -81,7 +81,7 @@ class MaskTable:
                 pairs = [(row["label"], row["value"]) for row in rows]
             else:
                 pairs = [(name, ",".join(map(str, color))) for name, color in read_colors(path).items()]
-            return cls._of_pairs(pairs, str(path))
+            return cls._of_pairs(pairs, path.name)
         except InputError:
             if is_named:
                 raise
@@ -156,7 +156,8 @@ def guess_masks(paths: Mapping[str, Path]) -> list[Path]:
     others = {name[:-len(path.suffix) or None] for name, path in paths.items() if path.suffix.lower() not in LOSSLESS}
     return [path for name, path in paths.items() if path.suffix.lower() in (*LOSSLESS, ".tiff")
             and ((start := name[:-len(path.suffix)]) in others
-                 or any(start[:match.start()] in starts for match in PARTS.finditer(start)))]
+                 or any(start[:end] in starts for match in PARTS.finditer(start)
+                        for end in range(match.start(), match.end() + 1) if end < len(start)))]
 
 
 def match_masks(names: Sequence[str], images: Radiographs) -> tuple[dict[Pattern, dict[str, str]], list[str]]:
@@ -264,12 +265,21 @@ def _count_values(paths: Mapping[str, Path]) -> Counter[int]:
 
 
 def _name_one(pattern: Pattern, folders: Sequence[str]) -> str:
-    """The only label: the words beside the images' names, else the nearest folder, where these say anything."""
-    for text in ("_".join(pattern), *reversed(folders)):
-        words = [word for word in PARTS.split(text) if word.isalnum() and word.casefold() not in NO_LABEL]
-        if words and not all(map(str.isdigit, words)):
-            return "_".join(words)
-    return "object"
+    """A label by what stands beside the images' names, or else the nearest folder, where these say anything."""
+    beside = [_strip(part) for part in "/".join(pattern).split("/")]
+    if any(beside):
+        return "_".join(filter(None, beside))
+    return next(filter(None, map(_strip, reversed(folders))), "object")
+
+
+def _strip(text: str) -> str:
+    """A text without words at its ends that name no label."""
+    words = PARTS.split(text)
+    while words and (not words[0].isalnum() or words[0].casefold() in NO_LABEL):
+        del words[0]
+    while words and (not words[-1].isalnum() or words[-1].casefold() in NO_LABEL):
+        del words[-1]
+    return "".join(words)
 
 
 def _name_values(counts: Counter[int], table: MaskTable, wished: Sequence[str], pattern: Pattern,
@@ -337,17 +347,10 @@ def _read_label_files(folder: Path, groups: dict[Pattern, dict[str, str]], wishe
 
 
 def _name_patterns(patterns: Sequence[Pattern]) -> dict[Pattern, str]:
-    """The labels: the words in which the patterns differ, without those that all begin or end with."""
-    words = [[word for word in re.split(r"[\W_]+", f"{before} {after}") if word] for before, after in patterns]
-    start = end = 0
-    shortest = min(map(len, words))
-    while start < shortest - 1 and len({each[start] for each in words}) == 1:
-        start += 1
-    while end < shortest - 1 - start and len({each[-1 - end] for each in words}) == 1:
-        end += 1
-    names = ["_".join(each[start:len(each) - end]) or "object" for each in words]
+    """The labels: what stands beside the names of images, without words such as mask."""
+    names = [_name_one(pattern, ()) for pattern in patterns]
     if len(set(names)) < len(names):
-        names = ["_".join(each) or "object" for each in words]
+        names = ["_".join(filter(None, PARTS.split("".join(pattern)))) or "object" for pattern in patterns]
     return dict(zip(patterns, names, strict=True))
 
 

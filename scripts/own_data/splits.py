@@ -66,7 +66,8 @@ def assign(patient_of: Mapping[str, str], shown: Mapping[str, set[str]], given: 
     for stem, split in given.items():
         if stem in patient_of and split_of.setdefault(patient_of[stem], split) != split:
             raise InputError(f"patient {patient_of[stem]} is in the {split_of[patient_of[stem]]} and the {split} "
-                             f"split, with {stem} in the latter; correct the splits (--splits FILE), or --patient")
+                             f"split, with {stem} in the latter; correct the splits (--splits FILE), or "
+                             "--patient; where a run before drew them, delete images.csv to have them drawn anew")
     images = Counter(patient_of.values())
     labels_of = {patient: set().union(*(shown[stem] for stem in patient_of if patient_of[stem] == patient))
                  for patient in images}

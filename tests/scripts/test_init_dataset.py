@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -275,7 +276,7 @@ def test_label_maps(images, tmp_path, form, capsys):
 
 
 @pytest.mark.parametrize("form", ["{label}/{number}.png", "{number}_{label}_mask.png", "{number}/{label}.tif",
-                                  "masks/mask_{label}_{number}.png"])
+                                  "masks/mask_{label}_{number}.png", "my {label}/{number}.gif"])
 def test_a_mask_of_each_label(images, tmp_path, form):
     for number in range(COUNT):
         for label in BONES:
@@ -283,14 +284,22 @@ def test_a_mask_of_each_label(images, tmp_path, form):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(drawn(label, number)).save(path)
     run(tmp_path, images, "--annotations", tmp_path / "drawn")
-    open_mine(tmp_path, drawn)
+    names = ("my femur", "my tibia") if "my" in form else tuple(BONES)
+    open_mine(tmp_path, lambda label, number: drawn(label.removeprefix("my "), number), names)
 
 
 def test_masks_beside_their_images_of_one_label_in_jpeg_and_png(images, tmp_path):
+    """Also of names that end with a bracket."""
+    for path in list(images.iterdir()):
+        path.rename(images / f"normal ({path.stem}).png")
     for number in range(COUNT):
-        Image.fromarray(np.uint8(255) * drawn("femur", number)).save(images / f"{number}_segmentation.png")
+        mask = Image.fromarray(np.uint8(255) * drawn("femur", number))
+        mask.save(images / f"normal ({number})_segmentation.png")
     run(tmp_path, images, "--annotations", images, "--labels", "femur")
-    open_mine(tmp_path, drawn, ("femur",))
+    data = open_dataset("mine", tmp_path)
+    assert data.unlabeled_stems(1, False, 0) == ["normal (8)", "normal (9)"]
+    for stem in data.stems("train"):
+        np.testing.assert_array_equal(data.mask(stem), [drawn("femur", int(stem[-2]))])
     for path in images.glob("*_segmentation.png"):
         Image.open(path).convert("L").save(path.with_suffix(".jpg"))
         path.unlink()
@@ -394,6 +403,13 @@ def test_a_second_run_keeps_splits_and_takes_what_was_annotated_since(images, tm
     after = open_mine(tmp_path, drawn)
     assert sum(map(len, before.values())) == 6
     assert all(before[split] <= set(after.stems(split)) for split in before)
+    (tmp_path / "b.xml").write_text(text.replace("</annotations>", ""))
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.write(tmp_path / "b.xml", "annotations.xml")
+    for name in ("b.xml", "b.zip/annotations.xml"):
+        with pytest.raises(InputError, match=f"^{re.escape(str(tmp_path / name))}: not readable as XML"):
+            run(tmp_path, images, "--annotations", tmp_path / name.split("/")[0])
+    open_mine(tmp_path, drawn)  # is as it was
     splits = tmp_path / "splits.csv"
     splits.write_text("file,split\n" + "".join(
         f"{number}.png,{'training' if number < 5 else 'Val' if number < 6 else 'test'}\n" for number in range(COUNT)))
