@@ -2,7 +2,7 @@ PYTHON ?= python3
 SEED ?= 42
 BIN := .venv/bin
 
-.PHONY: demo test test-fast help
+.PHONY: demo test test-fast stress help
 
 # With a small U-Net; the paper's way with the demo SAM, the recommended one with LiteMedSAM.
 demo: .venv/installed  ## run the whole pipeline on the phantoms (SEED=1 for another seed)
@@ -20,6 +20,9 @@ test: .venv/installed  ## check the style, run all tests
 test-fast: .venv/installed  ## check the style, run the tests that take less than two seconds each
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -m "not slow"
+
+stress: .venv/installed  ## kill every stage 20 times, damage 20,000 files (half an hour)
+	STRESS=1 $(BIN)/python -m pytest -s -q tests/test_kills.py tests/test_fuzzing.py
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -4,7 +4,8 @@ Mirrors as the authors' scripts/copy_and_process_imgs.py does.
 
     python -m scripts.copy_and_process_graz_imgs --source <folder with the published images>
 
-Some minutes for all 10,086 frontal ones. A rerun skips what is there.
+Some minutes for all 10,086 frontal ones. A rerun skips what is there, and makes anew what its image or the
+table has changed since. An image that can't be read is left out, and told of at the end.
 
 Reads   <source>/**/<stem>.png, 16 bit (brought to 8 bit with adaptive histogram equalization) or 8 bit (as they are),
         and dataset.csv (columns filestem, laterality, projection)
@@ -13,7 +14,6 @@ Writes  <data_dir>/graz/img_only_front_all_left/<stem>.png
 import argparse
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -23,8 +23,11 @@ from tqdm import tqdm
 from utils.cli import run_stage, stage_parser
 from utils.datasets.description import load_description
 from utils.datasets.image_files import list_names
+from utils.digests import Origins, digest_files
 from utils.errors import InputError
 from utils.files import read_grey, write_png
+from utils.left_out import leave_out
+from utils.locks import check_writable, exclusive
 from utils.names import plain
 from utils.paths import DATA
 from utils.tables import matching_stems
@@ -89,18 +92,23 @@ def main(args: argparse.Namespace) -> None:
     if not wanted:
         raise InputError(f"{table_path}: lists none of the {len(images)} images as frontal; images and table must "
                          "belong together")
-    todo = [stem for stem in wanted if not (target / f"{stem}.png").exists()]
-    with ThreadPoolExecutor(max(args.num_workers, 1)) as pool:  # OpenCV works outside Python's lock
-        results = pool.map(partial(_process_stem, images, target, right), todo)
-        errors = [error for error in tqdm(results, total=len(todo), desc="preprocess", unit="image") if error]
-    print(f"{len(images)} images, {len(wanted)} frontal: {len(todo) - len(errors)} written to {target}, "
+    digests = digest_files([images[stem] for stem in wanted], folder / "digests.json")
+    origins = {target / f"{stem}.png": f"{digest} {'mirrored' if stem in right else 'not mirrored'}"
+               for stem, digest in zip(wanted, digests, strict=True)}
+    with exclusive(target), Origins(folder / "prepared.json") as known:
+        todo = known.outdated(origins)
+        check_writable(target)
+        unreadable = {}
+        with ThreadPoolExecutor(max(args.num_workers, 1)) as pool:  # OpenCV works outside Python's lock
+            errors = pool.map(lambda path: process(images[path.stem], path, path.stem in right), todo)
+            for path, error in tqdm(zip(todo, errors, strict=True), "preprocess", len(todo), unit="image"):
+                if error:
+                    unreadable[path.stem] = error
+                else:
+                    known.note(path, origins[path])
+    print(f"{len(images)} images, {len(wanted)} frontal: {len(todo) - len(unreadable)} written to {target}, "
           f"{len(wanted) - len(todo)} were there")
-    if errors:
-        raise InputError(f"{errors[0]} ({len(errors)} unreadable images; all others are done)")
-
-
-def _process_stem(images: dict[str, Path], target: Path, right: frozenset[str], stem: str) -> str | None:
-    return process(images[stem], target / f"{stem}.png", stem in right)
+    leave_out(unreadable, folder)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Writes  results/<dataset>/<model id>/<split>_<kind>/: dice.csv (a row an image: 
         with `--surface_tolerance T` surface_dice_<T>px.csv, overlays of the best, the median and the worst image
 """
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -26,14 +25,18 @@ import torch
 from unet_training.models import Selection, TrainedModel, add_batch_argument, add_model_arguments
 from unet_training.pseudo_labels import PSEUDO_LABELS, PseudoLabels, add_pseudo_label_argument, add_pseudo_label_options
 from unet_training.saved_masks import masks_of
-from unet_training.training_stage import data_parameters
+from unet_training.training_stage import Images
 from utils.cli import run_stage, stage_parser
 from utils.dice import image_dice, multilabel_dice, surface_dice
+from utils.digests import digest_file
 from utils.errors import InputError
-from utils.files import atomic_path, write_png
+from utils.files import write_png
+from utils.locks import check_writable
 from utils.options import option_values, options_from, positive_float
 from utils.overlay import overlay, side_by_side, to_grey
 from utils.paths import RESULTS
+from utils.provenance import describe_run
+from utils.records import read_record, write_record
 from utils.tables import best_median_worst, write_rows
 from utils.tracking.experiment import start
 
@@ -68,6 +71,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> Summary:
     """Returns the mean Dice and its deviation over the images."""
+    check_writable(args.results_dir)
     model = TrainedModel.from_args(args, stage=None)
     labels = PSEUDO_LABELS[args.pseudo_label].from_args(args, model.data)
     return Evaluation(model, labels, args.split, options_from(Selection, args), args.results_dir,
@@ -130,9 +134,8 @@ class Evaluation:
             for name, picture in self.overlays(measured["dice"]):
                 write_png(self.folder / f"{name}.png", picture)
                 experiment.image("overlay", name, picture, 0)
-            record = {"images": self._fingerprint, "dice": asdict(summaries["dice"])}
-            with atomic_path(self._record) as temporary:
-                temporary.write_text(json.dumps(record), encoding="utf-8")
+            write_record(self._record, {"measured": self._fingerprint, "dice": asdict(summaries["dice"]),
+                                        "tables": self._digest_tables(), "run": describe_run()})
         self._print(summaries)
         return summaries["dice"]
 
@@ -141,20 +144,34 @@ class Evaluation:
         if not self.is_done():
             return self.run()
         print(f"already measured: {self.folder}")
-        return Summary(**json.loads(self._record.read_text(encoding="utf-8"))["dice"])
+        return Summary(**self._read()["dice"])
 
     def is_done(self) -> bool:
-        """Whether it was measured on these images and their ground truth."""
-        return (all(path.exists() for path in (*self.tables.values(), self._record))
-                and json.loads(self._record.read_text(encoding="utf-8"))["images"] == self._fingerprint)
+        """Whether it was measured on these images, ground truth and masks, and the tables are as they were written."""
+        known = self._read()
+        return (all(path.is_file() for path in self.tables.values()) and known.get("measured") == self._fingerprint
+                and known["tables"] == self._digest_tables())
+
+    def _digest_tables(self) -> dict[str, str]:
+        return {name: digest_file(path) for name, path in self.tables.items()}
+
+    def _read(self) -> dict[str, Any]:
+        """What was measured before; {} if nothing was, or the record of it is damaged."""
+        try:
+            return read_record(self._record, dict[str, Any])
+        except InputError:
+            return {}
 
     @property
     def _record(self) -> Path:
         return self.folder / "evaluation.json"
 
     @cached_property
-    def _fingerprint(self) -> str:
-        return data_parameters(self.model.data, self.stems)["images"]
+    def _fingerprint(self) -> dict[str, Any]:
+        """What the result depends on."""
+        images = Images(self.model.data, self.stems)
+        return {"images": images.origins, "weights_sha256": digest_file(self.model.record.weights),
+                **self.labels.attributes(self.model)}
 
     def measure(self) -> dict[str, Values]:
         """Dice, and with it surface Dice and estimates where the tables have them."""

@@ -23,7 +23,7 @@ from utils.tracking.experiment import start
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.import_checkpoint", __doc__)
-    add_options(parser, DataOptions)
+    add_options(parser, DataOptions, only=("dataset", "data_dir"))
     parser.add_argument("--file", type=Path, required=True, help="the authors' checkpoint")
     parser.add_argument("--num_train_samples", type=positive_int, default=43,
                         help="labeled images that the network was trained on, the first n of the list")

@@ -8,10 +8,11 @@ Reads   annotations_train.xml (43 training and 10 validation images), annotation
 Writes  data/phantom/unlabeled_ground_truth.xml               shapes of the 120 unlabeled images, for measuring only
         data/phantom/img_only_front_all_left/<stem>.png  8 bit, right hands mirrored to look like left ones
 
-The images depend on the shapes in the XML files and a fixed seed, to the last bit. Images that are there already are
-kept; delete the folder to draw them anew.
+The images depend on the shapes in the XML files and a fixed seed, to the last bit. A rerun draws those that are
+missing, and those whose shapes have changed since.
 """
 import argparse
+import hashlib
 import os
 from functools import partial
 from multiprocessing import get_context
@@ -25,8 +26,10 @@ from scripts.phantoms.cvat import write_cvat
 from scripts.phantoms.radiograph import render
 from utils.cli import run_stage, stage_parser
 from utils.datasets.cvat import CvatImage, parse_cvat
+from utils.digests import Origins
 from utils.errors import InputError
 from utils.files import write_png
+from utils.locks import check_writable, exclusive
 from utils.paths import DATA, ROOT
 
 TRAIN, VALIDATION, TEST = range(1, 44), range(44, 54), range(54, 64)
@@ -71,15 +74,25 @@ def write_annotations(folder: Path) -> None:
 
 
 def draw_images(images: list[CvatImage], folder: Path, num_workers: int) -> None:
-    """Draws the images that are not in `folder` yet, each in one of `num_workers` processes."""
-    missing = [image for image in images if not (folder / f"{image.stem}.png").exists()]
-    if not missing:
-        return
-    context = get_context("spawn")  # a fork would copy OpenCV's threads half-way and hang
-    with context.Pool(min(num_workers, len(missing)), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        drawn = pool.imap_unordered(partial(draw_image, folder=folder), missing)
-        for _ in tqdm(drawn, desc="draw radiographs", total=len(missing), unit="image"):
-            pass
+    """Draws the images that are not in `folder` yet, or whose shapes were others then, each in one of `num_workers`
+    processes."""
+    by_path = {folder / f"{image.stem}.png": image for image in images}
+    with exclusive(folder), Origins(folder.parent / "prepared.json") as known:
+        missing = known.outdated(origins := {path: _digest_shapes(image) for path, image in by_path.items()})
+        if not missing:
+            return
+        check_writable(folder)
+        context = get_context("spawn")  # a fork would copy OpenCV's threads half-way and hang
+        with context.Pool(min(num_workers, len(missing)), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+            drawn = pool.imap(partial(draw_image, folder=folder), [by_path[path] for path in missing])
+            for path, _ in tqdm(zip(missing, drawn, strict=True), "draw radiographs", len(missing), unit="image"):
+                known.note(path, origins[path])
+
+
+def _digest_shapes(image: CvatImage) -> str:
+    shapes = [(shape.anatomy, shape.rle, shape.ellipse, None if shape.polygon is None else shape.polygon.tolist())
+              for shape in image.shapes]
+    return hashlib.sha256(repr((image.width, image.height, shapes)).encode()).hexdigest()
 
 
 def draw_image(image: CvatImage, folder: Path) -> None:

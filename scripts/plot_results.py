@@ -11,7 +11,6 @@ Writes  beside them, as text, CSV and LaTeX: paper_table with the mean Dice of e
         cumulative, per_class, estimated_dice, estimate_error, estimate_histogram, and overlays
 """
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from utils.cli import run_stage, stage_parser
 from utils.errors import InputError
 from utils.overlay import to_grey
 from utils.paths import RESULTS
+from utils.records import read_record
 from utils.tables import best_median_worst, read_rows, write_table
 from utils.tracking.experiment import start
 
@@ -83,9 +83,9 @@ def main(args: argparse.Namespace) -> list[list[str]]:
 def read_manifest(path: Path) -> dict[str, Any]:
     """Raises InputError if it isn't there or isn't one."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable manifest ({error}); run scripts.run_study again") from None
+        manifest = read_record(path, dict[str, Any])
+    except InputError as error:
+        raise InputError(f"{error}; run scripts.run_study again") from None
     if manifest.get("sam_type") not in SAM_TYPES or not {"arguments", "results"} <= manifest.keys():
         raise InputError(f"{path}: doesn't say how the study was made; run scripts.run_study again")
     return manifest
@@ -161,7 +161,7 @@ def draw_overlays(manifest: Mapping[str, Any], rows: Sequence[Row], title: str) 
 
 def restore_arguments(values: Mapping[str, Any]) -> argparse.Namespace:
     """The arguments of a study as scripts.run_study had them."""
-    paths = {name: Path(values[name]) for name in ("data_dir", "sam_checkpoint") if values.get(name)}
+    paths = {name: Path(values[name]) for name in ("data_dir", "derived_dir", "sam_checkpoint") if values.get(name)}
     return argparse.Namespace(**{**values, **paths})
 
 

@@ -22,8 +22,10 @@ from tqdm import tqdm
 from utils.cli import run_stage, stage_parser
 from utils.datasets.description import load_description
 from utils.datasets.image_files import find_files
+from utils.digests import Origins, digest_file, digest_files
 from utils.errors import InputError
 from utils.files import image_size, read_grey, write_png
+from utils.locks import exclusive
 from utils.mask_store import MaskWriter
 from utils.names import name_some
 from utils.options import positive_int
@@ -139,26 +141,39 @@ def main(args: argparse.Namespace) -> None:
     description = load_description("jsrt", args.data_dir)
     folder, landmarks = args.data_dir / description.name, args.source / "landmarks"
     images = find_stems(args.source)
-    writer = MaskWriter(folder / description.masks.file, description.labels, {"made_by": "scripts.prepare_jsrt"})
-    unmasked = set(writer.missing(list(images)))
-    targets = {stem: folder / description.image_folder / f"{stem}.png" for stem in images}
-    todo = [stem for stem in images if stem in unmasked or not targets[stem].exists()]
     landmark_size = args.landmark_size
     if landmark_size is None and (landmarks / ORGAN_FOLDERS[0]).is_dir():
         landmark_size = PUBLISHED_SIZE
-    points = {}
-    for stem in sorted(unmasked):  # all before anything is written
-        size = description.input_size if _is_raw(images[stem]) else image_size(images[stem])
-        points[stem] = place_landmarks(read_landmarks(landmarks, stem), size, landmark_size, stem)
-    if todo:
-        with writer:
-            for stem in tqdm(todo, desc="prepare", unit="image"):
-                path = images[stem]
-                image = read_raw(path, description.input_size) if _is_raw(path) else read_grey(path)
-                write_png(targets[stem], image)
-                if stem in unmasked:
-                    writer.write(stem, draw_contours(points[stem], image.shape))
+    of_images = digest_files(list(images.values()), folder / "digests.json")
+    origins = {folder / description.image_folder / f"{stem}.png": f"{digest} {description.input_size}"
+               for stem, digest in zip(images, of_images, strict=True)}
+    of_masks = {path.stem: f"{origin} {_digest_landmarks(landmarks, path.stem)} {landmark_size}"
+                for path, origin in origins.items()}
+    mask_file = folder / description.masks.file
+    with exclusive(mask_file), Origins(folder / "prepared.json") as known:
+        writer = MaskWriter(mask_file, description.labels, {"made_by": "scripts.prepare_jsrt"})
+        unmasked = set(writer.missing(list(images), of_masks))
+        outdated = set(known.outdated(origins))
+        todo = [path for path in origins if path in outdated or path.stem in unmasked]
+        points = {}
+        for stem in sorted(unmasked):  # all before anything is written
+            size = description.input_size if _is_raw(images[stem]) else image_size(images[stem])
+            points[stem] = place_landmarks(read_landmarks(landmarks, stem), size, landmark_size, stem)
+        if todo:
+            with writer:
+                for path in tqdm(todo, desc="prepare", unit="image"):
+                    stem, source = path.stem, images[path.stem]
+                    image = read_raw(source, description.input_size) if _is_raw(source) else read_grey(source)
+                    write_png(path, image)
+                    known.note(path, origins[path])
+                    if stem in unmasked:
+                        writer.write(stem, draw_contours(points[stem], image.shape), image=of_masks[stem])
     print(f"{len(images)} images with masks in {folder}, {len(todo)} of them new")
+
+
+def _digest_landmarks(landmarks: Path, stem: str) -> str:
+    files = [folder / f"{stem}.npy" for folder in (landmarks, *(landmarks / name for name in ORGAN_FOLDERS))]
+    return "".join(digest_file(file) for file in files if file.is_file())
 
 
 def _is_raw(path: Path) -> bool:

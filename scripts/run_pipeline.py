@@ -11,7 +11,8 @@ The first line is the paper's setting. A rerun with the same arguments skips wha
 which helps more. `--rounds 2` puts the final U-Net in the initial one's place and labels and trains once more.
 
 Reads   the images and annotations of the data set, SAM's weights
-Writes  what the stages write, and in --results_dir: results.csv, pipeline.png, dice.csv and overlays of each row
+Writes  what the stages write, and in --results_dir: results.csv, results.json, pipeline.png,
+        dice.csv and overlays of each row
 """  # noqa: E501 (a command to copy)
 import argparse
 from collections.abc import Sequence
@@ -29,9 +30,12 @@ from unet_training.saved_masks import open_saved_masks, save_masks
 from utils.cli import run_stage, stage_parser
 from utils.errors import InputError
 from utils.files import write_png
+from utils.locks import check_writable
 from utils.options import positive_int
 from utils.overlay import overlay, side_by_side, stack, to_grey
 from utils.paths import RESULTS
+from utils.provenance import describe_run
+from utils.records import write_record
 from utils.tables import write_rows
 
 Row = tuple[str, str, Summary]
@@ -91,6 +95,7 @@ def check_folder(results_dir: Path) -> None:
     """Raises an InputError where results have no place."""
     if results_dir.is_file():
         raise InputError(f"{results_dir}: is a file; name a folder with --results_dir")
+    check_writable(results_dir)
 
 
 def run(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -> list[Row]:
@@ -125,6 +130,8 @@ def run(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -
     rows = [(name, evaluation.split, evaluation.run_if_missing())
             for (name, *_), evaluation in zip(measurements, evaluations, strict=True)]
     write_table(results_dir / "results.csv", rows)
+    folders = [str(evaluation.folder.relative_to(results_dir)) for evaluation in evaluations]
+    write_record(results_dir / "results.json", {"evaluations": folders, "run": describe_run()})
     if not (is_done and picture.exists()):
         write_png(picture, picture_pipeline(setting, initial, raw, prepared))
     print_table(setting, prepared, rows)

@@ -3,7 +3,8 @@
     python -m scripts.run_study --gpu_id 0 --num_train_samples 1 5 10 15 20 25 30 35 43
     python -m scripts.run_study --dataset phantom --num_train_samples 5 20 --methods initial sam mean_teacher --epochs 24 --batch_size 4
 
-A rerun only does what is missing. All other arguments are those of scripts.run_pipeline, for every method alike.
+A rerun only does what is missing, and results of other n, seeds and methods are added to those that are there. All other
+arguments are those of scripts.run_pipeline, for every method alike.
 
     initial                the initial U-Net
     u_net_sam, u_net_medsam, u_net_random_walk
@@ -29,21 +30,27 @@ Writes  what the stages write, and in --results_dir: study.csv (a row per method
         truth is known, with SAM's estimate) and manifest.json (the models that each number came from); see scripts.plot_results
 """  # noqa: E501 (a command to copy)
 import argparse
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from scripts.evaluate import Evaluation
 from scripts.run_pipeline import check_folder, headline
 from scripts.study.methods import METHODS, Setting, add_setting_arguments
+from unet_training.training_stage import data_parameters
 from utils.cli import run_stage, stage_parser
-from utils.files import atomic_path
+from utils.errors import InputError
+from utils.locks import exclusive
 from utils.options import plain_value, positive_float
 from utils.paths import RESULTS
+from utils.provenance import describe_run
+from utils.records import read_record, write_record
 from utils.tables import read_rows, write_rows
 
 MEASURES = ("dice", "surface_dice", "estimated_dice")
+FREE = ("num_train_samples", "seeds", "methods", "results_dir", "data_dir", "derived_dir", "gpu_id", "num_workers",
+        "infer_batch_size", "surface_tolerance", "threads", "record_diff")  # arguments that results don't depend on
 COLUMNS = ("dataset", "method", "n", "seed", "image", "class", *MEASURES, "model_id")
 
 
@@ -71,24 +78,73 @@ def main(args: argparse.Namespace) -> Path:
     for kind in dict.fromkeys(kind for method in methods for kind in method.kinds):
         settings[0].labels[kind].check()
     check_folder(args.results_dir)
-    rows, pseudo_label_rows, results = [], [], []
+    study = Study(args.results_dir, describe_arguments(vars(args)), settings[0].labels["sam"].sam.type_name)
+    study.check()
     for setting in settings:
-        for measured in compare(setting, args.methods, args.results_dir, args.surface_tolerance):
-            rows += measured.rows
-            pseudo_label_rows += measured.pseudo_label_rows
-            results.append(measured.record)
-    table = args.results_dir / "study.csv"
-    write_rows(table, [COLUMNS, *rows])
-    write_rows(args.results_dir / "pseudo_labels.csv", [COLUMNS, *pseudo_label_rows])
-    sam = settings[0].labels["sam"].sam
-    manifest = {"arguments": {name: plain_value(value) for name, value in vars(args).items()},
-                "sam_type": sam.type_name, "results": results}
-    with atomic_path(args.results_dir / "manifest.json") as temporary:
-        temporary.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    if sam.notice:
-        print(f"refined masks: {sam.notice}")
-    print(f"table: {table}")
-    return table
+        for result in compare(setting, args.methods, args.results_dir, args.surface_tolerance):
+            study.add(result)
+    if notice := settings[0].labels["sam"].notice:
+        print(f"refined masks: {notice}")
+    print(f"table: {study.table}")
+    return study.table
+
+
+def describe_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As a manifest keeps them."""
+    return {name: plain_value(value) for name, value in values.items() if name != "given"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was measured so far, by this run and earlier ones: tables and manifest in `folder`, written as it goes.
+
+    `arguments` are this run's; what is in the folder was made with the same ones, but for `FREE`.
+    """
+
+    folder: Path
+    arguments: dict[str, Any]
+    sam_type: str
+
+    @property
+    def table(self) -> Path:
+        return self.folder / "study.csv"
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / "manifest.json"
+
+    def check(self) -> None:
+        """Raises an InputError where the folder holds results of other options, which no table may mix."""
+        before = self._read()["arguments"]
+        differing = [name for name, value in self.arguments.items()
+                     if name not in FREE and name in before and before[name] != value]
+        if differing:
+            name = differing[0]
+            raise InputError(f"{self.manifest}: its results were made with --{name} {before[name]}, not "
+                             f"{self.arguments[name]}; name another --results_dir, or move this folder away")
+
+    def add(self, result: "Result") -> None:
+        """In the place of what there was of the same method, n and seed, or of other test images."""
+        with exclusive(self.manifest):
+            kept = [record for record in self._read()["results"] if _key(record) != _key(result.record)
+                    and record.get("test_sha256") == result.record["test_sha256"]]
+            for name, rows in (("study.csv", result.rows), ("pseudo_labels.csv", result.pseudo_label_rows)):
+                write_rows(self.folder / name, [COLUMNS, *self._read_rows(name, set(map(_key, kept))), *rows])
+            write_record(self.manifest, {"arguments": self.arguments, "sam_type": self.sam_type,
+                                         "results": [*kept, {**result.record, "run": describe_run()}]})
+
+    def _read(self) -> dict[str, Any]:
+        empty = {"arguments": {}, "results": []}
+        return {**empty, **read_record(self.manifest, dict[str, Any])} if self.manifest.is_file() else empty
+
+    def _read_rows(self, name: str, keys: set[tuple[str, ...]]) -> list[list[str]]:
+        path = self.folder / name
+        rows = read_rows(path, COLUMNS) if path.is_file() else []
+        return [[row[column] for column in COLUMNS] for row in rows if _key(row) in keys]
+
+
+def _key(record: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(record[name]) for name in ("method", "n", "seed"))
 
 
 @dataclass(frozen=True)
@@ -97,12 +153,13 @@ class Result:
 
     rows: list[tuple]
     pseudo_label_rows: list[tuple]
-    record: dict[str, object]
+    record: dict[str, Any]
 
 
 def compare(setting: Setting, methods: list[str], results_dir: Path, tolerance: float) -> Iterator[Result]:
     """Trains and measures what is missing, one method after the other."""
     n, seed = setting.num_labeled, setting.seed
+    test_images = data_parameters(setting.data, setting.data.stems("test"))["data_sha256"]
     headline(f"initial, n = {n}, seed {seed}")
     initial = setting.train_initial()
     for name in methods:
@@ -119,7 +176,7 @@ def compare(setting: Setting, methods: list[str], results_dir: Path, tolerance: 
             if all(setting.data.has_ground_truth(stem) for stem in initial.unlabeled_stems(setting.selection)):
                 pseudo_label_rows = [(*key, *row, initial.id) for row in measure_once(quality)]
         yield Result(rows, pseudo_label_rows, {"method": name, "n": n, "seed": seed, "initial_model_id": initial.id,
-                                               "model_id": model.id, "masks": kind})
+                                               "model_id": model.id, "masks": kind, "test_sha256": test_images})
 
 
 def measure_once(evaluation: Evaluation) -> Iterator[tuple[str, ...]]:

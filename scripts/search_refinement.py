@@ -26,13 +26,18 @@ from segment_anything.refinement.cleaning import ELEMENTS, OPERATIONS, SELECTION
 from segment_anything.refinement.refine import ORDERS, RefinementOptions, refine_all
 from unet_training.models import TrainedModel, add_saving_arguments
 from unet_training.pseudo_labels import SamRefined
-from unet_training.training_stage import fingerprint
+from unet_training.training_stage import data_parameters, fingerprint, identity
 from utils.cli import run_stage, stage_parser
 from utils.datasets.annotated import read_scaled
 from utils.dice import multilabel_dice
+from utils.digests import digest_file
+from utils.errors import InputError
+from utils.locks import check_writable, exclusive
 from utils.options import positive_int
 from utils.paths import RESULTS
+from utils.provenance import describe_run
 from utils.random_walk import RandomWalkOptions, random_walk_masks
+from utils.records import write_record
 from utils.tables import write_rows
 
 if TYPE_CHECKING:
@@ -66,8 +71,11 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Returns the trials, the best one first: their options and gain."""
+    check_writable(args.results_dir)
     model = TrainedModel.from_args(args)
     labels, stems = SamRefined.from_args(args, model.data), model.data.stems("val")
+    if not isinstance(labels, SamRefined):
+        raise InputError("--refinement recommended: chooses by itself, there is nothing to search; leave it out")
     if args.refiner == "sam":
         name, grid = f"sam_{labels.sam.name}", SAM_GRID
         probabilities, refiner = prepare_sam(labels, model, stems)
@@ -77,11 +85,15 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     ground_truth = torch.from_numpy(np.stack([model.data.mask(stem) for stem in stems]))
     raw = pooled_dice([image > 0.5 for image in probabilities], ground_truth)
     folder = args.results_dir / model.data.description.name / model.id / f"search_{name}"
-    study = search(lambda options: pooled_dice(refiner(options), ground_truth) - raw, grid, folder, args.trials,
-                   args.seed)
+    inputs = {"model": digest_file(model.record.weights), "grid": grid, **data_parameters(model.data, stems),
+              **(labels.sam.parameters if args.refiner == "sam" else {})}
+    with exclusive(folder / "study.log"):
+        study = search(lambda options: pooled_dice(refiner(options), ground_truth) - raw, grid, folder, args.trials,
+                       args.seed, fingerprint(identity(inputs)))
     trials = rank_trials(study)
     write_table(folder / "trials.csv", trials)
     write_table(folder / "options.csv", option_effects(trials, grid))
+    write_record(folder / "search.json", {"inputs": inputs, "run": describe_run()})
     if args.figures:
         for name, figure in search_figures(study).items():
             save_figure(folder / name, figure)
@@ -93,13 +105,14 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def search(gain: Callable[[Mapping[str, Any]], float], grid: Mapping[str, Sequence], folder: Path, trials: int,
-           seed: int) -> "optuna.Study":
-    """Tries points of the grid in random order, resuming what the folder's journal holds."""
+           seed: int, name: str) -> "optuna.Study":
+    """Tries points of the grid in random order, resuming what the folder's journal holds of the study of that name,
+    which stands for all that the gain depends on."""
     import optuna  # takes a second to import
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.log")))
-    study = optuna.create_study(storage=storage, study_name=fingerprint(grid), direction="maximize",
+    study = optuna.create_study(storage=storage, study_name=name, direction="maximize",
                                 load_if_exists=True, sampler=optuna.samplers.GridSampler(grid, seed=seed))
 
     def objective(trial: optuna.Trial) -> float:

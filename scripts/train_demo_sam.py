@@ -18,9 +18,9 @@ import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from scripts.demo_sam.step import training_step
@@ -28,7 +28,7 @@ from segment_anything.demo_sam import DEMO_SAM_NOTICE, DEMO_SAM_WEIGHTS, IMAGE_S
 from segment_anything.modeling import Sam
 from utils.cli import run_stage, select_device, stage_parser
 from utils.errors import InputError
-from utils.files import atomic_path
+from utils.files import explain_damage, load_tensors, save_tensors, write_bytes
 from utils.options import add_options, option, options_from
 
 SAVE_EVERY = 100  # steps
@@ -182,11 +182,9 @@ def save(run: Run, sam: Sam, optimizer: torch.optim.Optimizer, steps_done: int) 
     if run.initial:
         metadata["average"] = str(run.average)
         metadata["initial"] = json.dumps(initial_weights(run.initial, run.recipe.image_size)[1])
-    with atomic_path(run.output) as temporary:
-        save_file(weights, temporary, {name: str(value) for name, value in metadata.items()})
+    write_bytes(run.output, safetensors.torch.save(weights, {name: str(value) for name, value in metadata.items()}))
     state = {"sam": sam.state_dict(), "optimizer": optimizer.state_dict(), "steps_done": steps_done, **settings}
-    with atomic_path(resume_file(run.output)) as temporary:
-        torch.save(state, temporary)
+    save_tensors(resume_file(run.output), state)
 
 
 def read_begun(run: Run) -> dict | None:
@@ -198,7 +196,8 @@ def read_begun(run: Run) -> dict | None:
     path = resume_file(run.output)
     if not path.exists():
         return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    with explain_damage(path, "not an unfinished training", "delete it to start anew"):
+        state = load_tensors(path)
     begun = Plan(**{field.name: state[field.name] for field in fields(Plan)})
     same_steps = all(begun.step(step) == run.plan.step(step) for step in range(state["steps_done"]))
     if not same_steps or any(state[name] != value for name, value in asdict(run.recipe).items()):

@@ -4,9 +4,10 @@ authors' code).
 One HDF5 file per image, `<folder>/<stem>.h5`: dataset `embedding` (the feature map "image"), float32 or float16
 (D, h, w), uncompressed because that reads fastest; further feature maps, of a type that has them, under their own
 names; attributes `original_size`, `input_size`, `encoder_input_size`, `checkpoint`, `checkpoint_sha256`, and
-`preprocessing` unless it is "longest_side".
+`preprocessing` unless it is "longest_side". The file's first line (`utils/hdf5.py`) says of which image it is.
 """
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,12 +24,16 @@ from segment_anything.fast.image_encoder import accelerate
 from segment_anything.modeling import Sam
 from segment_anything.registry import check_present, get_sam_type, load_sam
 from segment_anything.resize import fit_longest_side, resize_longest_side
+from utils.digests import digest_file
 from utils.errors import InputError
-from utils.files import atomic_path, image_size, read_grey
+from utils.files import read_grey
 from utils.grey import STORED, GreyValues
+from utils.hdf5 import new_hdf5, open_hdf5, read_origin
+from utils.locks import check_writable, exclusive
 from utils.memory import most_that_fit
 from utils.overlap import batched, map_side_by_side, map_threaded
 from utils.precision import full_float32
+from utils.provenance import describe_run
 
 PRECISIONS = ("float32", "float16", "bf16")
 IMAGES_AT_ONCE = {"cpu": 1, "cuda": 4}  # in the encoder; more don't pay on a CPU
@@ -174,11 +179,23 @@ def embedding_path(folder: Path, stem: str) -> Path:
     return folder / f"{stem}.h5"
 
 
-def save_embedding(path: Path, embedding: ImageEmbedding, dtype: type = np.float32) -> None:
-    """Writes one embedding as numbers of that type, complete or not at all."""
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        for name, features in embedding.features.items():
-            file["embedding" if name == "image" else name] = features.numpy().astype(dtype, copy=False)
+def save_embedding(path: Path, embedding: ImageEmbedding, dtype: type = np.float32,
+                   origin: Mapping[str, str] | None = None) -> None:
+    """Writes one embedding as numbers of that type, complete or not at all.
+
+    Args:
+        origin: see `describe_origin`
+    Raises:
+        InputError: it holds a number that isn't finite.
+    """
+    with np.errstate(over="ignore"):
+        stored = {name: values.numpy().astype(dtype, copy=False) for name, values in embedding.features.items()}
+    if not all(np.isfinite(values).all() for values in stored.values()):
+        raise InputError(f"{path}: SAM gives numbers that aren't finite; give --embeddings float32, or another "
+                         "checkpoint")
+    with new_hdf5(path, origin or {}) as file:
+        for name, values in stored.items():
+            file["embedding" if name == "image" else name] = values
         file.attrs["original_size"] = embedding.original_size
         file.attrs["input_size"] = embedding.input_size
         file.attrs["encoder_input_size"] = embedding.encoder_input_size
@@ -186,6 +203,7 @@ def save_embedding(path: Path, embedding: ImageEmbedding, dtype: type = np.float
         file.attrs["checkpoint_sha256"] = embedding.checkpoint.sha256
         if embedding.preprocessing != DEFAULT_PREPROCESSING:
             file.attrs["preprocessing"] = embedding.preprocessing
+        file.attrs["provenance"] = json.dumps(describe_run())
 
 
 def load_embedding(path: Path, checkpoint: CheckpointId) -> ImageEmbedding:
@@ -193,20 +211,23 @@ def load_embedding(path: Path, checkpoint: CheckpointId) -> ImageEmbedding:
 
     Raises:
         InputError: the file is missing or damaged, or was computed with another checkpoint than `checkpoint`.
+        OSError: it can't be accessed.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such embedding; make it with `python -m scripts.generate_img_embeddings`")
-    try:
-        with h5py.File(path, "r") as file:
-            check_same_checkpoint(path, _checkpoint_of(file), checkpoint)
-            original_size, input_size = (tuple(file.attrs[name].tolist()) for name in ("original_size", "input_size"))
-            features = {"image" if name == "embedding" else name: torch.from_numpy(dataset[()]).float()
-                        for name, dataset in file.items()}
-            return ImageEmbedding(features, original_size, input_size, int(file.attrs["encoder_input_size"]),
-                                  checkpoint, _preprocessing_of(file))
-    except (OSError, KeyError) as error:
-        raise InputError(f"{path}: not a readable embedding ({error}); delete it and run "
-                         "`python -m scripts.generate_img_embeddings`") from error
+    with open_hdf5(path, "move it away and run `python -m scripts.generate_img_embeddings`") as file:
+        check_same_checkpoint(path, _checkpoint_of(file), checkpoint)
+        original_size, input_size = (tuple(file.attrs[name].tolist()) for name in ("original_size", "input_size"))
+        features = {"image" if name == "embedding" else name: torch.from_numpy(dataset[()]).float()
+                    for name, dataset in file.items()}
+        if not all(bool(values.isfinite().all()) for values in features.values()):
+            raise ValueError("it holds a number that isn't finite")
+        return ImageEmbedding(features, original_size, input_size, int(file.attrs["encoder_input_size"]),
+                              checkpoint, file.attrs.get("preprocessing", DEFAULT_PREPROCESSING))
+
+
+def _checkpoint_of(file: h5py.File) -> CheckpointId:
+    return CheckpointId(file.attrs["checkpoint"], file.attrs["checkpoint_sha256"])
 
 
 def check_same_checkpoint(what: Path | str, used: CheckpointId, asked: CheckpointId) -> None:
@@ -219,33 +240,47 @@ def check_same_checkpoint(what: Path | str, used: CheckpointId, asked: Checkpoin
 
 
 def save_missing_embeddings(images: Sequence[tuple[str, Path]], folder: Path, sam_type: str, checkpoint: Path,
-                            device: torch.device, precision: str = "float32", grey: GreyValues = STORED) -> int:
+                            device: torch.device, precision: str = "float32", grey: GreyValues = STORED,
+                            digests: Mapping[str, str] | None = None) -> int:
     """Computes the embeddings that are not there yet, one file per image. SAM is loaded only if one is missing. One of
-    an image of another size counts as missing, as the image was replaced, and one of another preprocessing.
+    another image, or of one that was read or preprocessed in another way, counts as missing.
 
     Args:
         images: stem and image file of each
         folder: of this SAM type and precision, holds `<stem>.h5`
         precision: "float32"; "float16" halves the files; "bf16" does so, and computes a ViT's blocks in bfloat16
         grey: how the values of the image files are meant, as in `read_grey`
+        digests: stem -> what stands for its pixels (left out: the SHA-256 of its file)
     Returns:
         how many were computed
     Raises:
         InputError: the checkpoint or an image can't be used, or an embedding there is of another checkpoint.
+        OSError: something can't be read or written.
     """
     check_present(sam_type, checkpoint)
-    checkpoint_id, preprocessing = identify(checkpoint), get_sam_type(sam_type).preprocessing
-    missing = [(stem, path) for stem, path in images
-               if not is_embedded(embedding_path(folder, stem), checkpoint_id, image_size(path), preprocessing)]
-    if not missing:
-        return 0
-    stored = np.float32 if precision == "float32" else np.float16
-    embeddings = embed([path for _, path in missing], sam_type, checkpoint, device, precision, grey)
-    named = zip((embedding_path(folder, stem) for stem, _ in missing), embeddings, strict=True)
-    progress = tqdm(named, f"SAM embeddings ({sam_type})", len(missing), unit="image")
-    for _ in map_threaded(lambda path_and_embedding: save_embedding(*path_and_embedding, stored), progress):
-        pass
+    digests = digests or {stem: digest_file(path) for stem, path in images}
+    origins = {stem: describe_origin(digests[stem], identify(checkpoint), get_sam_type(sam_type).preprocessing, grey)
+               for stem, _ in images}
+    with exclusive(folder):
+        missing = [(stem, path) for stem, path in images
+                   if not is_embedded(embedding_path(folder, stem), origins[stem])]
+        if missing:
+            check_writable(folder)
+            stored = np.float32 if precision == "float32" else np.float16
+            embeddings = embed([path for _, path in missing], sam_type, checkpoint, device, precision, grey)
+            named = zip((stem for stem, _ in missing), embeddings, strict=True)
+            progress = tqdm(named, f"SAM embeddings ({sam_type})", len(missing), unit="image")
+            for _ in map_threaded(lambda each: save_embedding(embedding_path(folder, each[0]), each[1], stored,
+                                                              origins[each[0]]), progress):
+                pass
     return len(missing)
+
+
+def describe_origin(digest: str, checkpoint: CheckpointId, preprocessing: str = DEFAULT_PREPROCESSING,
+                    grey: GreyValues = STORED) -> dict[str, str]:
+    """What an embedding is made of: `digest` stands for the image's pixels as they are stored."""
+    return {"image": digest, "reading": f"{preprocessing}{grey.name}", "checkpoint": checkpoint.name,
+            "checkpoint_sha256": checkpoint.sha256}
 
 
 def embed(paths: Sequence[Path], sam_type: str, checkpoint: Path, device: torch.device, precision: str = "float32",
@@ -256,22 +291,12 @@ def embed(paths: Sequence[Path], sam_type: str, checkpoint: Path, device: torch.
     return compute_embeddings(sam, paths, get_sam_type(sam_type).preprocessing, identify(checkpoint), grey)
 
 
-def is_embedded(path: Path, checkpoint: CheckpointId, size: tuple[int, int],
-                preprocessing: str = DEFAULT_PREPROCESSING) -> bool:
-    """Whether a readable embedding of this checkpoint and of an image of that size (H, W), preprocessed like this, lies
-    there; one of another checkpoint is an InputError."""
-    try:
-        with h5py.File(path, "r") as file:
-            check_same_checkpoint(path, _checkpoint_of(file), checkpoint)
-            return ("embedding" in file and tuple(file.attrs["original_size"]) == size
-                    and _preprocessing_of(file) == preprocessing)
-    except (OSError, KeyError):
+def is_embedded(path: Path, origin: Mapping[str, str]) -> bool:
+    """Whether an embedding of this origin (`describe_origin`) lies there, by the first line of its file alone. Raises
+    an InputError for one of another checkpoint, OSError where it can't be told."""
+    made_of = read_origin(path)
+    if "checkpoint_sha256" not in made_of:
         return False
-
-
-def _checkpoint_of(file: h5py.File) -> CheckpointId:
-    return CheckpointId(file.attrs["checkpoint"], file.attrs["checkpoint_sha256"])
-
-
-def _preprocessing_of(file: h5py.File) -> str:
-    return file.attrs.get("preprocessing", DEFAULT_PREPROCESSING)
+    checkpoints = (CheckpointId(of["checkpoint"], of["checkpoint_sha256"]) for of in (made_of, origin))
+    check_same_checkpoint(path, *checkpoints)
+    return (made_of.get("image"), made_of.get("reading")) == (origin["image"], origin["reading"])

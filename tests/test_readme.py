@@ -59,5 +59,5 @@ def test_scripts_of_the_results_are_executable():
 def test_every_target_of_the_makefile_is_in_its_help():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.search(r"^\.PHONY: (.+)$", text, re.MULTILINE)[1].split()
-    assert {"demo", "test", "test-fast", "help"} == set(targets)
+    assert {"demo", "test", "test-fast", "stress", "help"} == set(targets)
     assert all(re.search(rf"^{target}:.*## \S", text, re.MULTILINE) for target in targets)

@@ -5,8 +5,12 @@
     image, mask = train[0]    # float32 (1, H, W), bool (C, H, W)
 """
 import copy
+import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
+from multiprocessing.context import BaseContext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,15 +31,16 @@ class LabeledDataset(Dataset):
     def __init__(self, data: AnnotatedImages, stems: Sequence[str]):
         """Raises InputError for an image or a mask that is missing or wrong."""
         self.stems = list(stems)
-        self._pairs = [(torch.from_numpy(load_image(data.image_path(stem), data.description)),
-                        torch.from_numpy(data.mask(stem)))
-                       for stem in tqdm(self.stems, desc="labeled images", unit="image", leave=False)]
+        pairs = [(torch.from_numpy(load_image(data.image_path(stem), data.description)),
+                  torch.from_numpy(data.mask(stem)))
+                 for stem in tqdm(self.stems, desc="labeled images", unit="image", leave=False)]
+        self._images, self._masks = map(torch.stack, zip(*pairs, strict=True))  # workers get a file for each tensor
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self.stems)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._pairs[index]
+        return self._images[index], self._masks[index]
 
 
 def resident_batches(labeled: LabeledDataset, batch_size: int, device: torch.device,
@@ -74,13 +79,52 @@ class EpochLoader(DataLoader):
     """A `DataLoader` for training over many epochs, which takes as many random numbers whatever the number of workers.
 
     One with persistent workers draws their seed in its first epoch alone: a training that resumes after an interruption
-    would end elsewhere than one that wasn't interrupted.
+    would end elsewhere than one that wasn't interrupted. A batch sampler draws batch by batch, between the numbers of
+    the augmentation: workers, which read ahead, would change their order, so that there are none.
+
+    Workers are no forks of the training's process. The tracker's threads run there, and a fork would keep what these
+    have open: it makes them wait for ever.
     """
+
+    def __init__(self, images: Dataset, batch_size: int = 1, num_workers: int = 0,
+                 batch_sampler: Sampler[list[int]] | None = None, **options: Any):
+        """The arguments are those of `DataLoader`."""
+        workers = 0 if batch_sampler else num_workers
+        if workers < num_workers:
+            print("--num_workers: these batches are drawn one by one, so no other process reads images ahead")
+        super().__init__(images, batch_size, batch_sampler=batch_sampler, num_workers=workers, **{
+            **options, "persistent_workers": workers > 0, "worker_init_fn": _leave_interrupts,
+            "multiprocessing_context": _worker_context() if workers else None})
 
     def __iter__(self) -> Iterator:
         if self.persistent_workers and self._iterator is not None:
             torch.empty((), dtype=torch.int64).random_()  # as a new iterator does
-        return super().__iter__()
+        try:
+            yield from super().__iter__()
+        except (InputError, OSError) as error:  # of a worker: with its traceback in the message
+            if self.num_workers == 0:
+                raise
+            raise type(error)(str(error).strip().splitlines()[-1].removeprefix("utils.errors.InputError: ")) from None
+
+    def close(self) -> None:
+        """Ends the workers."""
+        if self._iterator is not None:
+            self._iterator._shutdown_workers()
+            self._iterator = None
+
+
+def _worker_context() -> BaseContext:
+    """How worker processes are started."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # a process without threads, whose forks the workers are
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _leave_interrupts(worker: int) -> None:
+    """To the training, which ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class PseudoLabelDataset(Dataset):

@@ -6,7 +6,7 @@
 """
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from unet_training.checkpoint import Network, Training, load_checkpoint
 from unet_training.data import ImageDataset
 from unet_training.networks.u_net import UNet
 from unet_training.prediction import predict
+from unet_training.training_stage import data_parameters
 from utils.cli import select_device
 from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.datasets.description import DATASET_NAMES, OWN
@@ -35,23 +36,29 @@ class DataOptions:
     dataset: str = option("graz", f"{', '.join(DATASET_NAMES)}, or your own, described by <data_dir>/NAME/{OWN}",
                           metavar="NAME")
     data_dir: Path = option(DATA, "folder of all data sets", type=Path)
+    derived_dir: Path | None = option(None, "folder of the embeddings and masks that are made of the images (left out: "
+                                            "<data_dir>, which then can't be read-only)", type=Path)
 
     def open(self, input_size: Sequence[int] | None = None) -> AnnotatedImages:
         """At that size (H, W) of the network's input, or the description's. Raises InputError as `open_dataset`."""
-        return open_dataset(self.dataset, self.data_dir, input_size)
+        data = open_dataset(self.dataset, self.data_dir, input_size)
+        data.derived_dir = self.derived_dir or self.data_dir
+        return data
 
 
 @dataclass(frozen=True)
 class ModelOptions:
     """Which trained network."""
 
-    model_id: str | None = option(None, "the network (left out: the newest of the data set and --num_train_samples)")
+    model_id: str | None = option(None, "the network (left out: the newest of the data set as it is, "
+                                        "--num_train_samples and, if that is given, --seed)")
     num_train_samples: int = option(43, "labeled images that the network was trained on; -1: all", type=int)
+    transfer: bool = option(False, "take a network of another data set, or of images that were read in another way")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which images get pseudo labels. `seed` draws the sample where the data set has no list of its own.
+    """Which images get pseudo labels.
 
     Raises:
         InputError: `where` isn't of the form COLUMN=VALUE.
@@ -61,22 +68,29 @@ class Selection:
     include_annotated: bool = option(False, "all images that are there, annotated ones, too")
     where: tuple[str, ...] = option((), "all images that are there whose row of the data set's table has these values, "
                                         "such as cast=1", nargs="*", metavar="COLUMN=VALUE")
-    seed: int = 42
+    sample_seed: int = option(42, "draws the 500 images where the data set has no list of its own", type=int)
 
     def __post_init__(self):
         if odd := [rule for rule in self.where if not rule.partition("=")[1]]:
             raise InputError(f"--where {odd[0]}: give a column of the data set's table and its value, as in cast=1")
 
     def stems(self, data: AnnotatedImages, num_labeled: int) -> list[str]:
-        """As seen from a network that was trained on so many labeled images."""
+        """As seen from a network that was trained on so many labeled images; those that can't be read are left out."""
         if self.include_annotated or self.where:
-            return data.select(self.include_annotated, dict(rule.split("=", 1) for rule in self.where))
-        return data.unlabeled_stems(num_labeled, self.split500, self.seed)
+            stems = data.select(self.include_annotated, dict(rule.split("=", 1) for rule in self.where))
+        else:
+            stems = data.unlabeled_stems(num_labeled, self.split500, self.sample_seed)
+        return data.readable(stems)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, DataOptions)
     parser.add_argument("--gpu_id", type=int, help="GPU to use (left out: the first one, or the CPU)")
+    parser.add_argument("--threads", type=positive_int, metavar="N",
+                        help="of an operation on the CPU (left out: as many as there are cores); weights are rounded "
+                             "differently with another number, so it is recorded with the model")
+    parser.add_argument("--record_diff", action=argparse.BooleanOptionalAction, default=True,
+                        help="ClearML keeps what is changed in the working tree with a run, whatever it says")
 
 
 def add_seed_argument(parser: argparse.ArgumentParser) -> None:
@@ -123,20 +137,20 @@ class TrainedModel:
     @classmethod
     def from_args(cls, args: argparse.Namespace, stage: str | None = "initial") -> "TrainedModel":
         """Of the arguments of `add_model_arguments`. Raises InputError as `choose_record` and `load`."""
-        where, which = options_from(DataOptions, args), options_from(ModelOptions, args)
-        if which.num_train_samples == ALL and not which.model_id:
-            which = replace(which, num_train_samples=len(where.open().stems("train")))
-        record = choose_record(where.dataset, which, stage)
-        return cls.load(record, where.open(), select_device(args.gpu_id),
-                        getattr(args, "infer_batch_size", cls.batch_size))
+        data, which = options_from(DataOptions, args).open(), options_from(ModelOptions, args)
+        seed = args.seed if "seed" in getattr(args, "given", ()) else None
+        record = choose_record(data, which, stage, seed)
+        return cls.load(record, data, select_device(args.gpu_id), getattr(args, "infer_batch_size", cls.batch_size),
+                        which.transfer)
 
     @classmethod
-    def load(cls, record: Model, data: AnnotatedImages, device: torch.device, batch_size: int = 16) -> "TrainedModel":
+    def load(cls, record: Model, data: AnnotatedImages, device: torch.device, batch_size: int = 16,
+             transfer: bool = False) -> "TrainedModel":
         """Rebuilds a network for a data set.
 
         Raises:
             InputError: its labels are not the data set's, its file can't be used, or it is an nnU-Net or a SAM's mask
-                decoder.
+                decoder; without `transfer` also if it was trained on another data set.
         """
         if record.parameters.get("stage") == "nnunet":
             raise InputError(f"model id {record.id}: is an nnU-Net; name the initial model that it belongs to, "
@@ -146,7 +160,7 @@ class TrainedModel:
             raise InputError(f"model id {record.id}: is a mask decoder of SAM; name it with --sam_model_id, and with "
                              f"--model_id the initial model, such as {record.parameters['initial_model_id']}")
         network, training = load_checkpoint(record.weights, device)
-        training.check_labels(data.description.labels, f"data set {data.description.name}")
+        training.check_data(data.description, transfer)
         seen = data.with_input(training.input_size, training.mean, training.std)
         return cls(record, network, training, seen, device, batch_size)
 
@@ -177,9 +191,10 @@ class TrainedModel:
         return predict(self.network, ImageDataset(self.data, stems), self.device, self.batch_size)
 
 
-def choose_record(dataset: str, which: ModelOptions, stage: str | None = "initial",
+def choose_record(data: AnnotatedImages, which: ModelOptions, stage: str | None = "initial", seed: int | None = None,
                   architecture: str = UNet.architecture) -> Model:
-    """The model of that id, or the newest of that stage, data set, architecture and number of labeled images.
+    """The model of that id, or the newest of that stage, data set, architecture, number of labeled images and, if it is
+    given, seed; it says which. An initial one was trained on the labeled images as they are.
 
     Without a stage there must be exactly one.
 
@@ -188,13 +203,25 @@ def choose_record(dataset: str, which: ModelOptions, stage: str | None = "initia
     """
     if which.model_id:
         return fetch_model(which.model_id)
-    wanted = {"dataset": dataset, "num_train_samples": which.num_train_samples}
+    dataset, number = data.description.name, which.num_train_samples
+    number = len(data.stems("train")) if number == ALL else number
+    wanted = {"dataset": dataset, "num_train_samples": number} | ({} if seed is None else {"seed": seed})
     if stage == "initial":
         wanted |= {"stage": stage, "architecture": architecture}
     models = [model for model in find_models(**wanted) if model.parameters.get("stage") not in AUXILIARY]
+    meant = f"data set {dataset} with {number} labeled images" + ("" if seed is None else f" and seed {seed}")
+    if stage == "initial" and models:
+        labeled = data_parameters(data, data.stems("train", number))["data_sha256"]
+        of_others = [model for model in models if model.parameters.get("data_sha256", labeled) != labeled]
+        models = [model for model in models if model not in of_others]
+        if not models:
+            raise InputError(f"the models of {meant} were trained on other images or masks than those in "
+                             f"{data.folder}; train one on these, or name one with --model_id. There are: "
+                             f"{describe(of_others)}")
     if len(models) == 1 or (models and stage):
+        print(f"model: {models[0].id}" + (f", the newest of {len(models)}" if len(models) > 1 else ""))
         return models[0]
     problem = "several models" if models else f"no {stage or 'trained'} model"
     known = describe(models or find_models())
-    raise InputError(f"{problem} of data set {dataset} with {which.num_train_samples} labeled images; name one with "
-                     f"--model_id or train one with unet_training.training. There are: {known}")
+    raise InputError(f"{problem} of {meant}; name one with --model_id or train one with unet_training.training. There "
+                     f"are: {known}")

@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
-import msgspec
 import numpy as np
 
 from segment_anything.embeddings import ImageEmbedding
@@ -19,17 +18,18 @@ from segment_anything.refinement.agreement import AgreementOptions, sam_agreemen
 from segment_anything.refinement.cleaning import clean_masks
 from segment_anything.refinement.recommended import Calibration, calibrate, refine_all_calibrated
 from segment_anything.refinement.refine import RefinementOptions, refine_all
+from segment_anything.registry import get_sam_type
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from unet_training.models import TrainedModel
 from unet_training.nnunet.nnunet import NNUNetOptions, find_command, unpack
 from unet_training.nnunet.training import find_nnunet, train_nnunet_if_missing
 from unet_training.training_stage import data_parameters
 from utils.datasets.annotated import AnnotatedImages, read_scaled
-from utils.errors import InputError
-from utils.files import atomic_path
+from utils.errors import InputError, say_once
 from utils.options import add_options, option, option_values, options_from
 from utils.paths import mask_file
 from utils.random_walk import RandomWalkOptions, random_walk_masks
+from utils.records import read_record, write_record
 from utils.tracking.models import Model, fetch_model
 
 
@@ -182,11 +182,23 @@ class SamRefined(_OfSam):
     def from_args(cls, args: argparse.Namespace, data: AnnotatedImages) -> "SamRefined | Recommended":
         chosen = options_from(RecommendedOptions, args)
         if chosen.refinement == "paper":
-            return super().from_args(args, data)
+            chosen_prompts = {"prompt1st", "prompt2nd"} & set(getattr(args, "given", ()))
+            return super().from_args(args, data).with_own_prompts(bool(chosen_prompts))
         if options_from(RefinementOptions, args) != RefinementOptions():
             raise InputError("--refinement recommended: chooses prompts and component by the validation images; leave "
                              "out --prompt1st, --prompt2nd, --ccl_selection and --morphology...")
         return Recommended.from_args(args, data)
+
+    def with_own_prompts(self, chosen: bool) -> Self:
+        """With the prompts of a SAM that was trained with boxes alone, unless prompts were `chosen`."""
+        prompts, usual = get_sam_type(self.sam.type_name).prompts, RefinementOptions()
+        if chosen or not prompts or (self.options.prompt1st, self.options.prompt2nd) != (usual.prompt1st,
+                                                                                          usual.prompt2nd):
+            return self
+        first, second = prompts
+        say_once(f"--sam_type {self.sam.type_name}: was trained with {' '.join(first)} alone, so that is its prompt; "
+                 "--prompt1st and --prompt2nd say otherwise")
+        return replace(self, options=replace(self.options, prompt1st=first, prompt2nd=second))
 
     @property
     def title(self) -> str:
@@ -227,7 +239,8 @@ class Recommended(_OfSam):
         return f"recommended refinement, SAM type {self.sam.name}"
 
     def attributes(self, model: TrainedModel) -> dict[str, str]:
-        return {**super().attributes(model), "images": data_parameters(model.data, model.data.stems("val"))["images"]}
+        validation = data_parameters(model.data, model.data.stems("val"))
+        return {**super().attributes(model), "validation": validation["data_sha256"]}
 
     def compute(self, model: TrainedModel, stems: Sequence[str]) -> Iterator[Mask]:
         calibration = self.calibrate(model)
@@ -238,18 +251,25 @@ class Recommended(_OfSam):
 
     def calibrate(self, model: TrainedModel) -> Calibration:
         """What the validation images say, read if it was asked before of the same images, network and SAM."""
-        path = mask_file(model.data.data_dir, model.id, self.variant).with_suffix(".json")
+        path = mask_file(model.data.derived_dir, model.id, self.variant).with_suffix(".json")
         stems, attributes = model.data.stems("val"), self.attributes(model)
-        if path.is_file():
-            with suppress(msgspec.DecodeError):
-                known = msgspec.json.decode(path.read_bytes(), type=_KnownCalibration)
-                if known.attributes == attributes:
-                    return known.calibration
-        decoder, images = self.inputs(model, stems)
-        _, probabilities, embeddings = zip(*images, strict=True)
-        calibration = calibrate(probabilities, embeddings, [model.data.mask(stem) for stem in stems], decoder)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(_KnownCalibration(attributes, calibration))))
+        with suppress(InputError):  # it isn't there, or damaged
+            known = read_record(path, _KnownCalibration)
+            if known.attributes == attributes:
+                return known.calibration
+
+        def predict() -> Iterator[np.ndarray]:
+            return (probabilities for _, probabilities in model.probabilities(stems))
+
+        def images() -> Iterator[tuple[np.ndarray, ImageEmbedding]]:
+            return (image for _, *image in self.inputs(model, stems)[1])
+
+        calibration = calibrate(predict, images, [model.data.mask(stem) for stem in stems],
+                                self.sam.load_decoder(model.device))
+        before, after = (100 * dice for dice in calibration.dice)
+        print(f"recommended refinement, chosen on {len(stems)} validation images: their Dice {before:.2f} % of the "
+              f"U-Net's masks, {after:.2f} % of the refined ones")
+        write_record(path, _KnownCalibration(attributes, calibration))
         return calibration
 
 

@@ -5,11 +5,10 @@
 """
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from segment_anything.embeddings import PRECISIONS
@@ -18,7 +17,9 @@ from segment_anything.refinement.refine import RefinementOptions
 from unet_training.models import Selection, TrainedModel
 from unet_training.pseudo_labels import PSEUDO_LABELS, Mask, PseudoLabels
 from utils.errors import InputError
-from utils.mask_store import MaskStore, MaskWriter
+from utils.hdf5 import open_hdf5
+from utils.locks import check_writable, exclusive
+from utils.mask_store import REMEDY, MaskStore, MaskWriter
 from utils.options import option_values
 from utils.paths import mask_file
 from utils.random_walk import PRESETS
@@ -33,25 +34,33 @@ def save_masks(labels: PseudoLabels, model: TrainedModel, selection: Selection) 
     """
     labels = labels.prepare(model)
     path = masks_path(labels, model)
-    names = model.data.description.labels
-    writer = MaskWriter(path, names, labels.attributes(model))
-    missing = writer.missing(model.unlabeled_stems(selection))
-    if missing:
-        labels.check()
-        dataset = model.data.description.name
-        parameters = {"stage": labels.stage, "dataset": dataset, "model_id": model.id, "masks": labels.variant,
-                      **option_values(selection), **labels.parameters}
-        with start(labels.made_by.partition(".")[2], parameters, (labels.stage, dataset)) as experiment:
-            experiment.use_model(model.id)
-            estimates: list[np.ndarray] = []
-            with writer:
-                writer.write_all(note_estimates(labels.compute(model, missing), estimates))
-            if estimates:
-                experiment.histogram("estimated dice per class", class_means(np.stack(estimates)), names, 0)
+    with exclusive(path):
+        writer = MaskWriter(path, model.data.description.labels, labels.attributes(model))
+        origins = model.data.origins(model.unlabeled_stems(selection))
+        missing = writer.missing(list(origins), origins)
+        if missing:
+            labels.check()
+            check_writable(path.parent)
+            _make(labels, model, selection, writer, {stem: origins[stem] for stem in missing})
     print(f"{labels.kind} masks: {path} ({len(missing)} new)")
     if labels.notice:
         print(f"refined masks: {labels.notice}")
     return path
+
+
+def _make(labels: PseudoLabels, model: TrainedModel, selection: Selection, writer: MaskWriter,
+          origins: Mapping[str, str]) -> None:
+    description = model.data.description
+    parameters = {"stage": labels.stage, "dataset": description.name, "model_id": model.id, "masks": labels.variant,
+                  **option_values(selection), **labels.parameters}
+    with start(labels.made_by.partition(".")[2], parameters, (labels.stage, description.name)) as experiment:
+        experiment.use_model(model.id)
+        estimates: list[np.ndarray] = []
+        with writer:
+            writer.write_all(note_estimates(labels.compute(model, list(origins)), estimates), origins)
+        if estimates:
+            means = class_means(np.stack(estimates))
+            experiment.histogram("estimated dice per class", means, description.labels, 0)
 
 
 def note_estimates(masks: Iterable[Mask], estimates: list[np.ndarray]) -> Iterator[Mask]:
@@ -64,7 +73,7 @@ def note_estimates(masks: Iterable[Mask], estimates: list[np.ndarray]) -> Iterat
 
 def masks_path(labels: PseudoLabels, model: TrainedModel) -> Path:
     """Where a model's masks of this kind lie, if they were saved."""
-    return mask_file(model.data.data_dir, model.id, labels.variant)
+    return mask_file(model.data.derived_dir, model.id, labels.variant)
 
 
 def open_saved_masks(labels: PseudoLabels, model: TrainedModel) -> MaskStore:
@@ -102,9 +111,9 @@ def name_arguments(path: Path) -> str:
     if kind == "random_walk":
         return _name_random_walk(path.stem)
     try:
-        with h5py.File(path, "r") as file:
-            parameters = json.loads(file.attrs["refine_params"])
-    except (OSError, KeyError, TypeError, ValueError):
+        with open_hdf5(path, REMEDY) as file:
+            parameters = dict(json.loads(file.attrs["refine_params"]))
+    except (OSError, InputError):
         return ""
     if kind is None or parameters.get("sam_type") is None:
         return ""
@@ -128,6 +137,27 @@ def _name_random_walk(stem: str) -> str:
     return "--pseudo_label random_walk" + "".join(f" --{option} {value}" for option, value in given if value)
 
 
+def choose_stems(store: MaskStore, model: TrainedModel, selection: Selection) -> list[str]:
+    """The images to train on: those that the selection means, or, where it says nothing, those unlabeled ones that the
+    masks are of, which may have been made for another sample.
+
+    Raises:
+        InputError: the selection means others than the masks are of.
+    """
+    chosen = model.unlabeled_stems(selection)
+    absent = [stem for stem in chosen if stem not in store]
+    if not absent:
+        return chosen
+    unlabeled = set(model.unlabeled_stems(replace(selection, split500=False)))
+    made = [stem for stem in store.stems if stem in unlabeled]
+    if selection != Selection() or not made:
+        raise InputError(f"{store.path}: holds no mask of {absent[0]} ({len(absent)} of {len(chosen)} are missing); "
+                         "run the stage that wrote it with the same --sample_seed, --split500, --include_annotated and "
+                         "--where")
+    print(f"{store.path}: has masks of {len(made)} other unlabeled images than the usual sample; these are taken")
+    return made
+
+
 def find_difference(store: MaskStore, labels: PseudoLabels, model: TrainedModel) -> str:
     """With what saved masks were made that these aren't; "" if it is the same."""
     for name, value in labels.attributes(model).items():
@@ -141,7 +171,8 @@ def masks_of(labels: PseudoLabels, model: TrainedModel, stems: Sequence[str]) ->
     path = masks_path(labels, model)
     if path.exists():
         store = MaskStore(path, model.data.description.labels)
-        if all(stem in store for stem in stems) and not find_difference(store, labels, model):
+        origins = model.data.origins(stems)
+        if all(store.images.get(stem) == origins[stem] for stem in stems) and not find_difference(store, labels, model):
             yield from (Mask(stem, store.mask(stem), store.estimated_dice(stem)) for stem in stems)
             return
     yield from labels.compute(model, stems)

@@ -1,21 +1,25 @@
 """Training over all epochs: reports every one, resumes what was interrupted, publishes the result."""
+import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from unet_training.checkpoint import Network, Training, save_checkpoint
+from unet_training.checkpoint import Network, Training, is_finite, save_checkpoint
+from unet_training.data import EpochLoader
 from unet_training.epoch import EpochStatistics, train_epoch, validate
 from unet_training.hyper_params import Schedule
 from unet_training.networks.lraspp import FeatureHead
 from unet_training.networks.u_net import UNet
 from utils.errors import InputError
-from utils.files import atomic_path
+from utils.files import explain_damage, load_tensors, save_tensors
 from utils.overlay import overlay, to_grey
 from utils.tracking.experiment import Experiment
 
@@ -54,6 +58,9 @@ def fit(prepared: Prepared, schedule: Schedule, device: torch.device, experiment
     learning rate, the Dice of each class and a few predictions go to `experiment`. `state_file` holds the training
     while it is unfinished. `shown`, (1, H, W), is the first validation image, where batches hold something else in the
     place of images.
+
+    Raises:
+        InputError: a loss or a weight isn't finite any more; or `state_file` is of another model.
     """
     model, labels = prepared.model, prepared.training.labels
     if schedule.compile:
@@ -68,27 +75,57 @@ def fit(prepared: Prepared, schedule: Schedule, device: torch.device, experiment
     saved = time.monotonic()
     progress = tqdm(range(len(history), schedule.epochs), desc="training", unit="epoch",
                     initial=len(history), total=schedule.epochs)
-    for epoch in progress:
-        lr = optimizer.param_groups[0]["lr"]
-        statistics = prepared.run_epoch(model, prepared.train_batches, prepared.loss, optimizer, device,
-                                        schedule.data_aug, schedule.bf16, prepared.max_gradient_norm)
-        validation = validate(model, prepared.val_batches, prepared.loss, device)
-        scheduler.step()
-        history.append(_record(statistics, validation, lr))
-        _report(experiment, history[-1], labels, epoch)
-        progress.set_postfix(loss=f"{statistics.loss:.3f}", val_dice=f"{validation.mean_dice:.3f}")
-        if epoch % max(1, schedule.epochs // DEBUG_IMAGES) == 0 or epoch == schedule.epochs - 1:
-            _report_prediction(experiment, prepared, device, epoch)
-        if time.monotonic() - saved > SECONDS_BETWEEN_STATES:
-            save_state(state_file, model, optimizer, scheduler, history, device)
-            saved = time.monotonic()
+    with _ending_workers(prepared.train_batches):
+        for epoch in progress:
+            lr = optimizer.param_groups[0]["lr"]
+            statistics = prepared.run_epoch(model, prepared.train_batches, prepared.loss, optimizer, device,
+                                            schedule.data_aug, schedule.bf16, prepared.max_gradient_norm)
+            validation = validate(model, prepared.val_batches, prepared.loss, device)
+            check_finite(epoch, model, {"loss": statistics.loss, "validation loss": validation.loss})
+            scheduler.step()
+            history.append(_record(statistics, validation, lr))
+            _report(experiment, history[-1], labels, epoch)
+            progress.set_postfix(loss=f"{statistics.loss:.3f}", val_dice=f"{validation.mean_dice:.3f}")
+            if epoch % max(1, schedule.epochs // DEBUG_IMAGES) == 0 or epoch == schedule.epochs - 1:
+                _report_prediction(experiment, prepared, device, epoch)
+            if time.monotonic() - saved > SECONDS_BETWEEN_STATES:
+                save_state(state_file, model, optimizer, scheduler, history, device)
+                saved = time.monotonic()
 
 
-def publish(experiment: Experiment, model: Network, training: Training, state_file: Path) -> str:
-    """Hands the trained model to the tracker and returns its id; the training is finished then."""
+@contextmanager
+def _ending_workers(batches: Iterable) -> Iterator[None]:
+    """Processes that read images end before the tracker's session does."""
+    try:
+        yield
+    finally:
+        if isinstance(batches, EpochLoader):
+            batches.close()
+
+
+def check_finite(epoch: int, model: nn.Module, losses: Mapping[str, float]) -> None:
+    """Raises an InputError after an epoch, counted from 0, in which a training has diverged."""
+    if all(map(math.isfinite, losses.values())) and is_finite(model):
+        return
+    told = ", ".join(f"{name} {loss:g}" for name, loss in losses.items())
+    raise InputError(f"the training diverged in epoch {epoch + 1} ({told}, weights {'' if is_finite(model) else 'not '}"
+                     "finite): there is no model; give a smaller --lr, or --max_gradient_norm 1")
+
+
+def publish(experiment: Experiment, model: Network, training: Training, state_file: Path,
+            origin: Mapping[str, Any] | None = None) -> str:
+    """Hands the trained model to the tracker and returns its id; the training is finished then.
+
+    Args:
+        origin: what made it
+    Raises:
+        InputError: a weight isn't finite.
+    """
+    if not is_finite(model):
+        raise InputError("the trained network has weights not finite, so it isn't kept; give a smaller --lr")
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "bone_segmentator.pt"
-        save_checkpoint(weights, model, training)
+        save_checkpoint(weights, model, training, origin)
         model_id = experiment.save_model(weights, training.labels)
     state_file.unlink(missing_ok=True)
     return model_id
@@ -125,8 +162,7 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
              "random": torch.get_rng_state(), "history": history}
     if device.type == "cuda":
         state["cuda_random"] = torch.cuda.get_rng_state(device)
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+    save_tensors(path, state)
 
 
 def resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
@@ -138,16 +174,14 @@ def resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
     """
     if not path.exists():
         return []
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    with explain_damage(path, "not an unfinished training of this model", "delete it to start anew"):
+        state = load_tensors(path)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
-    except Exception as error:  # whatever the bytes of a foreign file provoke
-        raise InputError(f"{path}: not an unfinished training of this model ({type(error).__name__}); "
-                         "delete it to start anew") from None
-    torch.set_rng_state(state["random"])
-    if "cuda_random" in state and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda_random"], device)
-    print(f"resuming after epoch {len(state['history'])} of an interrupted training ({path})")
-    return state["history"]
+        torch.set_rng_state(state["random"])
+        if "cuda_random" in state and device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_random"], device)
+        history = list(state["history"])
+    print(f"resuming after epoch {len(history)} of an interrupted training ({path})")
+    return history

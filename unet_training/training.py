@@ -31,7 +31,7 @@ from unet_training.models import ALL, DataOptions, add_common_arguments, add_see
 from unet_training.networks.registry import Architecture, add_architecture_arguments
 from unet_training.networks.stored_features import StoredFeatures
 from unet_training.trainer import Prepared
-from unet_training.training_stage import TrainingStage, data_parameters, train
+from unet_training.training_stage import Images, TrainingStage, train
 from utils.cli import run_stage, select_device, stage_parser
 from utils.datasets.annotated import AnnotatedImages
 from utils.options import add_options, option_values, options_from, positive_int
@@ -90,7 +90,11 @@ class InitialTraining(TrainingStage):
     def parameters(self) -> dict[str, Any]:
         return {"stage": "initial", **option_values(self.schedule, self.sampling, self.options), "seed": self.seed,
                 "num_train_samples": len(self.stems), **self.architecture.parameters,
-                **data_parameters(self.data, self.stems)}
+                **self.images.parameters}
+
+    @cached_property
+    def images(self) -> Images:
+        return Images(self.data, self.stems)
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -105,11 +109,10 @@ class InitialTraining(TrainingStage):
         model: torch.nn.Module = network
         if network.features_name and not self.schedule.data_aug:  # then its frozen part sees each image once
             model = network.head
-            folder = embedding_folder(self.data.data_dir, description.name, network.features_name)
+            folder = embedding_folder(self.data.derived_dir, description.name, network.features_name)
             labeled, validation = (StoredFeatures(network, images, folder, device) for images in (labeled, validation))
         sampler = RandomSampler(labeled, replacement=True, num_samples=self.sampling.data_sample_per_epoch)
-        training = Training(description.name, description.labels, description.input_size, description.mean,
-                            description.std)
+        training = Training.on(description)
         run_epoch = train_epoch
         if self.options.ema is not None:
             averaged = Averaged(model, self.options.ema)

@@ -41,10 +41,11 @@ from unet_training.models import Selection, TrainedModel, add_model_arguments
 from unet_training.networks.registry import rebuild
 from unet_training.pseudo_labels import PSEUDO_LABELS, PseudoLabels, add_pseudo_label_argument, add_pseudo_label_options
 from unet_training.samplers import HalfAndHalf, LabeledOnce
-from unet_training.saved_masks import open_saved_masks
+from unet_training.saved_masks import choose_stems, open_saved_masks
 from unet_training.trainer import Prepared
-from unet_training.training_stage import TrainingStage, data_parameters, train
+from unet_training.training_stage import Images, TrainingStage, train
 from utils.cli import run_stage, stage_parser
+from utils.mask_store import MaskStore
 from utils.options import add_options, option_values, options_from, positive_int
 
 
@@ -95,11 +96,23 @@ class FinalTraining(TrainingStage):
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
-        labeled = self.initial.labeled_stems() if self.options.mixed else []
         return {"stage": "final", **option_values(self.schedule, self.options, self.loss, self.selection),
                 **self.labels.parameters, "masks": self.labels.variant, "pseudo_label": self.labels.kind,
                 "seed": self.seed, "initial_model_id": self.initial.id, "num_train_samples": self.initial.num_labeled,
-                **data_parameters(self.initial.data, labeled, self.initial.unlabeled_stems(self.selection))}
+                **self.images.parameters}
+
+    @cached_property
+    def images(self) -> Images:
+        return Images(self.initial.data, self.initial.labeled_stems() if self.options.mixed else [], self.stems)
+
+    @cached_property
+    def masks(self) -> MaskStore:
+        return open_saved_masks(self.labels, self.initial)
+
+    @cached_property
+    def stems(self) -> list[str]:
+        """Of the images to train on."""
+        return choose_stems(self.masks, self.initial, self.selection)
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -110,9 +123,9 @@ class FinalTraining(TrainingStage):
         return (self.initial.id,)
 
     def prepare(self, device: torch.device) -> Prepared:
-        data, masks = self.initial.data, open_saved_masks(self.labels, self.initial)
-        pseudo_labeled = PseudoLabelDataset(data, self.initial.unlabeled_stems(self.selection), masks)
-        check_fills_batch(len(pseudo_labeled), self.schedule.batch_size, str(masks.path), "pseudo labels")
+        data = self.initial.data
+        pseudo_labeled = PseudoLabelDataset(data, self.stems, self.masks)
+        check_fills_batch(len(pseudo_labeled), self.schedule.batch_size, str(self.masks.path), "pseudo labels")
         validation = LabeledDataset(data, data.stems("val"))
         torch.manual_seed(self.seed)
         network = self.initial.network

@@ -2,8 +2,9 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -11,11 +12,15 @@ import torch
 from unet_training.hyper_params import Schedule
 from unet_training.trainer import Prepared, fit, publish
 from utils.datasets.annotated import AnnotatedImages
+from utils.locks import check_writable, exclusive
 from utils.options import is_options, option_values
 from utils.paths import training_state
+from utils.provenance import describe_run
 from utils.tracking.experiment import start
 from utils.tracking.models import find_models
 from utils.tracking.offline_runs import runs_dir
+
+CHOOSE_IMAGES = ("split500", "include_annotated", "where", "sample_seed")  # fields of `models.Selection`
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,11 @@ class TrainingStage(ABC):
 
     @property
     @abstractmethod
+    def images(self) -> "Images":
+        """That it learns from."""
+
+    @property
+    @abstractmethod
     def tags(self) -> tuple[str, ...]:
         """In the tracker."""
 
@@ -58,27 +68,40 @@ def train(stage: TrainingStage, device: torch.device) -> str:
     Raises:
         InputError: what it needs isn't there or can't be used.
     """
-    prepared, parameters = stage.prepare(device), stage.parameters
-    state_file = training_state(runs_dir(), fingerprint(parameters))
-    with start(stage.task, parameters, stage.tags) as experiment:
+    with exclusive(_state_file(stage)):
+        return _train(stage, device)
+
+
+def train_if_missing(stage: TrainingStage, device: torch.device) -> str:
+    """The id of a model that was trained with exactly these options on the data as they are, or else of a new one."""
+    with exclusive(_state_file(stage)):
+        return find_trained(stage) or _train(stage, device)
+
+
+def _state_file(stage: TrainingStage) -> Path:
+    return training_state(runs_dir(), fingerprint(identity(stage.parameters)))
+
+
+def _train(stage: TrainingStage, device: torch.device) -> str:
+    state_file = _state_file(stage)
+    for folder in (state_file.parent, runs_dir() / "models"):
+        check_writable(folder)
+    prepared = stage.prepare(device)
+    with start(stage.task, stage.parameters, stage.tags) as experiment:
         for model_id in stage.input_models:
             experiment.use_model(model_id)
         fit(prepared, stage.schedule, device, experiment, state_file)
-        model_id = publish(experiment, prepared.network, prepared.training, state_file)
+        origin = {**describe_run(), "images": stage.images.origins, "models": list(stage.input_models)}
+        model_id = publish(experiment, prepared.network, prepared.training, state_file, origin)
     if notice := getattr(prepared.network, "notice", ""):
         print(f"{prepared.network.architecture}: {notice}")
     print(f"model id: {model_id}")
     return model_id
 
 
-def train_if_missing(stage: TrainingStage, device: torch.device) -> str:
-    """The id of a model that was trained with exactly these options on the data as they are, or else of a new one."""
-    return find_trained(stage) or train(stage, device)
-
-
 def find_trained(stage: TrainingStage) -> str | None:
     """The id of such a model. For an option that there was not when a model was trained stands its default."""
-    wanted = stage.parameters
+    wanted = identity(stage.parameters)
     defaults = option_defaults(stage)
     for model in find_models(stage=wanted["stage"]):
         if wanted.items() <= {**defaults, **model.parameters}.items():
@@ -87,26 +110,49 @@ def find_trained(stage: TrainingStage) -> str | None:
     return None
 
 
+def identity(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the parameters by which a training is found again: an image or a file counts by its bytes, and not by
+    its name or by what chose it."""
+    return {name: value for name, value in parameters.items()
+            if name not in CHOOSE_IMAGES and f"{name}_sha256" not in parameters}
+
+
 def option_defaults(stage: TrainingStage) -> dict[str, Any]:
     """The defaults of all options of a stage, as `option_values` gives them."""
     options = [getattr(stage, field.name) for field in fields(stage)]
     return option_values(*(type(value)() for value in options if is_options(value)))
 
 
-def data_parameters(data: AnnotatedImages, labeled: Iterable[str], unlabeled: Iterable[str] = ()) -> dict[str, Any]:
-    """What a training depends on besides its options: with other data they are other values.
+@dataclass(frozen=True)
+class Images:
+    """Those that something was made of; the ground truth counts of the labeled ones alone."""
 
-    `images` stands for the images, by their names and the sizes of their files, and for the labeled ones' masks.
-    """
-    description, digest, labeled = data.description, hashlib.sha256(), list(labeled)
-    digest.update(repr(description.labels).encode())
-    for stem in (*labeled, *unlabeled):
-        digest.update(f"{stem} {data.image_path(stem).stat().st_size}\n".encode())
-    for stem in labeled:
-        digest.update(data.content(stem))
-    return {"dataset": description.name, "input_size": list(description.input_size), "mean": description.mean,
-            "std": description.std, "resize_dtype": description.resize_dtype,
-            "pos_weight": list(description.pos_weight), "images": digest.hexdigest()[:16]}
+    data: AnnotatedImages
+    labeled: Sequence[str]
+    unlabeled: Sequence[str] = ()
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """Stem -> which image it is, as `AnnotatedImages.origins`, of the labeled ones with a digest of the masks."""
+        origins = self.data.origins([*self.labeled, *self.unlabeled])
+        return origins | {stem: f"{origins[stem]} {hashlib.sha256(self.data.content(stem)).hexdigest()}"
+                          for stem in self.labeled}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What a training depends on besides its options: with other data they are other values. `data_sha256` stands
+        for the bytes of the images and for the masks."""
+        description = self.data.description
+        content = description.labels, list(self.labeled), list(self.unlabeled), self.origins
+        digest = hashlib.sha256(repr(content).encode())
+        return {"dataset": description.name, "input_size": list(description.input_size), "mean": description.mean,
+                "std": description.std, "resize_dtype": description.resize_dtype,
+                "pos_weight": list(description.pos_weight), "data_sha256": digest.hexdigest()}
+
+
+def data_parameters(data: AnnotatedImages, labeled: Iterable[str]) -> dict[str, Any]:
+    """`Images.parameters` of labeled images."""
+    return Images(data, list(labeled)).parameters
 
 
 def fingerprint(parameters: Mapping) -> str:

@@ -37,7 +37,7 @@ from unet_training.models import DataOptions, Selection, TrainedModel, add_model
 from unet_training.pseudo_labels import Agreement
 from unet_training.saved_masks import mean_estimates, open_saved_masks
 from unet_training.trainer import Prepared
-from unet_training.training_stage import TrainingStage, data_parameters, train
+from unet_training.training_stage import Images, TrainingStage, train
 from utils.cli import run_stage, stage_parser
 from utils.options import add_options, option_values, options_from
 from utils.tracking.models import fetch_model
@@ -94,11 +94,14 @@ class MeanTeacherTraining(TrainingStage):
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
-        stems = self.initial.labeled_stems(), self.unlabeled_stems()
         judged = self.reliable.agreement.parameters if self.reliable else {}
         return {"stage": "mean_teacher", **option_values(self.schedule, self.options, self.loss, self.selection),
                 **judged, "seed": self.seed, "initial_model_id": self.initial.id,
-                "num_train_samples": self.initial.num_labeled, **data_parameters(self.initial.data, *stems)}
+                "num_train_samples": self.initial.num_labeled, **self.images.parameters}
+
+    @cached_property
+    def images(self) -> Images:
+        return Images(self.initial.data, self.initial.labeled_stems(), self.unlabeled_stems())
 
     @property
     def tags(self) -> tuple[str, ...]:

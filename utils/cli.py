@@ -1,29 +1,89 @@
-"""How every stage starts: arguments are parsed, bad input ends it with one line and exit code 2."""
+"""How every stage starts and ends: arguments are parsed; what goes wrong is one line and an exit code.
+
+    2      what the user gave is wrong (`InputError`, arguments)
+    1      what the machine refuses: disk, permission, memory
+    3      done, but for images that can't be read
+    130    interrupted
+"""
 import argparse
+import errno
+import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from utils.errors import InputError
+from utils.interrupts import on_interrupt
+from utils.left_out import describe_left_out
 from utils.memory import keep_freed_memory
+from utils.provenance import note_arguments
 
 if TYPE_CHECKING:
     import torch
 
 
+RESUMES = "the same command resumes where it stopped"
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"make room; then {RESUMES}"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow it, or name another folder (--data_dir, "
+                    "--derived_dir, --results_dir, or SAM_BURDEN_RUNS in the environment)"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n), or give fewer --num_workers"),
+}
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "Insufficient memory",
+                 "Cannot allocate memory")
+
+
 def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser,
               argv: list[str] | None = None) -> None:
-    """Runs `main(args)`. An `InputError` becomes one line on standard error and exit code 2."""
+    """Runs `main(args)`. What the user or the machine must mend becomes one line on standard error and an exit code."""
+    on_interrupt(signal.default_int_handler)
     args = parser.parse_args(argv)
     keep_freed_memory()
+    note_arguments({name: value for name, value in vars(args).items() if name != "given"})
+    _prepare_process(getattr(args, "threads", None), getattr(args, "record_diff", True))
     try:
         main(args)
+        if told := describe_left_out():
+            _end(parser, f"done, but {told}", 3)
     except InputError as error:
-        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _end(parser, f"error: {error}", 2)
+    except BrokenPipeError:  # who read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        _end(parser, f"error: {explain(error)}", 1)
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; the same command resumes where it stopped", file=sys.stderr)
-        sys.exit(130)
+        _end(parser, f"interrupted; {RESUMES}", 130)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        _end(parser, f"error: out of memory ({str(error).partition('.')[0]}); give a smaller --batch_size, "
+                     f"--infer_batch_size or --sam_type, or end other programs; {RESUMES}", 1)
+
+
+def _prepare_process(threads: int | None, record_diff: bool) -> None:
+    if threads:
+        import torch  # takes seconds, and not every stage computes
+        torch.set_num_threads(threads)
+    if not record_diff:
+        os.environ["CLEARML_VCS_DIFF"] = ""  # which takes the place of the working tree's
+
+
+def explain(error: OSError) -> str:
+    """What the system refuses, why, and what to do."""
+    what = f"{error.filename2 or error.filename}: " if error.filename else ""
+    return f"{what}{error.strerror or error}; {REMEDIES.get(error.errno, f'mend this; then {RESUMES}')}"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def _end(parser: argparse.ArgumentParser, message: str, code: int) -> None:
+    on_interrupt(signal.SIG_DFL)  # a second Ctrl-C ends at once, without a traceback
+    print(f"{parser.prog}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
 
 
 def stage_parser(module: str, docstring: str, conflict_handler: str = "error") -> argparse.ArgumentParser:
@@ -31,8 +91,19 @@ def stage_parser(module: str, docstring: str, conflict_handler: str = "error") -
 
     `module` is the name in `python -m <module>`.
     """
-    return argparse.ArgumentParser(prog=f"python -m {module}", description=docstring,
-                                   formatter_class=_HelpFormatter, conflict_handler=conflict_handler)
+    return _StageParser(prog=f"python -m {module}", description=docstring, formatter_class=_HelpFormatter,
+                        conflict_handler=conflict_handler, allow_abbrev=False)
+
+
+class _StageParser(argparse.ArgumentParser):
+    """Also says which arguments were given: `given` holds the names of those that aren't defaults."""
+
+    def parse_args(self, argv=None, namespace=None):
+        parsed = super().parse_args(argv, namespace)
+        untouched = argparse.Namespace(**dict.fromkeys((action.dest for action in self._actions), self))
+        super().parse_args(argv, untouched)
+        parsed.given = frozenset(name for name, value in vars(untouched).items() if value is not self)
+        return parsed
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

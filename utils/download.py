@@ -1,4 +1,5 @@
 """Downloading one large file: resumed where it stopped, and checked before it takes its name."""
+import errno
 import hashlib
 import http.client
 import urllib.error
@@ -8,9 +9,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.errors import InputError
+from utils.locks import check_writable, exclusive
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without an answer
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def download(url: str, target: Path, size: int | None = None, sha256: str | None = None) -> None:
@@ -24,10 +27,18 @@ def download(url: str, target: Path, size: int | None = None, sha256: str | None
             that was expected (the part is removed).
     """
     part = target.with_name(target.name + ".part")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(target.parent)
+    with exclusive(target):
+        if not target.is_file():  # else another run has fetched it meanwhile
+            _download(url, part, target, size, sha256)
+
+
+def _download(url: str, part: Path, target: Path, size: int | None, sha256: str | None) -> None:
     try:
         announced = _fetch(url, part)
     except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: not an address
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
         raise InputError(f"{url}: could not be downloaded ({error}); the same command resumes where it stopped, "
                          f"or download it by hand to {target}") from error
     expected = size if size is not None else announced

@@ -1,8 +1,12 @@
 """Reading images, and writing files that appear complete or not at all."""
+import io
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import cv2
 import numpy as np
@@ -10,6 +14,7 @@ from PIL import ExifTags, Image
 
 from utils.errors import InputError
 from utils.grey import STORED, GreyValues
+from utils.locks import hold, remove_leftovers
 
 MAX_SAMPLE_VALUE, PHOTOMETRIC_INTERPRETATION = 281, 262  # tags of TIFF
 
@@ -18,15 +23,75 @@ MAX_SAMPLE_VALUE, PHOTOMETRIC_INTERPRETATION = 281, 262  # tags of TIFF
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` (same suffix) and moves it there when the block succeeds.
 
-    The parent folder is made. When the block raises, the temporary file is removed and `path` stays as it was.
+    The parent folder is made. When the block raises, the temporary file is removed and `path` stays as it was. What a
+    killed process left of this kind is removed, too.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    remove_leftovers(path.parent.absolute())
+    temporary = path.with_name(f".{path.stem}.{uuid4().hex[:16]}.part{path.suffix}")
+    temporary.touch(exist_ok=False)
+    held = hold(temporary)
     try:
         yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+        if held is not None:
+            os.close(held)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file, complete or not at all. Raises OSError, which libraries that write by themselves may not."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def save_tensors(path: Path, content: Any) -> None:
+    """Writes what `torch.load` reads, complete or not at all. Raises OSError."""
+    import torch  # takes seconds, and most stages that write have it already
+    buffer = io.BytesIO()  # a full disk makes PyTorch's own writing fail with another error
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getbuffer())
+
+
+def check_zip(path: Path) -> None:
+    """Compares the contents of a ZIP archive with its checksums. Raises ValueError."""
+    with zipfile.ZipFile(path) as file:
+        if damaged := file.testzip():
+            raise ValueError(f"{damaged} is damaged")
+
+
+@contextmanager
+def explain_damage(path: Path, what: str, remedy: str) -> Iterator[None]:
+    """For a block that reads a file: whatever its bytes lead to is one kind of error.
+
+    Args:
+        what: is wrong with the file then
+        remedy: what to do
+    Raises:
+        InputError: the file is damaged, or another one.
+        OSError: it can't be accessed, which says nothing about what it holds.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = str(error).strip().partition("\n")[0].removesuffix(":")
+        raise InputError(f"{path}: {what} ({type(error).__name__}: {reason}); {remedy}") from error
+
+
+def load_tensors(path: Path) -> Any:
+    """What `save_tensors` wrote, or another PyTorch file, on the CPU: tensors and plain values, no objects.
+
+    Raises whatever the bytes of a file that is none or damaged lead to; PyTorch itself ignores its checksums.
+    """
+    import torch  # as above
+    if zipfile.is_zipfile(path):
+        check_zip(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_grey(path: Path, values: GreyValues = STORED) -> np.ndarray:
@@ -127,6 +192,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 def write_png(path: Path, image: np.ndarray) -> None:
     """Writes (H, W) grey or (H, W, 3) RGB pixels, uint8 or uint16, as PNG, complete or not at all."""
     pixels = image if image.ndim == 2 else np.ascontiguousarray(image[..., ::-1])
-    with atomic_path(path) as temporary:
-        if not cv2.imwrite(str(temporary), pixels):
-            raise OSError(f"{path}: OpenCV could not write this image")
+    done, encoded = cv2.imencode(".png", pixels)
+    if not done:
+        raise ValueError(f"{path}: OpenCV makes no PNG of {image.dtype} {image.shape}")
+    write_bytes(path, encoded.tobytes())

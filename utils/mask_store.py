@@ -1,153 +1,194 @@
 """Segmentations of many images in one HDF5 file (paper's layout).
 
-    segmentation_mask/<stem>   bool, (C, H, W), gzip; attribute `estimated_dice` (C floats) on refined masks
+    segmentation_mask/<stem>   bool, (C, H, W), gzip; attributes `estimated_dice` (C floats) on refined masks, `image`
+                               (SHA-256 of the image file, and how it was read) on those that were made of one
     attributes                 labels (JSON: name -> channel); clearml_model_id, refine_params (JSON) as the writer says
+    runs                       what made them (JSON)
 
-While it is being written the file is called `<name>.part`, and takes its name when everything is in it.
+Until all are there each mask is a file of its own in the folder `<name>.<digest of labels and attributes>.part`.
 """
+import glob
+import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import atomic_path
+from utils.files import explain_damage
+from utils.hdf5 import check_intact, new_hdf5, open_hdf5, read_origin
 from utils.overlap import map_threaded
+from utils.provenance import describe_run
 
-GROUP = "segmentation_mask"
+GROUP, IMAGE, ESTIMATE, RUNS = "segmentation_mask", "image", "estimated_dice", "runs"
+REMEDY = "restore it from a copy, or, if a stage made it, move it away and run that stage again"
 
 
 class MaskStore:
-    """Read access to the masks of one file. Opens the file on first use, so each worker process gets its own handle."""
+    """Read access to the masks of one file. Opens the file on first use, so each worker process gets its own handle.
+
+    Attributes:
+        attributes: of the file, as text
+        images: stem -> which image the mask was made of, as `AnnotatedImages.origins` says it; "" where it isn't known
+        runs: that made them, as `utils.provenance.describe_run`
+        stems: sorted
+    """
 
     def __init__(self, path: Path, labels: Sequence[str]):
         """Checks the file against `labels` (channel order).
 
         Raises:
-            InputError: the file is missing, isn't such a file, or was made for other labels.
+            InputError: the file is missing, damaged, isn't such a file, or was made for other labels.
         """
         self.path = path
+        self._classes = len(labels)
         self._file: h5py.File | None = None
         if not path.is_file():
             raise InputError(f"{path}: no such masks; make them with a stage such as `python -m "
                              "scripts.save_segmentations`")
-        with _open(path) as file:
+        with open_hdf5(path, REMEDY) as file:
             _check_labels(path, file, labels)
             self.attributes: dict[str, str] = dict(file.attrs)
-            self.stems = sorted(file[GROUP])
-        self._stem_set = frozenset(self.stems)
+            self.images: dict[str, str] = {stem: str(item.attrs.get(IMAGE, "")) for stem, item in file[GROUP].items()}
+            self.runs: list[dict] = json.loads(file[RUNS][()]) if RUNS in file else []
+        self.stems = sorted(self.images)
 
     def __contains__(self, stem: str) -> bool:
-        return stem in self._stem_set
+        return stem in self.images
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_file": None}
 
     def _dataset(self, stem: str) -> h5py.Dataset:
-        if self._file is None:
-            self._file = _open(self.path)
         if stem not in self:
             raise InputError(f"{self.path}: holds no mask of {stem}; run the stage that wrote it again")
+        if self._file is None:
+            check_intact(self.path, REMEDY)
+            self._file = h5py.File(self.path, "r", locking=False)
         return self._file[GROUP][stem]
 
     def mask(self, stem: str) -> np.ndarray:
-        """The mask of one image, bool, (C, H, W)."""
-        return self._dataset(stem)[()]
+        """The mask of one image, bool, (C, H, W).
+
+        Raises:
+            InputError: it is damaged, isn't one mask per label, or holds more than two values.
+        """
+        with explain_damage(self.path, f"the mask of {stem} is not readable", REMEDY):
+            values = np.asarray(self._dataset(stem)[()])
+        if values.ndim != 3 or len(values) != self._classes or not values.size or values.dtype.kind not in "biuf":
+            raise InputError(f"{self.path}: the mask of {stem} is of shape {values.shape} and type {values.dtype}; it "
+                             f"must be ({self._classes}, H, W), one channel per label, of 0 and 1; write it so")
+        if values.dtype != bool and not np.isin(values, (0, 1)).all():
+            raise InputError(f"{self.path}: the mask of {stem} holds other numbers than 0 and 1, such as "
+                             f"{values[~np.isin(values, (0, 1))][0]}; write it as bool")
+        return values.astype(bool, copy=False)
 
     def estimated_dice(self, stem: str) -> np.ndarray | None:
         """SAM's estimate per class, float, (C,), NaN where SAM was not asked; None for raw masks."""
-        return self._dataset(stem).attrs.get("estimated_dice")
+        with explain_damage(self.path, "damaged", REMEDY):
+            return self._dataset(stem).attrs.get(ESTIMATE)
 
 
 class MaskWriter:
-    """Writes masks one image at a time; a context manager.
+    """Writes masks one image at a time; a context manager, within `utils.locks.exclusive(path)`.
 
-    An interrupted run leaves `<name>.part`, and the next one resumes in it. A finished file that lacks some images is
-    extended through a copy, so that it stays valid meanwhile.
+    What an interrupted run made is kept, and the next one resumes there. A finished file that lacks some images, or
+    whose masks are of other images by now, stays as it is until its successor is complete.
     """
 
     def __init__(self, path: Path, labels: Sequence[str], attributes: Mapping[str, str]):
         """`attributes` must equal those of masks that are there already.
 
         Raises:
-            InputError: the file there was made with other labels or attributes, or another run is writing it.
+            InputError: the file there is damaged, or was made with other labels or attributes.
         """
-        self.path, self.part = path, path.with_name(path.name + ".part")
+        self.path, self._labels = path, labels
         self._attributes = {"labels": json.dumps({name: channel for channel, name in enumerate(labels)}), **attributes}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not _readable(self.part):  # a kill in the middle of a write can leave a damaged file
-            self.part.unlink(missing_ok=True)
-        self._begun = self.part if self.part.exists() else path
-        if self._begun.exists():
-            with _open(self._begun) as file:
-                _check_labels(self._begun, file, labels)
-                self._check_attributes(self._begun, file)
+        digest = hashlib.sha256(json.dumps(self._attributes, sort_keys=True).encode()).hexdigest()
+        self.parts = path.with_name(f"{path.name}.{digest[:8]}.part")
+        self._finished = MaskStore(path, labels) if path.exists() else None
+        for name, value in self._attributes.items() if self._finished else ():
+            if (known := self._finished.attributes.get(name)) != value:
+                raise InputError(f"{path}: was made with {name} = {known}, this run has {value}; move the file away to "
+                                 "start anew")
 
-    def _check_attributes(self, path: Path, file: h5py.File) -> None:
-        for name, value in self._attributes.items():
-            if file.attrs.get(name) != value:
-                raise InputError(f"{path}: was made with {name} = {file.attrs.get(name)}, this run has {value}; "
-                                 "move the file away to start anew")
+    @cached_property
+    def _begun(self) -> dict[str, str]:
+        """Of the finished and the unfinished masks, as `MaskStore.images`."""
+        finished = self._finished.images if self._finished else {}
+        return finished | {origin["stem"]: origin[IMAGE] for _, origin in self._intact_parts()}
 
-    def missing(self, stems: Sequence[str]) -> list[str]:
-        """Those of `stems` that are not stored yet, in their order."""
-        if not self._begun.exists():
-            return list(stems)
-        with _open(self._begun) as file:
-            done = set(file[GROUP])
-        return [stem for stem in stems if stem not in done]
+    def _intact_parts(self) -> Iterator[tuple[Path, dict[str, str]]]:
+        """The unfinished masks with their origin, without those that the machine lost with its power."""
+        for part in sorted(self.parts.glob("[!.]*.h5")):
+            with suppress(InputError):
+                if origin := read_origin(part):
+                    check_intact(part, REMEDY)
+                    yield part, origin
+
+    def missing(self, stems: Sequence[str], images: Mapping[str, str] | None = None) -> list[str]:
+        """Those of `stems` that are not stored yet, in their order.
+
+        Args:
+            images: stem -> which image it shall be made of; a mask that was made of another one counts as missing
+        """
+        return [stem for stem in stems
+                if stem not in self._begun or (images is not None and self._begun[stem] != images[stem])]
 
     def __enter__(self) -> "MaskWriter":
-        if self.path.exists() and not self.part.exists():
-            with atomic_path(self.part) as copy:
-                shutil.copyfile(self.path, copy)
-        self._file = _open(self.part, "a")
-        self._file.attrs.update(self._attributes)
-        self._file.require_group(GROUP)
+        self.parts.mkdir(parents=True, exist_ok=True)
         return self
 
-    def write(self, stem: str, mask: np.ndarray, estimated_dice: np.ndarray | None = None) -> None:
-        """Stores a bool mask (C, H, W), and for refined ones the estimated Dice (C,)."""
-        dataset = self._file[GROUP].create_dataset(stem, data=mask.astype(bool), compression="gzip", compression_opts=1)
-        if estimated_dice is not None:
-            dataset.attrs["estimated_dice"] = estimated_dice
-        self._file.flush()
+    def write(self, stem: str, mask: np.ndarray, estimated_dice: np.ndarray | None = None, image: str = "") -> None:
+        """Stores a bool mask (C, H, W), for refined ones the estimated Dice (C,), and which image it was made of."""
+        part = self.parts / f"{hashlib.sha256(stem.encode()).hexdigest()[:32]}.h5"
+        with new_hdf5(part, {"stem": stem, IMAGE: image}) as file:
+            dataset = file.create_group(GROUP).create_dataset(stem, data=mask.astype(bool), compression="gzip",
+                                                              compression_opts=1)
+            if estimated_dice is not None:
+                dataset.attrs[ESTIMATE] = estimated_dice
+            if image:
+                dataset.attrs[IMAGE] = image
 
-    def write_all(self, masks: Iterable[tuple[str, np.ndarray] | tuple[str, np.ndarray, np.ndarray]]) -> None:
-        """Stores what `masks` yields, the arguments of `write`; each is compressed while the next one is computed."""
-        for _ in map_threaded(lambda each: self.write(*each), masks):
+    def write_all(self, masks: Iterable[tuple], images: Mapping[str, str] | None = None) -> None:
+        """Stores what `masks` yields, (stem, mask) or (stem, mask, estimated Dice); each is compressed while the next
+        one is computed."""
+        images = images or {}
+        for _ in map_threaded(lambda each: self.write(*each, image=images.get(each[0], "")), masks):
             pass
 
     def __exit__(self, error_type, error, traceback) -> None:
-        empty = len(self._file[GROUP]) == 0
-        self._file.close()
         if error_type is None:
-            self.part.replace(self.path)
-        elif empty:  # nothing to go on from, and its attributes may have been the mistake
-            self.part.unlink()
+            self._unite()
+        elif not any(self._intact_parts()):  # nothing to resume
+            shutil.rmtree(self.parts)
+
+    def _unite(self) -> None:
+        """Makes one file of the finished masks and the parts, which replace those of the same image."""
+        parts = {origin["stem"]: part for part, origin in self._intact_parts()}
+        with new_hdf5(self.path, {}) as united:
+            united.attrs.update(self._attributes)
+            runs = self._finished.runs if self._finished else []
+            united[RUNS] = json.dumps([*runs, *([] if (run := describe_run()) in runs else [run])])
+            group = united.create_group(GROUP)
+            if self._finished:
+                _copy(self.path, [stem for stem in self._finished.stems if stem not in parts], group)
+            for stem in sorted(parts):
+                _copy(parts[stem], [stem], group)
+        for leftover in self.path.parent.glob(f"{glob.escape(self.path.name)}.*part"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
-def _open(path: Path, mode: str = "r") -> h5py.File:
-    try:
-        return h5py.File(path, mode)
-    except BlockingIOError:
-        raise InputError(f"{path}: another run is writing this file; wait until it has ended") from None
-    except OSError as error:
-        raise InputError(f"{path}: not a readable HDF5 file ({error}); delete it and run the stage again") from None
-
-
-def _readable(path: Path) -> bool:
-    """Whether every mask of an unfinished file can be read back."""
-    try:
-        with h5py.File(path, "r") as file:
-            return all(dataset[()] is not None for dataset in file[GROUP].values())
-    except BlockingIOError:  # locked by another run: not damaged
-        return True
-    except (OSError, KeyError, RuntimeError):
-        return False
+def _copy(path: Path, stems: Sequence[str], group: h5py.Group) -> None:
+    """Copies masks as they are stored from a file into a group of another one."""
+    with open_hdf5(path, REMEDY) as file:
+        for stem in stems:
+            file.copy(file[GROUP][stem], group, stem)
 
 
 def _check_labels(path: Path, file: h5py.File, labels: Sequence[str]) -> None:

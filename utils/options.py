@@ -86,10 +86,10 @@ def positive_int(text: str) -> int:
 
 
 def positive_float(text: str) -> float:
-    """An argparse type for rates and weights."""
+    """An argparse type for rates and weights, which float32 still holds after some steps of computation."""
     value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    if not 0 < value <= 1e30:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number up to 1e30")
     return value
 
 

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 FILL = 0.4  # share of the class color inside a mask
+LEGEND_LINE = 21  # pixels
 
 
 def class_colors(count: int) -> np.ndarray:
@@ -55,6 +56,28 @@ def overlay(grey: np.ndarray, masks: np.ndarray, colors: np.ndarray | None = Non
         outlines, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, outlines, -1, color.tolist(), 1)
     return canvas
+
+
+def add_legend(picture: np.ndarray, entries: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+    """A picture, uint8 RGB (H, W, 3), with a strip to the right that names colors: (text, uint8 RGB (3,)) each. In
+    columns where there are more than its height holds."""
+    import matplotlib  # has a font of all alphabets, but isn't needed elsewhere in this module
+    from PIL import Image, ImageDraw, ImageFont
+    if not entries:
+        return picture
+    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", LEGEND_LINE * 2 // 3)
+    lines = max(1, picture.shape[0] // LEGEND_LINE)
+    columns = [entries[start:start + lines] for start in range(0, len(entries), lines)]
+    widths = [LEGEND_LINE * 2 + round(max(font.getlength(text) for text, _ in column)) for column in columns]
+    strip = Image.new("RGB", (sum(widths), picture.shape[0]))
+    draw = ImageDraw.Draw(strip)
+    for left, column in zip(itertools.accumulate([0, *widths]), columns, strict=False):
+        for number, (text, color) in enumerate(column):
+            top = number * LEGEND_LINE
+            square = left + 6, top + 5, left + LEGEND_LINE - 4, top + LEGEND_LINE - 5
+            draw.rectangle(square, fill=tuple(color.tolist()))
+            draw.text((left + LEGEND_LINE + 2, top + 3), text, font=font)
+    return np.concatenate([picture, np.asarray(strip)], axis=1)
 
 
 def stack(pictures: Sequence[np.ndarray]) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 from utils.tables import BEST
 
+BOOTSTRAPS = 2000
 ImageScores = Mapping[tuple[str, str], float]  # (seed, image) -> Dice in percent
 Scores = Mapping[tuple[str, int], ImageScores]  # (method, n) -> (seed, image) -> Dice in percent
 
@@ -65,16 +66,17 @@ def paper_table(scores: Scores, numbers: Sequence[int], baseline: str | None = N
 
 def comparison(rows: Sequence[Mapping[str, str]], baseline: str) -> list[list[str]]:
     """A table in more detail, of rows of one n: method, mean Dice in percent, standard deviation, number of images,
-    p-value against the baseline, and where there is a surface Dice its mean and deviation; the best mean is marked
-    `BEST`."""
+    p-value and gain against the baseline, and where there is a surface Dice its mean and deviation; the best mean is
+    marked `BEST`."""
     scores, surface = ({method: images for (method, _), images in image_scores(rows, measure).items()}
                        for measure in ("dice", "surface_dice"))
     best = best_methods(scores)
-    table = [["method", "mean", "std", "images", "p", *(["surface mean", "surface std"] if surface else [])]]
+    table = [["method", "mean", "std", "images", "p", "gain [95 % interval]",
+              *(["surface mean", "surface std"] if surface else [])]]
     for method, images in scores.items():
         mean, std = mean_and_std(images)
         table.append([method, mean + BEST * (method in best), std, str(len(images)),
-                      p_value(scores.get(baseline, {}), images),
+                      p_value(scores.get(baseline, {}), images), gain(scores.get(baseline, {}), images),
                       *(mean_and_std(surface.get(method, {})) if surface else [])])
     return table
 
@@ -89,6 +91,25 @@ def mean_and_std(scores: ImageScores) -> tuple[str, str]:
     """Mean and sample standard deviation as text, empty where there are too few values."""
     values = list(scores.values())
     return (f"{np.mean(values):.2f}" if values else "", f"{np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
+
+
+def gain(baseline: ImageScores, scores: ImageScores) -> str:
+    """The mean gain over the images that both have, with its interval of 95 % by the percentile bootstrap, as text;
+    empty where there is nothing to compare.
+
+    Seeds and images are both drawn with replacement, whole rows and columns of the table of gains: what trainings of
+    other seeds and other images would give.
+    """
+    gains = {key: scores[key] - baseline[key] for key in scores if key in baseline}
+    if not any(gains.values()):
+        return ""
+    seeds, images = (sorted({key[axis] for key in gains}) for axis in (0, 1))
+    table = np.array([[gains.get((seed, image), np.nan) for image in images] for seed in seeds])
+    rng = np.random.default_rng(0)
+    rows, columns = (rng.integers(size, size=(BOOTSTRAPS, size)) for size in table.shape)
+    means = [np.nanmean(table[np.ix_(*chosen)]) for chosen in zip(rows, columns, strict=True)]
+    low, high = np.nanpercentile(means, [2.5, 97.5])
+    return f"{np.nanmean(table):+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def p_value(baseline: ImageScores, scores: ImageScores) -> str:

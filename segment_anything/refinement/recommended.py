@@ -7,16 +7,17 @@ What to trust is a matter of the images, so the labeled validation images say it
 4. which component of a mask to keep;
 5. how good a mask is, by what the raters say of it.
 
-    calibration = calibrate(images, decoder)         # of the validation images
+    calibration = calibrate(predict, images, ground_truth, decoder)      # of the validation images
     refined = refine_calibrated(probabilities, embedding, decoder, calibration)
 """
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from segment_anything.embeddings import ImageEmbedding
 from segment_anything.refinement.cleaning import SELECTIONS, select_components
@@ -24,11 +25,15 @@ from segment_anything.refinement.prompts import extract_prompts, to_logits
 from segment_anything.refinement.refine import Refined, RefinementOptions, decode_all, refine_in_batches
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.dice import image_dice, multilabel_dice
+from utils.full_size import resize_map
+from utils.overlap import map_side_by_side
 
+Measured = TypeVar("Measured")
 PROMPT_SETS = (("box", "mask"), ("box",), ("box", "pos_points", "mask"))
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.85, 1.0)  # of SAM's logits in the mixture
 CUTS = np.arange(-6, 10.01, 0.25)  # of logits
 FEATURES = ("expected", "agreement", "sam")  # of a mask, each a Dice in [0, 1]; see `Rated`
+COMPONENTS = ("none", *(name for name in SELECTIONS if name != "none"))  # the first of equally good ones is taken
 RIDGE = 0.1  # of the estimated Dice
 PRIOR = 2.0  # images whose worth the mean over all classes has in the choice of one class
 
@@ -86,6 +91,23 @@ def refine_calibrated(probabilities: np.ndarray, embedding: ImageEmbedding, deco
     return _refine_together([(probabilities, embedding)], decoder, calibration)[0]
 
 
+def refine_calibrated_full_size(probabilities: np.ndarray, embedding: ImageEmbedding, decoder: StoredEmbeddingDecoder,
+                                calibration: Calibration) -> Refined:
+    """`refine_calibrated` with masks of the image's own size: SAM is asked the same, and the logits of both are mixed
+    there, the U-Net's from its probabilities resized bilinearly. One class at a time, which bounds the memory."""
+    (answer,), decoded = _decode([(probabilities, embedding)], decoder, calibration.cuts, calibration.prompts)
+    asked = np.flatnonzero(~np.isnan(answer.estimate)).tolist()
+    low = dict(zip(asked, decoded.get(0, ()), strict=True))
+    masks = np.empty((len(probabilities), *embedding.original_size), bool)
+    for channel, (cut, share, mixed_cut) in enumerate(
+            zip(calibration.cuts, calibration.shares, calibration.mixed_cuts, strict=True)):
+        mixture = _cut(resize_map(probabilities[channel], embedding.original_size)[None], (cut,))
+        if channel in low:
+            mixture = _blend(mixture, decoder.upscale(low[channel][None], embedding).cpu().numpy(), share)
+        masks[channel] = _select(mixture - mixed_cut, calibration.selection)[0]
+    return _estimate(masks, _mix(*answer, calibration), calibration)
+
+
 def refine_all_calibrated(images: Iterable[tuple[np.ndarray, ImageEmbedding]], decoder: StoredEmbeddingDecoder,
                           calibration: Calibration) -> Iterator[Refined]:
     """`refine_calibrated` for many images, as `refine_all`."""
@@ -99,7 +121,11 @@ def _refine_together(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decode
 
 
 def _finish(rated: Rated, calibration: Calibration) -> Refined:
-    masks = _select(rated.mixture, calibration.selection)
+    return _estimate(_select(rated.mixture, calibration.selection), rated, calibration)
+
+
+def _estimate(masks: np.ndarray, rated: Rated, calibration: Calibration) -> Refined:
+    """The masks, of any size, with what is known of them."""
     estimate = (rated.features @ np.array(calibration.quality) + calibration.offsets).clip(0, 1)
     estimate[~masks.any(axis=(1, 2))] = np.nan
     return Refined(masks, estimate, rated.cleaned)
@@ -123,6 +149,13 @@ class Answer(NamedTuple):
 
 def _ask_sam(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decoder: StoredEmbeddingDecoder,
              cuts: Sequence[float], names: tuple[str, ...]) -> list[Answer]:
+    return _decode(images, decoder, cuts, names)[0]
+
+
+def _decode(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decoder: StoredEmbeddingDecoder,
+            cuts: Sequence[float], names: tuple[str, ...]) -> tuple[list[Answer], dict[int, torch.Tensor]]:
+    """The answers, and by number of the image SAM's low-resolution logits (K, 4h, 4w) of the classes that it was asked
+    for."""
     embeddings = [embedding for _, embedding in images]
     unet = [_cut(probabilities, cuts) for probabilities, _ in images]
     cleaned = [_select(logits, "largest") for logits in unet]
@@ -130,12 +163,14 @@ def _ask_sam(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decoder: Store
     answers = [Answer(logits, masks, np.full(logits.shape, np.nan, np.float32), np.full(len(logits), np.nan))
                for logits, masks in zip(unet, cleaned, strict=True)]
     options = RefinementOptions(prompt1st=names, prompt2nd=())
+    decoded = {}
     for number, (low, iou) in decode_all(decoder, embeddings, prompts, options).items():
         answer, valid = answers[number], prompts[number].valid
         answer.sam[valid] = decoder.upscale(low, embeddings[number], answer.unet.shape[1:]).cpu().numpy()
         iou = iou.double().cpu().numpy()
         answer.estimate[valid] = 2 * iou / (1 + iou)
-    return answers
+        decoded[number] = low
+    return answers, decoded
 
 
 def _mix(unet: np.ndarray, cleaned: np.ndarray, sam: np.ndarray, estimate: np.ndarray, calibration: Calibration
@@ -150,45 +185,59 @@ def _mix(unet: np.ndarray, cleaned: np.ndarray, sam: np.ndarray, estimate: np.nd
     return Rated(mixture, np.stack(features, axis=1), cleaned)
 
 
-def calibrate(probabilities: Sequence[np.ndarray], embeddings: Sequence[ImageEmbedding] | Iterable[ImageEmbedding],
+def calibrate(predict: Callable[[], Iterable[np.ndarray]],
+              images: Callable[[], Iterable[tuple[np.ndarray, ImageEmbedding]]],
               ground_truth: Sequence[np.ndarray], decoder: StoredEmbeddingDecoder) -> Calibration:
-    """What images say that the U-Net wasn't trained on.
+    """What images say that the U-Net wasn't trained on. They are gone through three times, so that not all are held in
+    memory.
 
     Args:
-        probabilities: of each image, float, (C, H, W), in [0, 1]
-        embeddings: of each image; they are gone through once
+        predict: gives the probabilities of each image, float, (C, H, W), in [0, 1]
+        images: gives the same with the embedding of each image
         ground_truth: of each image, bool, (C, H, W)
     """
-    raw = [to_logits(predicted.astype(np.float32, copy=False)) for predicted in probabilities]
-    curves = np.stack([dice_curve(*pair, CUTS) for pair in zip(raw, ground_truth, strict=True)])  # (N, C, T)
-    cuts = CUTS[_choose(curves)]
-    tables, answers = {names: [] for names in PROMPT_SETS}, {names: [] for names in PROMPT_SETS}
-    for image in zip(probabilities, embeddings, ground_truth, strict=True):
-        for names in PROMPT_SETS:
-            answer, = _ask_sam([image[:2]], decoder, cuts, names)
-            mixtures = [dice_curve(_blend(answer.unet, answer.sam, share), image[2], CUTS) for share in SHARES]
-            tables[names].append(np.stack(mixtures, axis=1))  # (C, shares, T)
-            answers[names].append(answer._replace(sam=answer.sam.astype(np.float16)))
-    scores = {names: _shrink(np.stack(table)).reshape(len(cuts), -1).max(axis=1).mean()
-              for names, table in tables.items()}
-    names = max(scores, key=scores.get)  # the first of equally good ones
-    share, cut = np.unravel_index(_choose(np.stack(tables[names])), (len(SHARES), len(CUTS)))
-    found = Calibration(tuple(cuts.tolist()), names, tuple(np.array(SHARES)[share].tolist()),
+    raw, curves = [], []
+    for probabilities, masks in zip(predict(), ground_truth, strict=True):
+        raw.append(_dice(probabilities > 0.5, masks))
+        curves.append(dice_curve(_cut(probabilities, (0.0,) * len(masks)), masks, CUTS))
+    cuts = CUTS[_choose(np.stack(curves))]
+
+    def measure_prompts(image: tuple[np.ndarray, ImageEmbedding, np.ndarray]) -> list[np.ndarray]:
+        return [_curves_of_shares(_ask_sam([image[:2]], decoder, cuts, names)[0], image[2]) for names in PROMPT_SETS]
+
+    tables = [np.stack(table) for table in zip(*_map_images(measure_prompts, images(), ground_truth, decoder,
+                                                            "choosing prompts"), strict=True)]  # (N, C, shares, T)
+    scores = [_shrink(table).reshape(len(cuts), -1).max(axis=1).mean() for table in tables]
+    best = int(np.argmax(scores))  # the first of equally good ones
+    share, cut = np.unravel_index(_choose(tables[best]), (len(SHARES), len(CUTS)))
+    found = Calibration(tuple(cuts.tolist()), PROMPT_SETS[best], tuple(np.array(SHARES)[share].tolist()),
                         tuple(CUTS[cut].tolist()), "none", (0.0,) * len(FEATURES), (0.0,) * len(cuts), (0.0, 0.0))
-    return _rate(found, [_mix(*answer, found) for answer in answers[names]], raw, ground_truth)
+
+    def measure_masks(image: tuple[np.ndarray, ImageEmbedding, np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+        rated = _mix(*_ask_sam([image[:2]], decoder, cuts, found.prompts)[0], found)
+        return rated.features, [_dice(_select(rated.mixture, name), image[2]) for name in COMPONENTS]
+
+    features, dice = zip(*_map_images(measure_masks, images(), ground_truth, decoder, "rating masks"), strict=True)
+    dice = np.stack(dice, axis=1)  # (components, N, C)
+    kept = int(np.argmax([_mean(of_component) for of_component in dice]))
+    quality, offsets = _fit_quality(np.stack(features), dice[kept])
+    return replace(found, selection=COMPONENTS[kept], quality=quality, offsets=offsets,
+                   dice=(_mean(np.stack(raw)), _mean(dice[kept])))
 
 
-def _rate(found: Calibration, rated: Sequence[Rated], raw: Sequence[np.ndarray], ground_truth: Sequence[np.ndarray]
-          ) -> Calibration:
-    """With the best component, and what tells how good a mask is."""
-    dice = {name: np.stack([_dice(_select(image.mixture, name), masks)
-                            for image, masks in zip(rated, ground_truth, strict=True)])
-            for name in ("none", *SELECTIONS)}
-    selection = max(dice, key=lambda name: _mean(dice[name]))
-    quality, offsets = _fit_quality(np.stack([image.features for image in rated]), dice[selection])
-    before = _mean(np.stack([_dice(logits > 0, masks) for logits, masks in zip(raw, ground_truth, strict=True)]))
-    return replace(found, selection=selection, quality=quality, offsets=offsets,
-                   dice=(before, _mean(dice[selection])))
+def _map_images(measure: Callable[[tuple[np.ndarray, ImageEmbedding, np.ndarray]], Measured],
+                images: Iterable[tuple[np.ndarray, ImageEmbedding]], ground_truth: Sequence[np.ndarray],
+                decoder: StoredEmbeddingDecoder, title: str) -> Iterator[Measured]:
+    """With a progress bar; side by side on a CPU."""
+    map_images = map_side_by_side if decoder.device.type == "cpu" else map
+    triples = ((*image, masks) for image, masks in zip(images, ground_truth, strict=True))
+    return tqdm(map_images(measure, triples), title, len(ground_truth), unit="image")
+
+
+def _curves_of_shares(answer: Answer, ground_truth: np.ndarray) -> np.ndarray:
+    """Dice of the mixture with each of `SHARES` at each of `CUTS`: (C, shares, T)."""
+    mixtures = (_blend(answer.unet, answer.sam, share) for share in SHARES)
+    return np.stack([dice_curve(mixture, ground_truth, CUTS) for mixture in mixtures], axis=1)
 
 
 def _fit_quality(features: np.ndarray, dice: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

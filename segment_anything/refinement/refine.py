@@ -33,6 +33,7 @@ from segment_anything.refinement.prompts import (
 )
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.errors import InputError
+from utils.full_size import resize_masks_smoothly
 from utils.options import option
 from utils.overlap import batched, map_side_by_side
 
@@ -141,6 +142,21 @@ def refine(probabilities: np.ndarray, embedding: ImageEmbedding, decoder: Stored
         InputError: the embedding is of another checkpoint.
     """
     return _refine_together([(probabilities, embedding)], decoder, options)[0]
+
+
+def refine_full_size(probabilities: np.ndarray, embedding: ImageEmbedding, decoder: StoredEmbeddingDecoder,
+                     options: RefinementOptions) -> Refined:
+    """`refine` with masks of the image's own size: SAM is asked the same, and its logits are cut there. The cleaned
+    mask of a class that isn't prompted is resized bilinearly."""
+    cleaned, prompts = clean_and_prompt(probabilities, options)
+    masks = resize_masks_smoothly(cleaned, embedding.original_size)
+    estimate = np.full(len(masks), np.nan)
+    for logits, iou in decode_all(decoder, [embedding], [prompts], options).values():
+        for channel, of_class in zip(np.flatnonzero(prompts.valid), logits, strict=True):
+            masks[channel] = (decoder.upscale(of_class[None], embedding)[0] > 0).cpu().numpy()
+        iou = iou.double().cpu().numpy()
+        estimate[prompts.valid] = 2 * iou / (1 + iou)
+    return Refined(masks, estimate, cleaned)
 
 
 def refine_all(images: Iterable[tuple[np.ndarray, ImageEmbedding]], decoder: StoredEmbeddingDecoder,

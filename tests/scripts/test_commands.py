@@ -19,7 +19,8 @@ STAGES = ["scripts.make_phantoms", "scripts.copy_and_process_graz_imgs", "script
           "scripts.run_pipeline", "scripts.download_checkpoint", "scripts.train_demo_sam",
           "scripts.upload_offline_runs", "scripts.run_study", "scripts.plot_results", "scripts.search_refinement",
           "scripts.train_nnunet", "scripts.save_nnunet_segmentations", "scripts.plot_prediction",
-          "scripts.plot_pseudo_labels", "scripts.import_checkpoint", "scripts.finetune_sam"]
+          "scripts.plot_pseudo_labels", "scripts.import_checkpoint", "scripts.finetune_sam",
+          "scripts.predict_folder", "scripts.export_annotations"]
 
 
 @pytest.mark.parametrize("module", STAGES)

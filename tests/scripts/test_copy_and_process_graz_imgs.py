@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from scripts.copy_and_process_graz_imgs import get_args_parser, main, to_8_bit
+from utils import left_out
 from utils.cli import run_stage
 from utils.errors import InputError
 from utils.files import read_grey, write_png
@@ -63,19 +64,38 @@ def test_16_bit_images_are_scaled_and_equalized():
 
 def test_a_rerun_leaves_what_is_there(source, capsys):
     target = run(source)
-    write_png(target / "a_L.png", np.zeros((3, 3), np.uint8))
+    made = (target / "a_L.png").stat().st_mtime_ns
     (target / "b_R.png").unlink()
     run(source)
-    assert read_grey(target / "a_L.png").shape == (3, 3) and (target / "b_R.png").exists()
+    assert (target / "a_L.png").stat().st_mtime_ns == made and (target / "b_R.png").exists()
     assert "3 images, 2 frontal: 1 written" in capsys.readouterr().out
 
 
-def test_an_unreadable_image_is_named_and_the_others_are_done(source):
+def test_a_mended_table_and_a_replaced_image_are_followed(source, capsys):
+    target, table = run(source), source.parent / "data" / "graz" / "dataset.csv"
+    table.write_text(ROWS.replace("b_R,1,R,1", "b_R,1,L,1"))
+    run(source)
+    assert "1 written" in capsys.readouterr().out.splitlines()[-1]
+    np.testing.assert_array_equal(read_grey(target / "b_R.png"), read_grey(source / "part2/x/b_R.png"))
+    write_png(source / "part1/a_L.png", read_grey(source / "part1/a_L.png")[::-1].copy())
+    write_png(target / "b_R.png", np.zeros((3, 3), np.uint8))  # not what this stage wrote
+    run(source)
+    assert "2 written" in capsys.readouterr().out.splitlines()[-1]
+    np.testing.assert_array_equal(read_grey(target / "a_L.png"), to_8_bit(read_grey(source / "part1/a_L.png")))
+    np.testing.assert_array_equal(read_grey(target / "b_R.png"), read_grey(source / "part2/x/b_R.png"))
+
+
+def test_an_unreadable_image_is_named_and_the_others_are_done(source, monkeypatch, capsys):
+    monkeypatch.setattr(left_out, "_left_out", {})
     path = source / "part1" / "a_L.png"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(InputError, match=r"a_L\.png: not a readable image"):
-        run(source)
-    assert [path.name for path in (source.parent / "data/graz/img_only_front_all_left").iterdir()] == ["b_R.png"]
+    with pytest.raises(SystemExit) as stop:
+        run_stage(main, get_args_parser(), ["--source", str(source), "--data_dir", str(source.parent / "data")])
+    folder = source.parent / "data" / "graz"
+    assert stop.value.code == 3 and str(folder / "left_out.csv") in capsys.readouterr().err.splitlines()[-1]
+    assert "a_L.png: not a readable image" in (folder / "left_out.csv").read_text()
+    assert [path.name for path in (folder / "img_only_front_all_left").iterdir()] == ["b_R.png"]
+
 
 
 def test_bad_input_ends_with_code_2(source, capsys):

@@ -64,6 +64,22 @@ def test_images_without_landmarks_are_left_out_and_a_rerun_completes(source, tmp
     assert "2 of them new" in capsys.readouterr().out
 
 
+def test_replaced_images_and_landmarks_are_followed(source, tmp_path, capsys):
+    data, labels = tmp_path / "data", load_description("jsrt").labels
+    run(source, data)
+    before = MaskStore(data / "jsrt/masks.h5", labels).mask("a")
+    write_png(source / "images" / "a.png", np.full((16, 20), 70, np.uint8))
+    np.save(source / "landmarks" / "c.npy", contours() + 1)
+    run(source, data)
+    assert "2 of them new" in capsys.readouterr().out.splitlines()[-1]
+    assert (read_grey(data / "jsrt/img/a.png") == 70).all() and (read_grey(data / "jsrt/img/c.png") == 50).all()
+    store = MaskStore(data / "jsrt/masks.h5", labels)
+    np.testing.assert_array_equal(store.mask("a"), before)
+    np.testing.assert_array_equal(store.mask("c"), draw_contours(contours() + 1, (16, 20)))
+    run(source, data)
+    assert "0 of them new" in capsys.readouterr().out.splitlines()[-1]
+
+
 @pytest.mark.parametrize(("points", "message"), [
     (np.zeros((165, 2)), "166 points"), (np.full((166, 2), np.nan), "166 points"), (np.array(["a"]), "166 points"),
     (np.array([{}], object), "not a readable NumPy file")])

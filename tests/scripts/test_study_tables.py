@@ -1,10 +1,12 @@
 """The study's tables against pandas and SciPy on made-up results."""
+import re
+
 import numpy as np
 import pandas
 import pytest
-from scipy.stats import wilcoxon
+from scipy.stats import bootstrap, wilcoxon
 
-from scripts.study.tables import comparison, image_scores, mean_over_seeds, p_value, paper_table, rename_methods
+from scripts.study.tables import comparison, gain, image_scores, mean_over_seeds, p_value, paper_table, rename_methods
 
 LEVELS = {"initial": 60, "sam": 66, "raw": 58}
 
@@ -40,6 +42,23 @@ def test_the_papers_table_equals_pandas(rows, frame):
             assert cell.endswith("*") == (method == "sam")
 
 
+def test_a_gain_has_the_bootstrap_interval_of_its_images_and_seeds():
+    rng = np.random.default_rng(0)
+    images = [f"image{number}" for number in range(40)]
+    baseline = {("1", image): 50.0 for image in images}
+    scores = {key: 50 + value for key, value in zip(baseline, rng.normal(3, 2, 40), strict=True)}
+    gains = np.array([scores[key] - 50 for key in scores])
+    mean, low, high = map(float, re.findall(r"[-+][\d.]+", gain(baseline, scores)))
+    expected = bootstrap((gains,), np.mean, method="percentile", rng=1).confidence_interval
+    assert (mean, low, high) == pytest.approx((gains.mean(), *expected), abs=0.12)
+    # a second seed that gains nothing: drawing the same seed twice, half of the time, widens the interval
+    other = {**scores, **{("2", image): 50.0 for image in images}}
+    both = {**baseline, **{("2", image): 50.0 for image in images}}
+    mean, low, high = map(float, re.findall(r"[-+][\d.]+", gain(both, other)))
+    assert mean == pytest.approx(gains.mean() / 2, abs=0.01) and low == 0 and high > gains.mean() - 0.5
+    assert gain(baseline, baseline) == gain({}, scores) == ""
+
+
 def test_the_papers_table_with_p_values(rows, frame):
     table = paper_table(image_scores(rows), [43, 20], baseline="initial")
     assert table[0] == ["method", "n = 43", "p, n = 43", "n = 20", "p, n = 20"]
@@ -56,16 +75,19 @@ def test_equally_good_methods_are_all_best_and_one_image_has_no_deviation():
 
 def test_the_comparison_equals_pandas(rows, frame):
     table = comparison([row for row in rows if row["n"] == "43"], "initial")
-    assert table[0] == ["method", "mean", "std", "images", "p", "surface mean", "surface std"]
-    for method, mean, std, count, p, *surface in table[1:]:
+    assert table[0] == ["method", "mean", "std", "images", "p", "gain [95 % interval]", "surface mean",
+                        "surface std"]
+    for method, mean, std, count, p, gained, *surface in table[1:]:
         dice = frame[method, 43]
         gains = (dice - frame["initial", 43]).groupby("image").mean()
         assert (mean.removesuffix("*"), std, count) == (f"{dice.mean():.2f}", f"{dice.std():.2f}", "24")
         assert p == ("" if method == "initial" else f"{wilcoxon(gains).pvalue:.2g}")
+        total = (dice - frame["initial", 43]).mean()
+        assert gained.split(" ")[0] == ("" if method == "initial" else f"{total:+.2f}")
         assert surface == (["30.50", "0.00"] if method == "sam" else ["", ""])
         assert mean.endswith("*") == (method == "sam")
     without = comparison([{**row, "surface_dice": ""} for row in rows], "initial")
-    assert without[0] == table[0][:5]
+    assert without[0] == table[0][:6]
 
 
 def test_only_images_that_both_have_are_compared():

@@ -1,4 +1,5 @@
 """Embeddings against the package's own predictor, and their files."""
+import math
 import os
 
 import cv2
@@ -24,6 +25,7 @@ from segment_anything.registry import load_sam
 from tests.small_sam import SIDE, register_small_sam
 from tests.torch_threads import torch_threads
 from utils.errors import InputError
+from utils.grey import STORED, GreyValues
 
 SOME_ID = CheckpointId("some.pth", "0" * 64)
 
@@ -122,6 +124,60 @@ def test_a_replaced_image_gets_another_embedding_and_renamed_weights_are_the_sam
     assert load_embedding(folder / "a.h5", identify(renamed)).original_size == (40, 66)
 
 
+@pytest.mark.parametrize("seconds", [0, 10])
+def test_an_image_replaced_by_one_of_the_same_size_gets_another_embedding(tmp_path, checkpoint, images, seconds):
+    """At once, or later with the times of the old one."""
+    folder, cpu, (path, other) = tmp_path / "embeddings", torch.device("cpu"), (path for _, path in images)
+    times = path.stat().st_mtime_ns - seconds * 10 ** 9
+    for each in (path, other):
+        cv2.imwrite(str(each), radiograph(40, 70)[:, ::-1] if each == other else radiograph(40, 70))
+        os.utime(each, ns=(times, times))
+    save_missing_embeddings(images, folder, "small", checkpoint, cpu)
+    assert save_missing_embeddings(images, folder, "small", checkpoint, cpu) == 0
+    before, wanted = (load_embedding(folder / f"{stem}.h5", identify(checkpoint)).features["image"] for stem in "ab")
+    pixels = other.read_bytes()
+    path.write_bytes(pixels)
+    os.utime(path, ns=(times, times))
+    assert save_missing_embeddings(images, folder, "small", checkpoint, cpu) == 1
+    after = load_embedding(folder / "a.h5", identify(checkpoint)).features["image"]
+    assert torch.equal(after, wanted) and not torch.equal(after, before)
+
+
+def test_an_image_that_is_read_in_another_way_gets_another_embedding(tmp_path, checkpoint, images):
+    folder, cpu = tmp_path / "embeddings", torch.device("cpu")
+    for grey, made in ((STORED, 2), (GreyValues(inverted=True), 2), (GreyValues(inverted=True), 0)):
+        assert save_missing_embeddings(images, folder, "small", checkpoint, cpu, grey=grey) == made
+
+
+@pytest.mark.parametrize("position", [5, 2000, -5])
+def test_a_flipped_bit_of_an_embedding_is_found(tmp_path, checkpoint, images, position):
+    folder, cpu = tmp_path / "embeddings", torch.device("cpu")
+    save_missing_embeddings(images, folder, "small", checkpoint, cpu)
+    content = bytearray((folder / "a.h5").read_bytes())
+    content[position] ^= 1
+    (folder / "a.h5").write_bytes(content)
+    if save_missing_embeddings(images, folder, "small", checkpoint, cpu) == 0:  # by its first line it looked well
+        with pytest.raises(InputError, match=r"a\.h5: damaged .* move it away"):
+            load_embedding(folder / "a.h5", identify(checkpoint))
+
+
+def test_numbers_that_are_not_finite_are_neither_written_nor_read(tmp_path):
+    broken = ImageEmbedding({"image": torch.tensor([[[math.nan]]])}, (20, 40), (32, 64), 64, SOME_ID)
+    with pytest.raises(InputError, match=r"a\.h5: SAM gives numbers that aren't finite"):
+        save_embedding(tmp_path / "a.h5", broken)
+    large = ImageEmbedding({"image": torch.tensor([[[1e30]]])}, (20, 40), (32, 64), 64, SOME_ID)
+    with pytest.raises(InputError, match=r"a\.h5: SAM gives numbers that aren't finite"):
+        save_embedding(tmp_path / "a.h5", large, np.float16)
+    save_embedding(tmp_path / "a.h5", large)
+    with h5py.File(tmp_path / "a.h5", "a", locking=False) as file:
+        file["embedding"][0, 0, 0] = np.inf
+    with h5py.File(tmp_path / "a.h5") as ours, h5py.File(tmp_path / "b.h5", "w") as theirs:
+        theirs.attrs.update(ours.attrs)
+        ours.copy("embedding", theirs)
+    with pytest.raises(InputError, match=r"b\.h5: damaged .* isn't finite"):
+        load_embedding(tmp_path / "b.h5", SOME_ID)
+
+
 def test_embeddings_of_another_preprocessing_are_made_anew(monkeypatch, tmp_path, images):
     folder, cpu = tmp_path / "embeddings", torch.device("cpu")
     for preprocessing, made in [("longest_side", 2), ("longest_side", 0), ("squash", 2), ("squash", 0)]:
@@ -184,8 +240,8 @@ def test_half_precision_halves_the_files_and_is_read_as_float32(tmp_path, checkp
 def test_a_damaged_file_is_computed_again(tmp_path, checkpoint, images):
     folder, cpu = tmp_path / "embeddings", torch.device("cpu")
     save_missing_embeddings(images, folder, "small", checkpoint, cpu)
-    os.truncate(folder / "a.h5", 1000)
-    with pytest.raises(InputError, match=r"a\.h5: not a readable embedding .* delete it"):
+    os.truncate(folder / "a.h5", 2000)
+    with pytest.raises(InputError, match=r"a\.h5: damaged .* move it away and run"):
         load_embedding(folder / "a.h5", identify(checkpoint))
     assert save_missing_embeddings(images, folder, "small", checkpoint, cpu) == 1
     load_embedding(folder / "a.h5", identify(checkpoint))
@@ -210,7 +266,7 @@ def test_missing_and_foreign_files(tmp_path):
         load_embedding(tmp_path / "none.h5", SOME_ID)
     with h5py.File(tmp_path / "foreign.h5", "w") as file:
         file["something"] = 1
-    with pytest.raises(InputError, match="not a readable embedding"):
+    with pytest.raises(InputError, match=r"foreign\.h5: damaged"):
         load_embedding(tmp_path / "foreign.h5", SOME_ID)
 
 
@@ -219,7 +275,7 @@ def test_an_embedding_appears_complete_or_not_at_all(monkeypatch, tmp_path, chec
     broken = embedding.__class__(**{**vars(embedding), "original_size": object()})
     with pytest.raises(TypeError):
         save_embedding(tmp_path / "out" / "x.h5", broken)
-    assert not list((tmp_path / "out").iterdir())
+    assert not list(tmp_path.glob("out/*"))
 
 
 def test_an_unreadable_image_is_named(tmp_path, checkpoint):

@@ -1,5 +1,6 @@
 """Which SAM the options mean, and that its checkpoint is read once."""
 import argparse
+import hashlib
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +12,14 @@ import torch
 from msgspec.structs import replace
 
 from segment_anything import embeddings
-from segment_anything.checkpoints import hashlib, identify
+from segment_anything.checkpoints import identify
 from segment_anything.demo_sam import DEMO_SAM_WEIGHTS
 from segment_anything.options import EncoderOptions, Sam, SamOptions
 from tests.small_sam import register_small_sam
 from tests.torch_threads import torch_threads
+from utils import digests as digests_module
 from utils.datasets.description import load_description
+from utils.digests import digest_file
 from utils.errors import InputError
 from utils.grey import GreyValues
 from utils.options import add_options, options_from
@@ -32,8 +35,9 @@ def from_arguments(cls: type, *arguments: str):
 
 def data_in(folder: Path, **changes) -> SimpleNamespace:
     """The phantoms' data set in a folder, with its images beside it."""
-    return SimpleNamespace(description=replace(PHANTOM, **changes), data_dir=folder,
-                           image_path=lambda stem: folder / f"{stem}.png")
+    return SimpleNamespace(description=replace(PHANTOM, **changes), data_dir=folder, derived_dir=folder,
+                           image_path=lambda stem: folder / f"{stem}.png",
+                           digests=lambda stems: {stem: digest_file(folder / f"{stem}.png") for stem in stems})
 
 
 def test_the_data_sets_sam_unless_another_is_named(tmp_path):
@@ -48,7 +52,13 @@ def test_the_data_sets_sam_unless_another_is_named(tmp_path):
     assert named.of_type("vit_h", graz).checkpoint == tmp_path / "sam_checkpoints" / "sam_vit_h_4b8939.pth"
     (tmp_path / "x.pth").touch()
     encoder = from_arguments(EncoderOptions, "--sam_type", "vit_b", "--sam_checkpoint", str(tmp_path / "x.pth"))
-    assert Sam.choose(encoder, graz) == Sam("vit_b", tmp_path / "x.pth", "float32", GreyValues(4095, "bits"))
+    digest = hashlib.sha256(b"").hexdigest()
+    chosen = Sam.choose(encoder, graz)
+    assert chosen == Sam("vit_b", tmp_path / "x.pth", "float32", GreyValues(4095, "bits"), weights=digest[:12])
+    assert chosen.name == f"vit_b_{digest[:12]}_max4095"
+    (tmp_path / "sam_checkpoints").mkdir()
+    (tmp_path / "sam_checkpoints" / "sam_vit_b_01ec64.pth").touch()  # the same weights at their usual place
+    assert Sam.choose(encoder, graz).name == "vit_b_max4095"
     (tmp_path / "x.pth").unlink()
     with pytest.raises(InputError, match=r"x\.pth: no such SAM checkpoint"):  # told where it is named
         Sam.choose(encoder, graz)
@@ -106,6 +116,7 @@ def test_a_checkpoint_is_hashed_once_until_it_changes(monkeypatch, tmp_path):
     digest = hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda *given: digests.append(given) or digest(*given))
     path.write_bytes(b"abc")
+    monkeypatch.setattr(digests_module, "SETTLED", -1e20)  # as if it had been written long ago
     (tmp_path / "link.pth").symlink_to(path)
     first, again, linked = identify(path), identify(tmp_path / "." / "a.pth"), identify(tmp_path / "link.pth")
     assert len(digests) == 1

@@ -5,11 +5,11 @@ import torch
 
 from segment_anything.checkpoints import identify
 from segment_anything.embeddings import compute_embedding
+from segment_anything.refinement import recommended
 from segment_anything.refinement.recommended import (
     CUTS,
     PROMPT_SETS,
     Calibration,
-    calibrate,
     dice_curve,
     refine_all_calibrated,
     refine_calibrated,
@@ -17,6 +17,7 @@ from segment_anything.refinement.recommended import (
 from segment_anything.refinement.refine import RefinementOptions, refine
 from segment_anything.registry import default_checkpoint, load_sam
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
+from tests.torch_threads import torch_threads
 from utils.dice import multilabel_dice
 
 SIZE = 48, 76
@@ -46,6 +47,11 @@ def probabilities_of(masks: np.ndarray, bias: float, seed: int = 0) -> np.ndarra
                          for image in masks])
     noise = np.random.default_rng(seed).normal(0, 0.3, masks.shape)
     return (1 / (1 + np.exp(-(distance + bias + noise)))).astype(np.float32)
+
+
+def calibrate(probabilities, embeddings, ground_truth, decoder) -> Calibration:
+    return recommended.calibrate(lambda: iter(probabilities), lambda: zip(probabilities, embeddings, strict=True),
+                                 ground_truth, decoder)
 
 
 def mean_dice(masks, ground_truth) -> float:
@@ -108,9 +114,11 @@ def test_many_images_are_refined_as_one_and_an_empty_mask_stays_empty(seen):
     probabilities[2, 0] = 0
     calibration = Calibration((1.0, 0.5), PROMPT_SETS[0], (0.5, 1.0), (0.0, 0.25), "largest", (0.5, 0.3, 0.1),
                               (0.1, 0.1), (0.0, 0.0))
-    together = list(refine_all_calibrated(zip(probabilities, embeddings, strict=True), decoder, calibration))
+    with torch_threads(2):
+        together = list(refine_all_calibrated(zip(probabilities, embeddings, strict=True), decoder, calibration))
     for number, pair in enumerate(zip(probabilities, embeddings, strict=True)):
-        alone = refine_calibrated(*pair, decoder, calibration)
+        with torch_threads(1):  # as each worker
+            alone = refine_calibrated(*pair, decoder, calibration)
         assert np.array_equal(alone.mask, together[number].mask)
         assert np.array_equal(alone.estimated_dice, together[number].estimated_dice, equal_nan=True)
     assert not together[2].mask[0].any() and np.isnan(together[2].estimated_dice[0])

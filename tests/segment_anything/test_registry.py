@@ -2,14 +2,18 @@
 import os
 import subprocess
 import sys
+from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 import segment_anything.modeling
 from segment_anything.checkpoints import identify
+from segment_anything.options import Sam
 from segment_anything.registry import SAM_TYPES, SamType, default_checkpoint, load_prompt_modules, load_sam
 from tests.small_sam import build_small_sam, register_small_sam
 from utils.errors import InputError
@@ -151,3 +155,73 @@ def test_identity_is_name_and_content(tmp_path):
 def test_mobile_sam_is_not_vit_b(shared):
     with pytest.raises(InputError, match="not a checkpoint of SAM type vit_b"):
         load_prompt_modules("vit_b", shared / "weights" / "mobile_sam.pt")
+
+
+def small_state(monkeypatch, tmp_path) -> tuple[Path, dict[str, torch.Tensor]]:
+    path = register_small_sam(monkeypatch, tmp_path)
+    return path, torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda state: {f"module.{name}": value for name, value in state.items()},  # DataParallel
+    lambda state: {"model": state, "optimizer": {"state": {}}, "epoch": 3},  # MedSAM's fine-tuning
+    lambda state: {"state_dict": state, "best": np.float32(0.5), "losses": [np.float64(1), np.int64(2)]},
+    lambda state: {"state_dict": {"loss.weight": torch.ones(2), **{f"sam.{name}": value for name, value in
+                                                                   state.items()}},
+                   "pytorch-lightning_version": "2.0", "epoch": 1, "global_step": 5},  # Lightning
+    lambda state: {"model": {"module": {f"module.model.{name}": value for name, value in state.items()}}},
+    lambda state: OrderedDict(state) | {"step": 7},
+    lambda state: {name: value.bfloat16().float() for name, value in state.items()},  # nothing to take off
+])
+def test_what_a_training_wrapped_weights_in_is_taken_off(monkeypatch, tmp_path, capsys, wrap):
+    path, state = small_state(monkeypatch, tmp_path)
+    wrapped = wrap(state)
+    torch.save(wrapped, path)
+    loaded = load_sam("small", path).state_dict()
+    expected = wrapped if wrapped.keys() == state.keys() else state
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], expected[name]) for name in state)
+    assert set(load_prompt_modules("small", path)) == {"prompt_encoder", "mask_decoder"}
+    assert ("SAM's weights are taken out of" in capsys.readouterr().err) == (wrapped.keys() != state.keys())
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("ran",)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ({"model": Harmful()}, "not a readable checkpoint .*save its state dict alone"),
+    ({"state_dict": {"a": 1}}, "holds no state dict of tensors; .*save model.state_dict"),
+    ({"epoch": 3}, "holds no state dict"), ([torch.ones(2)], "holds no state dict"),
+])
+def test_what_holds_no_weights_is_refused_and_nothing_runs(monkeypatch, tmp_path, capsys, content, message):
+    path, _ = small_state(monkeypatch, tmp_path)
+    torch.save(content, path)
+    with pytest.raises(InputError, match=message):
+        load_sam("small", path)
+    assert "ran" not in capsys.readouterr().out
+
+
+def test_weights_that_are_damaged_or_not_finite_are_refused(monkeypatch, tmp_path):
+    path, state = small_state(monkeypatch, tmp_path)
+    content = path.read_bytes()
+    at = content.index(state["mask_decoder.iou_token.weight"].numpy().tobytes())
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1:])
+    for load in (load_sam, load_prompt_modules):
+        with pytest.raises(InputError, match=r"small\.pth: not a readable checkpoint .* is damaged"):
+            load("small", path)
+    state["mask_decoder.iou_token.weight"][0, 0] = float("inf")
+    torch.save(state, path)
+    for load in (load_sam, load_prompt_modules):
+        with pytest.raises(InputError, match="isn't finite"):
+            load("small", path)
+
+
+def test_the_published_checkpoint_of_another_type_is_told(monkeypatch, tmp_path):
+    path, _ = small_state(monkeypatch, tmp_path)
+    register_small_sam(monkeypatch, tmp_path, "other")
+    monkeypatch.setitem(SAM_TYPES, "other", replace(SAM_TYPES["other"], sha256=identify(path).sha256))
+    sam = Sam("small", path)
+    with pytest.raises(InputError, match="is the published checkpoint of SAM type other; give --sam_type other"):
+        _ = sam.identity
+    assert Sam("other", path).identity.sha256 == identify(path).sha256  # as the message says

@@ -1,10 +1,14 @@
 """The file of a network: ours, and those of the authors' code against their forward pass by hand."""
+from dataclasses import replace
+
 import pytest
 import torch
+from msgspec.structs import replace as struct_replace
 from torch.nn import functional as F
 
 from unet_training.checkpoint import Training, load_checkpoint, save_checkpoint
 from unet_training.networks.u_net import UNet
+from utils.datasets.description import load_description
 from utils.errors import InputError
 
 SIZE = (50, 38)
@@ -40,10 +44,21 @@ def test_foreign_files_are_refused(tmp_path):
         load_checkpoint(path)
 
 
-def test_labels_must_be_those_of_the_data():
-    TRAINING.check_labels(["radius", "ulna", "lunate"], "data set phantom")
-    with pytest.raises(InputError, match="data set jsrt"):
-        TRAINING.check_labels(["heart"], "data set jsrt")
+def test_data_must_be_those_that_a_model_was_trained_on_unless_it_is_transferred():
+    phantom, jsrt = (load_description(name) for name in ("phantom", "jsrt"))
+    training = Training.on(phantom)
+    assert training.reading == "float32"
+    training.check_data(phantom, transfer=False)
+    for other, message in ((jsrt, "the labels"), (struct_replace(phantom, name="graz"), "trained on data set phantom"),
+                           (struct_replace(phantom, max_grey_value=4095), "read as 'float32', by now they are as"),
+                           (struct_replace(phantom, resize_dtype="stored"), "by now they are as 'stored'")):
+        with pytest.raises(InputError, match=message):
+            training.check_data(other, transfer=False)
+        if other is not jsrt:
+            training.check_data(other, transfer=True)
+    with pytest.raises(InputError, match="the labels"):
+        training.check_data(jsrt, transfer=True)
+    replace(training, reading=None).check_data(struct_replace(phantom, invert=True), transfer=False)  # an older file
 
 
 def authors_weights(width, n_last_channel, n_classes):
@@ -127,3 +142,13 @@ def test_our_own_files_say_what_they_were_trained_on(tmp_path):
     save_checkpoint(tmp_path / "model.pt", UNet(3, 2, 2), TRAINING)
     other = Training("jsrt", ("heart",), (8, 8), 0.0, 1.0)
     assert load_checkpoint(tmp_path / "model.pt", unstated=other)[1] == TRAINING
+
+
+@pytest.mark.parametrize(("value", "training"), [(float("nan"), TRAINING), (1.0, replace(TRAINING, mean=float("nan")))])
+def test_numbers_that_are_not_finite_are_refused(tmp_path, value, training):
+    model = UNet(3, 2, 2)
+    with torch.no_grad():
+        model.out.bias[1] = value
+    save_checkpoint(tmp_path / "model.pt", model, training)
+    with pytest.raises(InputError, match=r"model\.pt: holds a number that isn't finite"):
+        load_checkpoint(tmp_path / "model.pt")

@@ -387,6 +387,7 @@ def test_open_dataset_takes_another_input_size_and_needs_the_data(tmp_path):
         open_dataset("teeth", tmp_path)
 
 
+@pytest.mark.slow
 def test_workers_change_no_random_number():
     """Neither in a training that runs through nor in one that goes on after an interruption."""
     data = TensorDataset(torch.arange(10))
@@ -403,3 +404,19 @@ def test_workers_change_no_random_number():
     assert epochs(1, 4) == expected
     torch.manual_seed(0)
     assert epochs(1, 2) + epochs(1, 2) == expected
+
+
+def test_workers_change_nothing_where_batches_are_drawn_one_by_one(capsys):
+    """A training draws numbers of its own after each batch."""
+    data = TensorDataset(torch.arange(20))
+
+    def epochs(workers: int) -> list[int]:
+        torch.manual_seed(0)
+        loader = EpochLoader(data, batch_sampler=HalfAndHalf(5, 15, 4), num_workers=workers)
+        return [number for _ in range(2) for batch, in loader for number in (*batch.tolist(), torch.rand(()).item())]
+
+    torch.manual_seed(0)
+    plain = DataLoader(data, batch_sampler=HalfAndHalf(5, 15, 4))
+    expected = [number for _ in range(2) for batch, in plain for number in (*batch.tolist(), torch.rand(()).item())]
+    assert epochs(0) == epochs(1) == epochs(2) == expected
+    assert "--num_workers" in capsys.readouterr().out

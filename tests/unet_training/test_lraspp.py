@@ -180,6 +180,11 @@ def test_stored_features_are_those_of_the_images(checkpoint, phantom_data_dir, t
         assert torch.equal(model.head(torch.stack(features)), model(images))
     assert features[0].shape == (32, 8, 6)
     assert all(torch.equal(mask, ground_truth) for mask, (_, ground_truth) in zip(masks, labeled, strict=True))
+    monkeypatch.undo()
+    labeled._images[1] = labeled._images[1].flip(-1)  # another image of the same name
+    features = StoredFeatures(model, labeled, tmp_path, CPU)[1][0]
+    with torch.inference_mode():
+        assert torch.equal(features, model.encode(labeled[1][0][None])[0])
     other = build(register_small_sam(monkeypatch, tmp_path, "small", seed=5))
     with pytest.raises(InputError, match="was computed with the checkpoint"):
         StoredFeatures(other, labeled, tmp_path, CPU)
@@ -232,14 +237,15 @@ def test_the_stages_take_it_with_and_without_stored_features(stage, checkpoint, 
 
 
 @pytest.mark.slow
-def test_a_model_that_is_not_named_is_a_u_net_whatever_sam_there_is(stage, checkpoint, monkeypatch):
-    arguments = (*SMALL, "--data_aug", "0")
+def test_a_model_that_is_not_named_is_a_u_net_whatever_sam_there_is(stage, checkpoint, tmp_path, monkeypatch):
+    data, arguments = open_dataset("phantom", tmp_path / "data"), (*SMALL, "--data_aug", "0")
     u_net = stage(training, *arguments)
     other = stage(training, *arguments, "--architecture", "lraspp_on_sam", "--sam_type", "small", "--sam_checkpoint",
                   str(checkpoint))
     monkeypatch.setattr(training, "train", train_if_missing)
     assert stage(training, *arguments) == u_net
     for architecture, model_id in (("u_net", u_net), ("lraspp_on_sam", other)):
-        assert choose_record("phantom", ModelOptions(num_train_samples=3), architecture=architecture).id == model_id
+        chosen = choose_record(data, ModelOptions(num_train_samples=3), architecture=architecture)
+        assert chosen.id == model_id
     assert not {"sam_type", "sam_checkpoint"} & fetch_model(u_net).parameters.keys()
     assert fetch_model(other).parameters["stage"] == "initial"

@@ -323,7 +323,8 @@ def test_from_the_labeled_images_to_masks_of_the_fine_tuned_sam(workplace, tmp_p
         :2 if split == "val" else None])
     monkeypatch.setattr(training, "_score", len)
     capsys.readouterr()
-    model_id = run(finetune_sam, data_dir, *N, "--epochs", "1", "--images_per_epoch", "3", "--augmented", "1", "--lr", "1e-3")
+    short = ("--epochs", "1", "--images_per_epoch", "3", "--augmented", "1", "--lr", "1e-3")
+    model_id = run(finetune_sam, data_dir, *N, *short)
     assert capsys.readouterr().out.splitlines()[-1] == f"model id: {model_id}"
     model = fetch_model(model_id)
     assert model.weights.suffix == ".safetensors" and model.parameters["initial_model_id"] == initial_id

@@ -1,9 +1,11 @@
 import math
+from argparse import ArgumentTypeError
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.fresh_process import printed, run_code
 from unet_training import trainer
 from unet_training.checkpoint import Training, load_checkpoint
 from unet_training.epoch import bce_loss, train_epoch
@@ -11,8 +13,50 @@ from unet_training.hyper_params import Schedule
 from unet_training.networks.u_net import UNet
 from unet_training.trainer import Prepared, fit, publish
 from utils.errors import InputError
+from utils.options import positive_float
 
 CPU = torch.device("cpu")
+TRAIN_WITH_WORKERS = """
+import multiprocessing, subprocess, time
+from pathlib import Path
+
+start_program = subprocess._fork_exec
+def start_slowly(*arguments):
+    time.sleep(0.3)  # between the opening of its pipes and its start
+    return start_program(*arguments)
+
+if __name__ == "__main__":
+    subprocess._fork_exec = start_slowly
+    import psutil, torch
+    from torch.utils.data import DataLoader, TensorDataset
+    from tests.unet_training.test_trainer import CPU, TRAINING
+    from unet_training.data import EpochLoader
+    from unet_training.epoch import bce_loss, train_epoch
+    from unet_training.hyper_params import Schedule
+    from unet_training.networks.u_net import UNet
+    from unet_training.trainer import Prepared, fit
+    from utils.tracking.experiment import start
+
+    counts = []
+    def count_workers():
+        server = multiprocessing.forkserver._forkserver._forkserver_pid
+        counts.append(len(psutil.Process(server).children()))
+
+    def run_epoch(*arguments):
+        statistics = train_epoch(*arguments)
+        count_workers()
+        return statistics
+
+    data = TensorDataset(torch.rand(4, 1, 32, 48), torch.rand(4, 2, 32, 48) < 0.5)
+    model = UNet(2, base_width=2, n_last_channel=2)
+    with start("training", {}) as experiment:
+        batches = EpochLoader(data, 2, num_workers=2, shuffle=True)
+        fit(Prepared(model, model, batches, DataLoader(data, 2), bce_loss([1.0, 2.0], CPU), TRAINING,
+                     run_epoch=run_epoch), Schedule(2), CPU, experiment, Path("never"))
+        count_workers()
+    print(f"workers: {counts[0]} while it trains, {counts[-1]} afterwards")
+    print("session is closed")
+"""
 LABELS = ("left", "right")
 TRAINING = Training("phantom", LABELS, (32, 48), 0.4, 0.2)
 
@@ -37,14 +81,14 @@ class RecordingExperiment:
         return "model-1"
 
 
-def run(state_file, epochs=6, stop_after=None, compile=False):
+def run(state_file, epochs=6, stop_after=None, compile=False, lr=1e-2, model=None):
     """Trains a tiny U-Net on two bright squares; `stop_after` interrupts it after so many epochs."""
     torch.manual_seed(0)
     masks = torch.zeros(4, 2, 32, 48, dtype=torch.bool)
     masks[:, 0, 4:20, 2:18], masks[:, 1, 10:30, 26:44] = True, True
     images = masks.any(dim=1, keepdim=True).float() + 0.1 * torch.randn(4, 1, 32, 48)
     data = TensorDataset(images, masks)
-    model, experiment = UNet(2, base_width=2, n_last_channel=2), RecordingExperiment()
+    model, experiment = model or UNet(2, base_width=2, n_last_channel=2), RecordingExperiment()
     calls = iter(range(epochs if stop_after is None else stop_after))
 
     def run_epoch(*arguments):
@@ -54,7 +98,7 @@ def run(state_file, epochs=6, stop_after=None, compile=False):
 
     prepared = Prepared(model, model, DataLoader(data, 2, shuffle=True), DataLoader(data, 4),
                         bce_loss([1.0, 2.0], CPU), TRAINING, run_epoch=run_epoch)
-    fit(prepared, Schedule(epochs, 1e-2, compile=compile), CPU, experiment, state_file)
+    fit(prepared, Schedule(epochs, lr, compile=compile), CPU, experiment, state_file)
     return model, experiment
 
 
@@ -125,3 +169,28 @@ def test_foreign_state_is_refused(tmp_path):
     (tmp_path / "state.pt").write_bytes(b"something else")
     with pytest.raises(InputError, match="delete it"):
         run(tmp_path / "state.pt")
+
+
+def test_a_training_that_diverges_ends_with_a_line(tmp_path):
+    with pytest.raises(InputError, match=r"diverged in epoch \d+ .*--lr"):
+        run(tmp_path / "state.pt", lr=positive_float("1e30"))
+    with pytest.raises(ArgumentTypeError):  # beyond float32's range in the optimizer
+        positive_float("1e38")
+
+
+def test_a_weight_that_is_not_finite_ends_a_training(tmp_path):
+    """Also one on which the loss doesn't depend."""
+    model = UNet(2, base_width=2, n_last_channel=2)
+    model.register_buffer("unused", torch.tensor([0.0, math.inf]))
+    with pytest.raises(InputError, match="weights not finite"):
+        run(tmp_path / "state.pt", model=model)
+    with pytest.raises(InputError, match="weights not finite"):
+        publish(RecordingExperiment(), model, TRAINING, tmp_path / "state.pt")
+
+
+@pytest.mark.slow
+def test_workers_end_before_the_session_does(tmp_path):
+    """While the tracker's thread starts git, which is made to take long, processes that read images are started."""
+    output = run_code(TRAIN_WITH_WORKERS, folder=tmp_path, runs=tmp_path / "runs")
+    assert printed("workers", output) == "2 while it trains, 0 afterwards"
+    assert "session is closed" in output

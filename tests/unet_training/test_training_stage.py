@@ -1,11 +1,12 @@
 """Which trained model arguments mean."""
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from tests.stage_runs import N
 from unet_training import training, training_on_pseudo_labels, training_stage, training_with_mean_teacher
-from unet_training.training_stage import TrainingStage, fingerprint, train_if_missing
+from unet_training.training_stage import TrainingStage, fingerprint, identity, train_if_missing
 from utils.datasets.description import OWN
 from utils.files import write_png
 from utils.tracking.models import Model
@@ -121,6 +122,25 @@ def test_other_data_are_another_training(stage_of, mine):
     redrawn = parameters()
     write_png(folder / "img" / "0.png", replaced)
     assert reweighted != redrawn != parameters()
+
+
+def test_an_image_counts_by_its_bytes(stage_of, is_found_again, mine):
+    folder, arguments = mine
+    made = stage_of(training, *arguments).parameters
+    path = folder / "img" / "1.png"
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    path.write_bytes(cv2.imencode(".png", pixels[::-1])[1].tobytes().ljust(path.stat().st_size, b"\0"))
+    assert not is_found_again(made, stage_of(training, *arguments))
+    cv2.imwrite(str(path), pixels)
+    assert is_found_again(made, stage_of(training, *arguments))
+
+
+def test_a_file_counts_by_its_bytes_and_not_by_its_name_and_what_chose_images_not_at_all():
+    here = {"lr": 1e-3, "sam_checkpoint": "a.pth", "sam_checkpoint_sha256": "0", "sample_seed": 1, "where": [],
+            "split500": True, "include_annotated": False, "data_sha256": "1"}
+    same = {**here, "sam_checkpoint": "b.pth", "sample_seed": 2, "split500": False}
+    assert identity(here) == identity(same) == {"lr": 1e-3, "sam_checkpoint_sha256": "0", "data_sha256": "1"}
+    assert identity(here) != identity({**here, "sam_checkpoint_sha256": "2"})
 
 
 def test_fingerprint_tells_runs_apart():

@@ -4,6 +4,9 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +14,12 @@ import pytest
 
 from scripts import upload_offline_runs
 from tests.clearml_server import ClearMLServer, running_server
-from tests.fresh_process import printed, run_code, run_python
+from tests.fresh_process import ROOT, printed, run_code, run_python
 from utils.cli import run_stage
 from utils.errors import InputError
 from utils.tracking.experiment import start
 from utils.tracking.models import fetch_model, find_models
+from utils.tracking.offline_runs import load_uploaded_ids
 
 LABELS = ["Radius", "Ulna", "Os lunatum"]
 PARAMETERS = {"stage": "initial", "dataset": "phantom", "num_train_samples": 5, "lr": 1e-3, "gpu_id": None,
@@ -83,6 +87,7 @@ with start("next", {}) as experiment:
     experiment.use_model(old)
 record = runs_dir() / "uploaded.json"  # as if the upload had broken off between the task and its model
 ids = json.loads(record.read_text())
+del ids["checksum"]
 next(iter(ids.values())).pop(old)
 record.write_text(json.dumps(ids))
 upload_offline_runs.main(None)
@@ -109,6 +114,45 @@ try:
 except InputError as error:
     print("refused:", error)
 """
+
+KILLED = """
+import time
+from utils.tracking.experiment import start
+with start("killed", {}):
+    print("at work", flush=True)
+    time.sleep(100)
+"""
+
+OWN_TASK = """
+from clearml import Task
+from utils.errors import InputError
+from utils.tracking.experiment import start
+Task.set_offline(True)
+own = Task.init("own", "mine", auto_resource_monitoring=False)
+try:
+    with start("training", {}):
+        pass
+except InputError as error:
+    print("refused:", error)
+own.close()
+with start("training", {}) as experiment:
+    pass
+print("ended: completed")
+"""
+
+DIFFERENCE = """
+import argparse  # a password in a script that is in no repository is its difference
+from unet_training.models import add_common_arguments
+from utils.cli import run_stage
+from utils.tracking.experiment import start
+parser = argparse.ArgumentParser()
+add_common_arguments(parser)
+def main(args):
+    with start("training", {}):
+        pass
+run_stage(main, parser)
+"""
+
 
 @pytest.fixture(autouse=True)
 def offline(tmp_path, monkeypatch):
@@ -288,3 +332,54 @@ def test_termination_stops_the_task(tmp_path):
         signal.sigtimedwait([], 5)
     assert end.value.code == 143 and signal.getsignal(signal.SIGTERM) == before
     assert sessions_by_name(tmp_path / "runs")["long"]["status"] == "stopped"
+
+
+def test_what_a_killed_run_left_of_its_session_goes_with_the_next(tmp_path):
+    runs = tmp_path / "runs"
+    killed = subprocess.Popen([sys.executable, "-c", KILLED], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                              env={**os.environ, "SAM_BURDEN_RUNS": str(runs)})
+    assert next(line for line in killed.stdout if "at work" in line)
+    with start("beside it", {}):
+        assert len(list((runs / "offline").glob("offline-*"))) == 2
+    assert len(list((runs / "offline").glob("offline-*"))) == 2  # one ended, one at work
+    killed.kill()
+    killed.communicate()
+    with start("after it", {}):
+        pass
+    assert set(sessions_by_name(runs)) == {"beside it", "after it"}
+    assert len(list((runs / "offline").iterdir())) == 2  # each once, as a folder
+
+
+def test_a_task_of_the_callers_own_is_told(tmp_path):
+    output = run_code(OWN_TASK, folder=tmp_path, runs=tmp_path / "runs")
+    assert "a ClearML task of your own is open (mine)" in printed("refused", output)
+    assert "task.close()" in printed("refused", output) and "ended: completed" in output
+
+
+def test_a_stage_reports_from_a_thread(tmp_path):
+    thread = threading.Thread(target=train_offline, args=(tmp_path,))
+    thread.start()
+    thread.join()
+    assert sessions_by_name(tmp_path / "runs")["training"]["status"] == "completed"
+
+
+@pytest.mark.parametrize(("arguments", "kept"), [([], True), (["--no-record_diff"], False)])
+def test_the_working_trees_changes_stay_here_on_request(tmp_path, arguments, kept):
+    run_code(DIFFERENCE, *arguments, folder=tmp_path, runs=tmp_path / "runs")
+    task, = (tmp_path / "runs" / "offline").glob("*/task.json")
+    assert ("a password" in task.read_text()) == kept
+
+
+def test_damaged_weights_are_told_and_damaged_uploads_are_not_taken_for_none(tmp_path):
+    model_id = train_offline(tmp_path, b"weights")
+    path = fetch_model(model_id).weights
+    assert path.read_bytes() == b"weights"
+    path.write_bytes(b"weighty")
+    with pytest.raises(InputError, match=r"unet\.pt: damaged .* train the model again"):
+        _ = fetch_model(model_id).weights
+    path.unlink()
+    with pytest.raises(InputError, match=r"unet\.pt: no such file"):
+        _ = fetch_model(model_id).weights
+    (tmp_path / "runs" / "uploaded.json").write_text('{"server": ')
+    with pytest.raises(InputError, match=r"uploaded\.json: a damaged record .* uploaded once more"):
+        load_uploaded_ids("server")

@@ -1,15 +1,27 @@
-import argparse
+import errno
+import os
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
 
-from utils.cli import run_stage, select_device
 from utils.errors import InputError
-from utils.files import atomic_path, image_size, read_grey, write_png
+from utils.files import (
+    atomic_path,
+    explain_damage,
+    image_size,
+    load_tensors,
+    read_grey,
+    save_tensors,
+    write_bytes,
+    write_png,
+)
+from utils.tables import write_rows
 
 
 def test_nothing_half_written_stays(tmp_path):
@@ -99,24 +111,53 @@ def test_other_than_8_or_16_bits_are_refused(tmp_path):
         read_grey(tmp_path / "image.tif")
 
 
-def test_bad_input_is_one_line_and_exit_code_2(capsys):
-    def main(args):
-        raise InputError("folder/image.png: broken;\n  replace it")
+def test_writers_of_one_file_do_not_disturb_each_other(tmp_path):
+    """Each text is longer than what is written at once."""
+    path = tmp_path / "result.txt"
+    texts = [str(number) * 200_000 for number in range(8)]
 
-    with pytest.raises(SystemExit) as stop:
-        run_stage(main, argparse.ArgumentParser(prog="stage"), [])
-    assert stop.value.code == 2
-    assert capsys.readouterr().err == "stage: error: folder/image.png: broken; replace it\n"
+    def write(text: str) -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text(text)
+
+    for _ in range(20):
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(write, texts))
+        assert path.read_text() in texts
+    assert list(tmp_path.iterdir()) == [path]
 
 
-def test_device(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert select_device(None) == torch.device("cpu") and not capsys.readouterr().err
-    assert select_device(0) == torch.device("cpu") and "no CUDA GPU" in capsys.readouterr().err
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert select_device(None) == torch.device("cuda", 0)
-    assert select_device(1) == torch.device("cuda", 1)
-    with pytest.raises(InputError, match="0 to 1"):
-        select_device(2)
-    with pytest.raises(InputError):
-        select_device(-1)
+def test_new_files_have_the_permissions_that_files_have(tmp_path):
+    write_bytes(tmp_path / "ours", b"")
+    (tmp_path / "theirs").touch()
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "theirs").stat().st_mode
+
+
+def test_what_the_system_refuses_is_said_by_whatever_writes(tmp_path, monkeypatch):
+    """Libraries that write files by themselves have errors of their own, and keep the reason to themselves."""
+    for write in (lambda path: write_png(path, np.zeros((4, 6), np.uint8)),
+                  lambda path: save_tensors(path, {"weights": torch.zeros(3)}),
+                  lambda path: write_rows(path, [["a", "b"]])):
+        with pytest.raises(OSError, match=r"Operation not permitted|Permission denied|Read-only"):
+            write(Path("/sys/result.png"))
+        monkeypatch.setattr(Path, "replace", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            write(tmp_path / "result.png")
+        monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+
+
+def refuse(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_damaged_tensors_are_found(tmp_path):
+    path, rng = tmp_path / "state.pt", np.random.default_rng(0)
+    save_tensors(path, {"weights": torch.rand(1000)})
+    content = path.read_bytes()
+    where = content.index(load_tensors(path)["weights"].numpy().tobytes())
+    for position in where + rng.integers(0, 4000, 20):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1:])
+        with pytest.raises(InputError, match=r"state\.pt: not a state .*; make it again"), \
+                explain_damage(path, "not a state", "make it again"):
+            load_tensors(path)

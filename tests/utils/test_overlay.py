@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from skimage.color import deltaE_cie76, rgb2lab
 
-from utils.overlay import class_colors, overlay, shrink, side_by_side, stack, to_grey
+from utils.overlay import add_legend, class_colors, overlay, shrink, side_by_side, stack, to_grey
 
 
 def test_classes_are_drawn_where_they_are_and_in_their_colors():
@@ -61,3 +61,13 @@ def test_large_images_shrink_in_their_shape():
     assert shrink(image, 100).shape == (30, 100)
     assert shrink(image, 300) is image
     assert shrink(image[:1], 100).shape == (1, 100)
+
+
+@pytest.mark.parametrize("height", [50, 300])
+def test_a_legend_names_every_color_beside_the_picture(height):
+    picture, colors = np.full((height, 40, 3), 90, np.uint8), class_colors(9)
+    shown = add_legend(picture, [(f"Os längeres {number}", color) for number, color in enumerate(colors)])
+    np.testing.assert_array_equal(shown[:, :40], picture)
+    strip = shown[:, 40:]
+    assert all((strip == color).all(axis=-1).sum() >= 100 for color in colors)
+    assert (strip == 255).all(axis=-1).sum() > 9 * 20  # text

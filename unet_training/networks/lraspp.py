@@ -173,8 +173,11 @@ class LrasppOnSam(Network):
 
     @property
     def features_name(self) -> str:
-        height, width = self.config["input_size"]
-        return f"{self.config['sam_type']}_lraspp_{self.config['sam_pixels']}_{height}x{width}"
+        from segment_anything.registry import get_sam_type  # as in FrozenEncoder
+        (height, width), digest = self.config["input_size"], self.config["sam_sha256"]
+        published = get_sam_type(self.config["sam_type"]).sha256
+        weights = "" if published in (None, digest) else f"_{digest[:12]}"
+        return f"{self.config['sam_type']}{weights}_lraspp_{self.config['sam_pixels']}_{height}x{width}"
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 1, H, W) normalized grey values -> (B, D, h, w) features."""

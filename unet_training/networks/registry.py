@@ -13,6 +13,7 @@ from unet_training.networks.network import Network
 from unet_training.networks.u_net import UNet
 from utils.datasets.annotated import AnnotatedImages
 from utils.datasets.description import DatasetDescription
+from utils.digests import digest_file
 from utils.errors import InputError
 from utils.options import add_options
 
@@ -67,10 +68,12 @@ class Architecture:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What tells one network from others in the tracker: its architecture, and its own options, files by name."""
+        """What tells one network from others in the tracker: its architecture, and its own options, files by name and
+        digest."""
         values = {field.name: getattr(self.options, field.name) for field in fields(self.options)}
-        return {"architecture": self.name, **{name: value.name if isinstance(value, Path) else value
-                                              for name, value in values.items()}}
+        files = {name: value for name, value in values.items() if isinstance(value, Path)}
+        digests = {f"{name}_sha256": digest_file(path) for name, path in files.items() if path.is_file()}
+        return {"architecture": self.name, **values, **{name: path.name for name, path in files.items()}, **digests}
 
     def build(self, description: DatasetDescription) -> Network:
         """The network for a data set, with random weights; errors as of `Network.build`."""

@@ -29,7 +29,7 @@ from unet_training.nnunet.label_tables import ENCODINGS, Encoding, decode, decod
 from unet_training.nnunet.trusted import check_plans
 from utils.datasets.annotated import AnnotatedImages, read_scaled
 from utils.errors import InputError
-from utils.files import atomic_path, read_grey, write_png
+from utils.files import atomic_path, explain_damage, read_grey, write_png
 from utils.options import option, positive_int
 from utils.overlap import batched
 from utils.tracking.models import Model
@@ -160,11 +160,13 @@ class NNUNet:
         origin = {"labels": labels, "stems": stems, "encoding": self.options.nnunet_encoding,
                   "epochs": self.options.nnunet_epochs, "iterations": self.options.nnunet_iterations}
         if record.exists():
-            known = _read_json(record)
+            with explain_damage(record, "a damaged record", f"move {self.folder} away to start anew"):
+                known = _read_json(record)
+                tables = _read_tables(known)
             if {**known, **origin} != known:
                 raise InputError(f"{record}: nnU-Net was trained on other labeled images or labels than these; move "
                                  "its folder away to start anew")
-            return _read_tables(known)
+            return tables
         masks = [self.data.mask(stem) for stem in stems]
         tables = [table for table in self.options.encoding.make_tables(masks) if len(table) > 1]
         if not tables:

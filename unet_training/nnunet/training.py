@@ -8,6 +8,7 @@ from unet_training.models import TrainedModel
 from unet_training.nnunet.nnunet import NNUNet, NNUNetOptions, find_command
 from unet_training.training_stage import data_parameters
 from utils.errors import InputError
+from utils.locks import exclusive
 from utils.options import option_values
 from utils.paths import nnunet_folder
 from utils.tracking.experiment import start
@@ -22,10 +23,10 @@ def train_nnunet(options: NNUNetOptions, seed: int, initial: TrainedModel) -> st
     """
     find_command()
     data, stems = initial.data, initial.labeled_stems()
-    folder = nnunet_folder(data.data_dir, data.description.name, len(stems), data.description.input_size, seed)
+    folder = nnunet_folder(data.derived_dir, data.description.name, len(stems), data.description.input_size, seed)
     nnunet = NNUNet(folder / options.variant, data, options, initial.device)
     parameters = {**identity(options, seed, initial), "initial_model_id": initial.id}
-    with start("train_nnunet", parameters, ("nnunet", data.description.name)) as experiment:
+    with exclusive(nnunet.folder), start("train_nnunet", parameters, ("nnunet", data.description.name)) as experiment:
         experiment.use_model(initial.id)
         nnunet.train(stems)
         with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,5 @@
 """Labeled images as a mask decoder is fine-tuned on them: as they are, and augmented."""
+import hashlib
 import math
 import tempfile
 import zlib
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segment_anything.embeddings import embedding_path, is_embedded, save_missing_embeddings
+from segment_anything.embeddings import describe_origin, embedding_path, is_embedded, save_missing_embeddings
 from segment_anything.options import Sam
 from segment_anything.refinement.cleaning import clean_masks
 from segment_anything.refinement.prompts import Prompts, extract_prompts
@@ -77,7 +78,7 @@ def load_examples(initial: TrainedModel, sam: Sam, folds: int, augmented: int, s
     data, stems = initial.data, initial.labeled_stems()
     held_out = predict_held_out(initial, folds)
     sam.embed_missing(data, stems, initial.device)
-    folder = embedding_folder(data.data_dir, data.description.name, f"{sam.embeddings_name}_augmented_{seed}")
+    folder = embedding_folder(data.derived_dir, data.description.name, f"{sam.embeddings_name}_augmented_{seed}")
     _embed_augmented(sam, data, stems, augmented, seed, folder, initial.device)
     examples = []
     for stem in stems:
@@ -101,15 +102,20 @@ def _example(embedding: Path, ground_truth: np.ndarray, probabilities: np.ndarra
 def _embed_augmented(sam: Sam, data: AnnotatedImages, stems: Sequence[str], augmented: int, seed: int, folder: Path,
                      device: torch.device) -> None:
     """Computes `<stem>_<number>.h5` where they are missing."""
+    digests = data.digests(stems)
     with tempfile.TemporaryDirectory() as scratch:
-        images = []
+        images, of_images = [], {}
         for stem in stems:
             path, size = data.image_path(stem), image_size(data.image_path(stem))
             for number in range(augmented):
-                name = f"{stem}_{number}"
-                if is_embedded(embedding_path(folder, name), sam.identity, size, sam.preprocessing):
+                name, change = f"{stem}_{number}", Augmentation.draw(stem, number, seed, size)
+                digest = hashlib.sha256(f"{digests[stem]}{sam.grey.name} {change}".encode()).hexdigest()
+                origin = describe_origin(digest, sam.identity, sam.preprocessing)
+                if is_embedded(embedding_path(folder, name), origin):
                     continue
                 images.append((name, Path(scratch) / f"{name}.png"))
-                grey = read_grey(path, sam.grey)
-                write_png(images[-1][1], Augmentation.draw(stem, number, seed, size).change_image(grey))
-        save_missing_embeddings(images, folder, sam.type_name, sam.checkpoint, device, sam.precision)
+                of_images[name] = digest
+                write_png(images[-1][1], change.change_image(read_grey(path, sam.grey)))
+        if images:
+            save_missing_embeddings(images, folder, sam.type_name, sam.checkpoint, device, sam.precision,
+                                    digests=of_images)

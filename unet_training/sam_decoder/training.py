@@ -29,6 +29,7 @@ from unet_training.sam_decoder.step import TrainableDecoder, train_on
 from unet_training.training_stage import data_parameters, find_trained, fingerprint
 from utils.dice import image_dice, multilabel_dice
 from utils.files import read_grey
+from utils.locks import check_writable, exclusive
 from utils.options import non_negative, option, option_values, positive_float, positive_int
 from utils.overlap import map_threaded
 from utils.overlay import overlay, to_grey
@@ -73,7 +74,8 @@ class DecoderTuning:
 
     def run_if_missing(self) -> str:
         """The id of a decoder that was made in exactly this way, or else of a new one."""
-        return find_trained(self) or self.run()
+        with exclusive(self._state_file):
+            return find_trained(self) or self._run()
 
     def run(self) -> str:
         """Fine-tunes, or resumes where it was interrupted; returns the model's id.
@@ -81,26 +83,35 @@ class DecoderTuning:
         Raises:
             InputError: what it needs isn't there or can't be used.
         """
+        with exclusive(self._state_file):
+            return self._run()
+
+    @property
+    def _state_file(self) -> Path:
+        return training_state(runs_dir(), fingerprint(self.parameters))
+
+    def _run(self) -> str:
         self.sam.check_present()
+        check_writable(runs_dir() / "models")
         examples = load_examples(self.initial, self.sam, self.options.folds, self.options.augmented, self.seed)
         validation = Validation.load(self.initial, self.sam)
         decoder = TrainableDecoder(self.sam.load_prompt_modules(), self.sam.type_name, self.initial.device)
-        state_file = training_state(runs_dir(), fingerprint(self.parameters))
         dataset = self.initial.data.description.name
         with start("finetune_sam", self.parameters, (STAGE, self.sam.type_name, dataset)) as experiment:
             experiment.use_model(self.initial.id)
-            best = self._fit(decoder, examples, validation, experiment, state_file)
+            best = self._fit(decoder, examples, validation, experiment)
             model_id = _publish(best, experiment, self.initial.data.description.labels)
-        state_file.unlink(missing_ok=True)
+        self._state_file.unlink(missing_ok=True)
         if self.sam.notice:
             print(f"fine-tuned SAM: {self.sam.notice}")
         print(f"model id: {model_id}")
         return model_id
 
     def _fit(self, decoder: TrainableDecoder, examples: Sequence[Sequence[Example]], validation: "Validation",
-             experiment: Experiment, state_file: Path) -> nn.Module:
+             experiment: Experiment) -> nn.Module:
         """The mask decoder after its best epoch: the first of those with the highest Dice on the validation images. SAM
         as it was is epoch 0."""
+        state_file = self._state_file
         schedule, device = Schedule(epochs=self.options.epochs, lr=self.options.lr), self.initial.device
         kept = nn.ModuleDict({"trained": decoder.trained, "best": copy.deepcopy(decoder.trained)})
         optimizer = schedule.optimizer(decoder.trained)
@@ -115,6 +126,7 @@ class DecoderTuning:
             if epoch:
                 record = {"learning rate": {"lr": optimizer.param_groups[0]["lr"]},
                           "loss": {"train": self._train_epoch(decoder, examples, errors, optimizer, epoch)}}
+                trainer.check_finite(epoch - 1, kept, record["loss"])
                 scheduler.step()
             record["dice per image"] = validation.measure(decoder, epoch, experiment)
             if epoch == 0 or _score(record) > max(map(_score, history)):

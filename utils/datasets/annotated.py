@@ -7,6 +7,7 @@
 import copy
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -16,9 +17,13 @@ from msgspec.structs import replace
 from utils.datasets.description import DatasetDescription, StemList, load_description
 from utils.datasets.image_files import any_of_16_bits, find_images
 from utils.datasets.sources import SOURCES, SPLITS
+from utils.digests import READERS, digest_files
 from utils.errors import InputError, say_once
 from utils.files import image_size, read_grey
+from utils.left_out import leave_out
 from utils.names import name_some
+from utils.overlap import map_threaded
+from utils.records import read_record, write_record
 from utils.tables import matching_stems, read_stems
 
 UNLABELED_SAMPLE = 500
@@ -33,6 +38,7 @@ class AnnotatedImages:
     def __init__(self, description: DatasetDescription, folder: Path):
         """Reads the annotations in `folder`. Raises InputError if they are missing or wrong."""
         self.folder = folder
+        self.derived_dir = folder.parent  # of what stages make of the images, which may lie elsewhere
         self._image_folder = description.locate(folder, description.image_folder)
         self._images = find_images(description, folder)
         description = _settle_grey_range(description, self._images.paths.values(), self._image_folder)
@@ -75,6 +81,46 @@ class AnnotatedImages:
     def data_dir(self) -> Path:
         """The folder of all data sets."""
         return self.folder.parent
+
+    def digests(self, stems: Iterable[str]) -> dict[str, str]:
+        """Stem -> SHA-256 of its image file."""
+        stems = list(stems)
+        index = self.derived_dir / self.description.name / "digests.json"
+        return dict(zip(stems, digest_files([self.image_path(stem) for stem in stems], index), strict=True))
+
+    def readable(self, stems: Sequence[str]) -> list[str]:
+        """Those whose image can be read; a run goes on without the others (`utils.left_out`). Each is tried once."""
+        folder = self.derived_dir / self.description.name
+        accessible, reasons = [], {}
+        for stem in stems:
+            try:
+                self.image_path(stem).open("rb").close()
+                accessible.append(stem)
+            except OSError as error:
+                reasons[stem] = f"{self.image_path(stem)}: {error.strerror}"
+        origins, known = self.origins(accessible), set()
+        with suppress(InputError):  # it isn't there, or damaged: then all are tried
+            known = set(read_record(folder / "readable.json", dict[str, list[str]])["origins"])
+        untried = [stem for stem in accessible if origins[stem] not in known]
+        tried = zip(untried, map_threaded(self._try_reading, untried, READERS), strict=True)
+        reasons |= {stem: reason for stem, reason in tried if reason}
+        if new := {origins[stem] for stem in untried if stem not in reasons}:
+            with suppress(OSError):
+                write_record(folder / "readable.json", {"origins": sorted(known | new)})
+        leave_out(reasons, folder)
+        return [stem for stem in stems if stem not in reasons]
+
+    def _try_reading(self, stem: str) -> str:
+        """What is wrong with an image; "" if nothing is."""
+        try:
+            read_grey(self.image_path(stem), self.description.grey)
+        except (InputError, OSError) as error:
+            return str(error)
+        return ""
+
+    def origins(self, stems: Iterable[str]) -> dict[str, str]:
+        """Stem -> what the network's input is made of: as `digests`, with how the file is read."""
+        return {stem: f"{digest} {self.description.reading}" for stem, digest in self.digests(stems).items()}
 
     def image_path(self, stem: str) -> Path:
         """Where the image of a stem lies."""
@@ -197,6 +243,10 @@ class AnnotatedImages:
     def has_ground_truth(self, stem: str) -> bool:
         """Whether the ground truth of an image is known, also of unlabeled ones."""
         return stem in self._source
+
+    def is_mirrored(self, stem: str) -> bool:
+        """Whether the image is the mirror image of the one that is annotated."""
+        return self._source.is_mirrored(stem)
 
     def content(self, stem: str) -> bytes:
         """Stands for the ground truth of an image at any size: with another one it is other bytes."""

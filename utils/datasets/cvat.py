@@ -123,6 +123,14 @@ def parse_cvat(path: Path, attribute: str | None = "Anatomie", labels: Collectio
     return list(images.values())
 
 
+def find_label(path: Path, attribute: str) -> str | None:
+    """CVAT's label of most shapes that have this attribute; None where none has it. Raises InputError as `parse_cvat`.
+    """
+    labels = Counter(shape.get("label") for shape in _read_root(path).iterfind("image/*")
+                     if _attribute(shape, attribute) is not None)
+    return max(labels, key=labels.get, default=None)
+
+
 def read_attributes(path: Path) -> list[tuple[str, dict[str, str]]]:
     """The label of each shape of a file, with its attributes. Raises InputError as `parse_cvat`."""
     return [(plain(shape.get("label")),

@@ -119,6 +119,12 @@ class DatasetDescription(Table, frozen=True):
         return GreyValues(self.max_grey_value, self.grey_range or ("bits" if self.max_grey_value else "stored"),
                           self.invert)
 
+    @property
+    def reading(self) -> str:
+        """How image files become the network's input, but for size and normalization: "stored", if they are taken as
+        they are."""
+        return self.resize_dtype + self.grey.name
+
     def locate(self, folder: Path, file: str) -> Path:
         """Where a file of the data set lies: in its `folder`, or else at its other place if it is there."""
         own, (first, *rest) = folder / file, Path(file).parts or [""]  # image_folder may be "."

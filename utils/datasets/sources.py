@@ -350,32 +350,14 @@ class StoredSource(Source):
         self._path, self._labels = description.locate(folder, description.masks.file), description.labels
         if not self._path.is_file():
             raise InputError(f"{self._path}: no such masks; make them with `{description.prepare}`")
-        try:
-            self._store = MaskStore(self._path, description.labels)
-        except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise InputError(f"{self._path}: not a file of masks ({error}); see utils/mask_store.py for what it holds"
-                             ) from None
+        self._store = MaskStore(self._path, description.labels)
         self._names = {plain(stem): stem for stem in self._store.stems}
         self.table = read_table(description, folder)
         self.splits = split_stems(self._path, sorted(self._names), description, self.table)
 
     def mask(self, stem: str) -> np.ndarray:
-        """As in `Source`.
-
-        Raises:
-            InputError: it isn't one mask per label, or holds more than two values.
-        """
-        try:
-            values = np.asarray(self._store.mask(self._names[stem]))
-        except (OSError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise InputError(f"{self._path}: the mask of {stem} is not readable ({error}); write it again") from None
-        if values.ndim != 3 or len(values) != len(self._labels) or not values.size or values.dtype.kind not in "biuf":
-            raise InputError(f"{self._path}: the mask of {stem} is of shape {values.shape} and type {values.dtype}; it "
-                             f"must be ({len(self._labels)}, H, W), one channel per label, of 0 and 1; write it so")
-        if values.dtype != bool and not np.isin(values, (0, 1)).all():
-            raise InputError(f"{self._path}: the mask of {stem} holds other numbers than 0 and 1, such as "
-                             f"{values[~np.isin(values, (0, 1))][0]}; write it as bool")
-        return values.astype(bool, copy=False)
+        """As in `Source`. Raises InputError as `MaskStore.mask`."""
+        return self._store.mask(self._names[stem])
 
 
 class LabelMaps(Masks, frozen=True, tag="label_maps"):

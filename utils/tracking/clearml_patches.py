@@ -34,12 +34,6 @@ def release_signals(task) -> None:
     task._remove_signal_hooks()
 
 
-def leave_forks_alone() -> None:
-    """Forked workers load data and report nothing; preparing each one for reports takes 0.1 s."""
-    from clearml.binding.environ_bind import PatchOsFork
-    PatchOsFork.patch_fork(None)
-
-
 def has_credentials() -> bool:
     """Whether the environment or clearml.conf has what a server asks for, and offline mode isn't demanded.
 

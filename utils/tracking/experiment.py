@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,9 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.tracking.clearml_patches import keep_recent_sessions_in, leave_forks_alone, release_signals
+from utils.errors import InputError
+from utils.locks import check_writable, exclusive, hold
+from utils.tracking.clearml_patches import keep_recent_sessions_in, release_signals
 from utils.tracking.models import PROJECT, fetch_model, link_input_model, store_model, upload_model
-from utils.tracking.offline_runs import end_session, runs_dir
+from utils.tracking.offline_runs import end_session, remove_killed_sessions, runs_dir
 from utils.tracking.server import correct_status, explain_refusals, has_server, prepare_clearml
 
 
@@ -32,6 +35,7 @@ class Experiment:
         self._task, self._parameters, self._tags = task, dict(parameters), tuple(tags)
         self._started, self._input_models = time.time(), []
         self._logger = task.get_logger()
+        self._held = None if has_server() else hold(_session_folder(task))
         task.connect(dict(parameters), name="Args")
 
     def scalar(self, title: str, series: str, value: float, step: int) -> None:
@@ -77,7 +81,10 @@ class Experiment:
         if has_server():
             correct_status(self._task, status, reason)
         else:
+            _session_folder(self._task).with_suffix(".zip").unlink(missing_ok=True)  # the SDK's copy of the folder
             end_session(self.id, self._started, status, reason, self._input_models)
+        if self._held is not None:
+            os.close(self._held)
 
 
 @contextmanager
@@ -89,9 +96,20 @@ def start(name: str, parameters: Mapping, tags: Sequence[str] = ()) -> Iterator[
     Args:
         parameters: a flat dict of str, int, float, bool, None or lists of them
     Raises:
-        InputError: the server that the credentials are for doesn't answer or refuses them.
+        InputError: the server that the credentials are for doesn't answer or refuses them, or a task of the caller's
+            own is open.
+        OSError: there is no place for the session.
     """
-    experiment = Experiment(_init_task(name, tags), parameters, tags)
+    if own := prepare_clearml().Task.current_task():
+        raise InputError(f"a ClearML task of your own is open ({own.name}), beside which no stage can have its own; "
+                         "close it first: task.close()")
+    if has_server():
+        experiment = Experiment(_init_task(name, tags), parameters, tags)
+    else:
+        check_writable(runs_dir() / "offline")
+        with exclusive(runs_dir() / "offline"):  # a session is held before another run looks for those of killed ones
+            remove_killed_sessions()
+            experiment = Experiment(_init_task(name, tags), parameters, tags)
     status, reason = "completed", ""
     try:
         with _unwind_on_termination():
@@ -116,13 +134,19 @@ def _init_task(name: str, tags: Sequence[str]):
                                  auto_connect_arg_parser=False, auto_connect_frameworks=False,
                                  auto_resource_monitoring=False)
     release_signals(task)  # `start` sees to them
-    leave_forks_alone()
     return task
+
+
+def _session_folder(task) -> Path:
+    return runs_dir() / "offline" / task.id
 
 
 @contextmanager
 def _unwind_on_termination() -> Iterator[None]:
     """SIGTERM (`kill`, the time limit of a job scheduler) unwinds like Ctrl-C, so that the task is closed."""
+    if threading.current_thread() is not threading.main_thread():  # no other one may
+        yield
+        return
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield

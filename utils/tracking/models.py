@@ -5,6 +5,7 @@ models.
 """
 import itertools
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,9 +13,16 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+import msgspec
+
+from utils.digests import digest_file
 from utils.errors import InputError
+from utils.locks import hold, remove_leftovers
+from utils.provenance import describe_run
+from utils.records import read_intact, write_record
 from utils.tracking.clearml_patches import get_server_address, is_uploaded
 from utils.tracking.offline_runs import load_uploaded_ids, runs_dir
 from utils.tracking.server import explain_refusals, has_server, prepare_clearml
@@ -90,16 +98,42 @@ def describe(models: Sequence[Model]) -> str:
 
 
 def load_local_models() -> list[Model]:
-    """The models that are files, newest first."""
-    records = (runs_dir() / "models").glob(f"{OFFLINE}*/model.json")
-    return sorted(map(_read_record, records), key=attrgetter("created"), reverse=True)
+    """The models that are files, newest first. What can't be read is left out, with a line that names it."""
+    paths = sorted((runs_dir() / "models").glob(f"{OFFLINE}*/model.json"))
+    models = [record.model(path) for path, record in read_intact(paths, ModelRecord)]
+    return sorted(models, key=attrgetter("created"), reverse=True)
 
 
-def _read_record(path: Path) -> Model:
-    record = json.loads(path.read_text(encoding="utf-8"))
-    weights = path.with_name(record["weights"])
-    return Model(path.parent.name, record["parameters"], tuple(record["labels"]), tuple(record["tags"]),
-                 record["task_id"], record["created"], lambda: weights)
+class ModelRecord(msgspec.Struct, frozen=True):
+    """The content of a model.json; `weights` is the name of a file beside it, `sha256` of its bytes, `run` what made
+    it."""
+    weights: str
+    parameters: dict[str, Any]
+    labels: tuple[str, ...]
+    tags: tuple[str, ...]
+    task_id: str
+    created: float
+    sha256: str = ""
+    run: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        if Path(self.weights).name != self.weights:
+            raise ValueError(f"weights {self.weights!r} is no name of a file")
+
+    def model(self, path: Path) -> Model:
+        """The model whose record lies at `path`."""
+        return Model(path.parent.name, self.parameters, self.labels, self.tags, self.task_id, self.created,
+                     partial(_check_weights, path.with_name(self.weights), self.sha256))
+
+
+def _check_weights(path: Path, sha256: str) -> Path:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, although its model.json is there; restore it, or train the model "
+                         "again")
+    if sha256 and digest_file(path) != sha256:
+        raise InputError(f"{path}: damaged (its checksum is another); restore it from a copy, or move its folder away "
+                         "and train the model again")
+    return path
 
 
 def store_model(weights: Path, parameters: Mapping, labels: Sequence[str], tags: Sequence[str], task_id: str) -> str:
@@ -108,14 +142,18 @@ def store_model(weights: Path, parameters: Mapping, labels: Sequence[str], tags:
     folder = runs_dir() / "models" / model_id
     temporary = folder.with_name(f".{model_id}.part")
     temporary.mkdir(parents=True)
+    remove_leftovers(folder.parent)
+    held = hold(temporary)
     try:
         shutil.copyfile(weights, temporary / weights.name)
-        record = {"weights": weights.name, "parameters": dict(parameters), "labels": list(labels), "tags": list(tags),
-                  "task_id": task_id, "created": time.time()}
-        (temporary / "model.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        record = ModelRecord(weights.name, dict(parameters), tuple(labels), tuple(tags), task_id, time.time(),
+                             digest_file(weights), describe_run())
+        write_record(temporary / "model.json", record)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if held is not None:
+            os.close(held)
     return model_id
 
 

@@ -5,14 +5,18 @@
         models/<model id>/          the weights, and model.json: what made them (see utils/tracking/models.py)
         uploaded.json               server -> offline id -> id on that server, for tasks and models
 """
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from utils.files import atomic_path
+import msgspec
+
+from utils.errors import InputError
+from utils.locks import remove_if_abandoned
 from utils.paths import ROOT
+from utils.records import read_intact, read_record, write_record
 
 
 @dataclass(frozen=True)
@@ -34,25 +38,38 @@ def runs_dir() -> Path:
     return Path(os.environ.get("SAM_BURDEN_RUNS") or ROOT / "runs").absolute()
 
 
+class SessionEnd(msgspec.Struct, frozen=True):
+    """The content of an end.json."""
+    started: float
+    status: Literal["completed", "failed", "stopped"]
+    reason: str
+    input_models: tuple[str, ...]
+
+
 def end_session(task_id: str, started: float, status: str, reason: str, input_models: Sequence[str]) -> None:
     """Records how a session ended. A session without this record is still running, or was killed."""
-    record = {"started": started, "status": status, "reason": reason, "input_models": list(input_models)}
-    with atomic_path(runs_dir() / "offline" / task_id / "end.json") as path:
-        path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_record(runs_dir() / "offline" / task_id / "end.json",
+                 SessionEnd(started, status, reason, tuple(input_models)))
 
 
 def find_ended_sessions() -> list[Session]:
-    """The sessions that have ended, oldest first, so that a model comes before the runs that use it."""
-    sessions = []
-    for path in (runs_dir() / "offline").glob("*/end.json"):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        sessions.append(Session(path.parent, record["started"], record["status"], record["reason"],
-                                tuple(record["input_models"])))
+    """The sessions that have ended, oldest first, so that a model comes before the runs that use it. What can't be read
+    is left out, with a line that names it."""
+    ends = read_intact(sorted((runs_dir() / "offline").glob("*/end.json")), SessionEnd)
+    sessions = [Session(path.parent, end.started, end.status, end.reason, end.input_models) for path, end in ends]
     return sorted(sessions, key=lambda session: session.started)
 
 
+def remove_killed_sessions() -> None:
+    """Removes the sessions whose process was killed: they can't be uploaded, and who runs the stage again reports all
+    of it anew."""
+    for folder in (runs_dir() / "offline").glob("offline-*"):
+        if folder.is_dir() and not (folder / "end.json").exists():
+            remove_if_abandoned(folder)
+
+
 def load_uploaded_ids(server: str) -> dict[str, str]:
-    """Offline id -> id on `server`, for what was brought there."""
+    """Offline id -> id on `server`, for what was brought there. Raises InputError if the record of it is damaged."""
     return _load_uploads().get(server, {})
 
 
@@ -60,10 +77,13 @@ def remember_upload(server: str, old_id: str, new_id: str) -> None:
     """Records that a task or model is on `server`."""
     uploaded = _load_uploads()
     uploaded.setdefault(server, {})[old_id] = new_id
-    with atomic_path(runs_dir() / "uploaded.json") as path:
-        path.write_text(json.dumps(uploaded, indent=1), encoding="utf-8")
+    write_record(runs_dir() / "uploaded.json", uploaded)
 
 
 def _load_uploads() -> dict[str, dict[str, str]]:
     path = runs_dir() / "uploaded.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return read_record(path, dict[str, dict[str, str]]) if path.exists() else {}
+    except InputError as error:
+        raise InputError(f"{error}; restore it from a copy, or move it away: what the server has already is then "
+                         "uploaded once more") from None

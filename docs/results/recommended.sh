@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# The recommended way beside the paper's, docs/experiments.md.
+#   docs/results/recommended.sh JSRT DENTAL [MOBILE_SAM_WEIGHTS]
+# JSRT holds images/ and landmarks/, DENTAL holds img/ and masks_machine/ of the 300 radiographs. SEEDS="42 1 2" for more.
+set -euo pipefail
+jsrt=$(realpath "${1:?the folder that holds images/ and landmarks/}")
+dental=$(realpath "${2:?the folder that holds img/ and masks_machine/}")
+checkpoint=$(realpath "${3:-$(dirname "$0")/../../data/sam_checkpoints/mobile_sam.pt}")
+cd "$(dirname "$0")/../.."
+export PATH="$PWD/.venv/bin:$PATH"
+python -m scripts.make_phantoms
+python -m scripts.prepare_jsrt --source "$jsrt"
+mkdir -p data/dental_standin
+cp docs/dental_standin.toml data/dental_standin/description.toml
+ln -sfn "$dental/img" "$dental/masks_machine" data/dental_standin/
+
+study() {  # data set, name, more arguments
+    python -m scripts.run_study --dataset "$1" --seeds ${SEEDS:-42} --batch_size 4 --lr 4e-3 --bf16 \
+        --methods initial raw sam recommended recommended_twice --results_dir "results/recommended_$2" "${@:3}"
+}
+small="--base_width 8 --n_last_channel 8 --input_size 128 128 --epochs 40 --final_epochs 20"
+middle="--base_width 16 --n_last_channel 16"
+mobile_sam=(--sam_type vit_t --sam_checkpoint "$checkpoint")
+study jsrt jsrt $small --num_train_samples 5 20 "${mobile_sam[@]}"
+study jsrt jsrt_medsam_lite $small --num_train_samples 20 --sam_type medsam_lite
+study dental_standin dental $middle --num_train_samples 45 --input_size 112 192 --epochs 12 --data_sample_per_epoch 180 \
+    "${mobile_sam[@]}"
+study phantom phantom $middle --num_train_samples 5 43 --input_size 128 80 --epochs 24 --data_sample_per_epoch 60 \
+    --sam_type medsam_lite

@@ -1,0 +1,61 @@
+"""What made an artefact: kept with each of them, so that scripts.verify can follow it back to the images."""
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from utils.options import plain_value
+from utils.paths import ROOT
+
+PACKAGES = ("torch", "numpy", "opencv-python-headless", "h5py", "scipy", "scikit-image", "pillow", "segment-anything",
+            "timm", "transformers", "nnunetv2")  # on which results depend
+
+_arguments: dict[str, Any] = {}
+
+
+def note_arguments(arguments: dict[str, Any]) -> None:
+    """Those of the stage that runs, defaults included."""
+    _arguments.clear()
+    _arguments.update({name: plain_value(value) for name, value in arguments.items()})
+
+
+def describe_run() -> dict[str, Any]:
+    """The command of this process, its arguments, the versions of what it computes with, this project's commit ("" if
+    it is no checkout, with "+" if files differ from it), and the number of threads, on which rounding depends. The same
+    command gives the same answer: neither time nor machine are in it."""
+    torch = sys.modules.get("torch")
+    return {"command": shlex.join(["python", *sys.orig_argv[1:]]), "arguments": dict(_arguments),
+            "versions": {"python": platform.python_version(), **_find_versions()}, "commit": _find_commit(),
+            "threads": torch.get_num_threads() if torch else None}
+
+
+@cache
+def _find_versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+@cache
+def _find_commit() -> str:
+    if not (ROOT / ".git").exists():
+        return ""
+    try:
+        changes = _ask_git("status", "--porcelain", "--untracked-files=no")
+        return _ask_git("rev-parse", "HEAD") + ("+" if changes else "")
+    except (OSError, subprocess.SubprocessError):  # no git, or not allowed to look
+        return ""
+
+
+def _ask_git(*command: str) -> str:
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    return subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True,
+                          env=environment, timeout=30).stdout.strip()
