@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from utils.datasets.dicom import SUFFIXES as DICOM_SUFFIXES
 from utils.datasets.dicom import is_dicom, read_dicom
@@ -107,7 +108,7 @@ def take_in(paths: dict[str, Path], place: Path, mirror: str | None = None, mirr
     """
     shared = common_folder(paths)
     images, left_out = {}, {}
-    for name, path in paths.items():
+    for name, path in tqdm(paths.items(), desc="images", unit="image", leave=False):
         inner = name[len(shared):]
         is_file = path.suffix.lower() in IMAGE_SUFFIXES
         stem = plain((inner[:-len(path.suffix)] if is_file else inner).replace("/", FOLDER_MARK))
@@ -163,7 +164,7 @@ def _place(image: Radiograph) -> Radiograph:
     _check_numbers(image.path)
     place = image.place.with_name(image.stem + (".png" if image.turn else suffix))
     if image.turn:
-        _write_if_older(place, image.path, lambda: read_grey(image.path)[:, ::-1].copy())
+        write_png(place, read_grey(image.path)[:, ::-1].copy())
     else:
         link(image.path, place)
     return replace(image, place=place, size=size, bits=bits)
@@ -173,7 +174,7 @@ def _convert_dicom(image: Radiograph) -> Radiograph:
     place = image.place.with_name(f"{image.stem}.png")
     read = read_dicom(image.path)
     pixels = read.pixels[:, ::-1].copy() if image.turn else read.pixels
-    _write_if_older(place, image.path, lambda: pixels)
+    write_png(place, pixels)
     return replace(image, place=place, size=pixels.shape, bits=16, patient=image.patient or read.patient)
 
 
@@ -185,13 +186,6 @@ def _check_numbers(path: Path) -> None:
         return
     if mode == "F":
         raise InputError("has grey values that are no whole numbers; save it with 8 or 16 bits, unsigned")
-
-
-def _write_if_older(place: Path, source: Path, make) -> None:
-    if place.is_symlink():
-        place.unlink()
-    if not place.is_file() or place.stat().st_mtime < source.stat().st_mtime:
-        write_png(place, make())
 
 
 def link(source: Path, place: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from scripts.own_data.images import Radiographs, common_folder, copy
+from scripts.own_data.splits import split_named
 from utils.datasets.coco import read_json
 from utils.datasets.image_files import FOLDER_MARK, list_names
 from utils.datasets.label_maps import (
@@ -189,7 +190,6 @@ def match_masks(names: Sequence[str], images: Radiographs) -> tuple[dict[Pattern
 
 def _join_splits(groups: dict[Pattern, dict[str, str]]) -> dict[Pattern, dict[str, str]]:
     """Patterns that differ in the folder of a split only are one."""
-    from scripts.own_data.splits import split_named
     joined: dict[Pattern, dict[str, str]] = {}
     for (before, after), found in groups.items():
         folders = [part for part in before.split("/")[:-1] if split_named(part) is None]

@@ -389,7 +389,13 @@ def test_dicom_without_a_suffix_of_patients_with_several_images(tmp_path):
     for image, values in zip(grey, expected, strict=True):
         assert image.dtype == np.uint16 and np.abs(image / 65535 - values).max() < 1e-4
     stem = data.stems("train")[0]
-    np.testing.assert_array_equal(data.mask(stem)[0], drawn("femur", int(stem.rpartition(".")[2])))
+    mask = drawn("femur", int(stem.rpartition(".")[2]))
+    np.testing.assert_array_equal(data.mask(stem)[0], mask)
+    before = data.read_grey(stem)
+    run(tmp_path, folder, "--annotations", export, "--mirror", ".")
+    data = open_dataset("mine", tmp_path)
+    np.testing.assert_array_equal(data.read_grey(stem), before[:, ::-1])
+    np.testing.assert_array_equal(data.mask(stem)[0], mask[:, ::-1])
 
 
 def test_a_second_run_keeps_splits_and_takes_what_was_annotated_since(images, tmp_path, capsys):

@@ -217,8 +217,8 @@ class ShapeSource(Source):
             counted = name_some([f"{name}{hints[name]} {self._unused[name]}" for name in names], 5)
             texts.append(f"{self._unused.total()} shapes of {len(names)} labels that the description lacks: {counted}")
         if self._skipped:
-            texts.append(f"{self._skipped.total()} shapes of these labels by `skip_shapes` "
-                         f"({', '.join(sorted(self._skipped))})")
+            why = "by `skip_shapes`" if isinstance(self._description.masks, CvatMasks) else "without an area"
+            texts.append(f"{self._skipped.total()} shapes of these labels {why} ({', '.join(sorted(self._skipped))})")
         return texts
 
     @cached_property
