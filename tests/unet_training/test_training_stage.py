@@ -29,7 +29,7 @@ def is_found_again(monkeypatch):
     def check(parameters: dict, stage: TrainingStage) -> bool:
         made = Model("made", parameters, (), (), "", 0.0, lambda: None)
         monkeypatch.setattr(training_stage, "find_models", lambda stage: [made] * (stage == parameters["stage"]))
-        monkeypatch.setattr(training_stage, "train", lambda stage, device: "new")
+        monkeypatch.setattr(training_stage, "_train", lambda stage, device: "new")
         return train_if_missing(stage, CPU) == "made"
     return check
 
