@@ -92,16 +92,17 @@ def compare_types(sam_type: str, others: Sequence[str], paths: Sequence[Path], d
     for path in paths:
         for name, sam in sams.items():
             watch.time(name, "ours", compute_embedding, sam, read_grey(path), get_sam_type(name).preprocessing, RANDOM)
-    counts = [f"{name} {encoder_operations(sam, device) / 1e9:.0f} GFLOP" for name, sam in sams.items()]
+    counts = [f"{name} {encoder_operations(name) / 1e9:.0f} GFLOP" for name in sams]
     ours = watch.milliseconds(sam_type, "ours")
     return [Step(f"image encoder {sam_type}, beside {name}", watch.milliseconds(name, "ours"), ours, 0, 0)
             for name in others], ", ".join(counts)
 
 
-def encoder_operations(sam: Sam, device: torch.device) -> int:
-    side = sam.image_encoder.img_size
-    with torch.inference_mode():
-        return operations(sam.image_encoder, torch.zeros(1, 3, side, side, device=device))
+def encoder_operations(sam_type: str) -> int:
+    """As `measure.operations`, of one image; nothing is computed."""
+    with torch.device("meta"), torch.inference_mode():
+        encoder = get_sam_type(sam_type).build().image_encoder
+        return operations(encoder, torch.zeros(1, 3, encoder.img_size, encoder.img_size))
 
 
 def random_sam(sam_type: str) -> Sam:

@@ -98,10 +98,10 @@ def stage_parser(module: str, docstring: str, conflict_handler: str = "error") -
 class _StageParser(argparse.ArgumentParser):
     """Also says which arguments were given: `given` holds the names of those that aren't defaults."""
 
-    def parse_args(self, args=None, namespace=None):
-        parsed = super().parse_args(args, namespace)
+    def parse_args(self, argv=None, namespace=None):
+        parsed = super().parse_args(argv, namespace)
         untouched = argparse.Namespace(**dict.fromkeys((action.dest for action in self._actions), self))
-        super().parse_args(args, untouched)
+        super().parse_args(argv, untouched)
         parsed.given = frozenset(name for name, value in vars(untouched).items() if value is not self)
         return parsed
 

@@ -8,10 +8,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 COMMANDS = {f"{path.parent.name}.{path.stem}" for folder in ("scripts", "unet_training")
             for path in (ROOT / folder).glob("*.py") if "__main__" in path.read_text(encoding="utf-8")}
-WITHOUT_TORCH = {"scripts.copy_and_process_graz_imgs", "scripts.make_phantoms", "scripts.measure_dataset",
-                 "scripts.prepare_jsrt", "scripts.upload_offline_runs"}
-SLOW = {"clearml", "matplotlib", "monai", "nnunetv2", "optuna", "pandas", "requests", "scipy", "skimage", "timm",
-        "torch._dynamo", "torchvision", "transformers"}
+WITHOUT_TORCH = {"scripts.copy_and_process_graz_imgs", "scripts.init_dataset", "scripts.make_phantoms",
+                 "scripts.measure_dataset", "scripts.prepare_jsrt", "scripts.upload_offline_runs"}
+SLOW = {"clearml", "matplotlib", "monai", "nnunetv2", "optuna", "pandas", "pycocotools", "pydicom", "requests", "scipy",
+        "skimage", "timm", "torch._dynamo", "torchvision", "transformers"}
 IMPORT = """
 import sys
 from importlib import import_module

@@ -3,8 +3,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
-from segment_anything.refinement.prompts import PROMPTS, ClassPrompt, extract_prompts, select_prompt
+from segment_anything.checkpoints import CheckpointId
+from segment_anything.embeddings import ImageEmbedding
+from segment_anything.refinement.prompts import PROMPTS, ClassPrompt, extract_prompts, fit_to_sam, select_prompt
 
 
 def rounded_half_to_even(total: int, count: int) -> int:
@@ -83,6 +86,15 @@ def test_a_mask_is_the_unets_logits_without_what_was_cleaned_away():
     np.testing.assert_allclose(asked.logits, [[-16, -np.log(3), 16, np.log(3), 0, -16]], rtol=1e-6)
     assert asked.logits.dtype == np.float32
     assert asked.shape == (True, 0, True)
+
+
+@pytest.mark.parametrize("input_size", [(64, 128), (128, 64)])
+def test_a_mask_lies_where_the_image_does_in_sams_input(input_size):
+    embedding = ImageEmbedding({"image": torch.zeros(2, 8, 8)}, (60, 120), input_size, 128, CheckpointId("a", "b"))
+    expected = np.zeros((32, 32), np.float32)
+    expected[:input_size[0] // 4, :input_size[1] // 4] = 3
+    fitted = fit_to_sam(ClassPrompt(logits=np.full((9, 7), 3, np.float32)), embedding)
+    np.testing.assert_allclose(fitted.logits, expected, rtol=1e-6)
 
 
 def test_a_prompt_is_added_by_one_entry(monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 from utils.datasets.annotated import resize_masks
 from utils.datasets.cvat import draw_masks, parse_cvat
 from utils.datasets.description import DATASET_NAMES, FOLDER, MASK_KINDS, load_description, read_description
-from utils.datasets.sources import CvatMasks, LabelFiles, LabelMaps, StoredMasks
+from utils.datasets.sources import CocoMasks, CvatMasks, LabelFiles, LabelMaps, LabelmeMasks, StoredMasks
 from utils.errors import InputError
 from utils.paths import ROOT
 
@@ -42,7 +42,7 @@ def test_an_unknown_name_lists_the_known_ones():
     ("std = 0.2", 'color = "grey"\nstd = 0.2', "unknown field `color` (known: name, labels, input_size, "),
     ('file = "masks.h5"', 'file = "masks.h5"\nattribute = "x"', "`$.masks` (known: file, train, val)"),
     ("[masks]", '[metadata]\nfile = "a.csv"\nsides = 1\n[masks]',
-     "`$.metadata` (known: file, stem_column, keep, mirror, as_is)"),
+     "`$.metadata` (known: file, stem_column, keep, mirror, as_is, split_column)"),
     ('image_folder = "img"', "", "missing required field `image_folder`"),
     ("[4.9105, ", "[", "pos_weight needs 5 numbers, one per label, has 4"),
     ("[4.9105, ", "[-4.9105, ", "Expected `float` > 0.0 - at `$.pos_weight[0]`"),
@@ -57,7 +57,8 @@ def test_an_unknown_name_lists_the_known_ones():
     ("std = 0.2", "max_grey_value = 65536\nstd = 0.2", "Expected `int` <= 65535 - at `$.max_grey_value`"),
     ("[256, 256]", "[256]", "Expected `array` of length 2, got 1 - at `$.input_size`"),
     ("[256, 256]", "[256, 25.6]", "Expected `int`, got `float` - at `$.input_size[1]`"),
-    ('"mask_store"', '"nifti"', "'nifti' - at `$.masks.kind` (known: cvat, mask_store, label_maps, label_files)"),
+    ('"mask_store"', '"nifti"',
+     "'nifti' - at `$.masks.kind` (known: cvat, coco, labelme, mask_store, label_maps, label_files)"),
     ('kind = "mask_store"', "", "missing required field `kind` - at `$.masks`"),
     ('"rest_of_train"', '"none"', "'none' - at `$.unlabeled` (known: not_annotated, all_of_train, rest_of_train)"),
     ("std = 0.2", "std = -0.2", "Expected `float` > 0.0 - at `$.std`"),
@@ -89,8 +90,8 @@ def test_images_may_lie_in_the_folder_of_the_data_set_itself(tmp_path):
 
 
 def test_each_source_is_the_kind_of_its_table():
-    assert {"cvat": CvatMasks, "mask_store": StoredMasks, "label_maps": LabelMaps,
-            "label_files": LabelFiles} == MASK_KINDS
+    assert {"cvat": CvatMasks, "coco": CocoMasks, "labelme": LabelmeMasks, "mask_store": StoredMasks,
+            "label_maps": LabelMaps, "label_files": LabelFiles} == MASK_KINDS
 
 
 def test_whole_numbers_serve_as_floats(tmp_path):

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from lxml import etree
@@ -41,6 +42,17 @@ class Ellipse:
     rotation: float
 
 
+class Shape(Protocol):
+    """One drawn shape; `content` is what it is drawn from, with another drawing another text."""
+    anatomy: str
+
+    @property
+    def content(self) -> object: ...
+
+    def draw(self, mask: np.ndarray) -> None:
+        """Sets the pixels of the shape in `mask`, bool, (H, W). What lies beyond its border is left out."""
+
+
 @dataclass(frozen=True)
 class CvatShape:
     """One drawn shape: `polygon`, float64, (N, 2) as x, y in pixels, `rle` or `ellipse` is given."""
@@ -49,10 +61,19 @@ class CvatShape:
     rle: RunLengths | None = None
     ellipse: Ellipse | None = None
 
+    @property
+    def content(self) -> object:
+        return self.polygon.tobytes() if self.polygon is not None else self.rle or self.ellipse
+
+    def draw(self, mask: np.ndarray) -> None:
+        """As `draw_shape`."""
+        draw_shape(self, mask)
+
 
 @dataclass(frozen=True)
 class CvatImage:
-    """One annotated image. `name` is what CVAT calls it; its `stem`, without extension, identifies it.
+    """One annotated image, of any format. `name` is what the annotation calls it; its `stem`, without extension,
+    identifies it.
 
     Attributes:
         unused: how many shapes of which labels were left out, as nobody asked for those
@@ -63,7 +84,7 @@ class CvatImage:
     width: int
     height: int
     subset: str | None
-    shapes: tuple[CvatShape, ...]
+    shapes: tuple[Shape, ...]
     unused: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
 
@@ -110,6 +131,13 @@ def find_label(path: Path, attribute: str) -> str | None:
     return max(labels, key=labels.get, default=None)
 
 
+def read_attributes(path: Path) -> list[tuple[str, dict[str, str]]]:
+    """The label of each shape of a file, with its attributes. Raises InputError as `parse_cvat`."""
+    return [(plain(shape.get("label")),
+             {plain(child.get("name")): plain(child.text) for child in shape.iterfind("attribute")})
+            for shape in _read_root(path).iterfind("image/*") if shape.tag != "tag"]
+
+
 def draw_masks(image: CvatImage, labels: Sequence[str]) -> np.ndarray:
     """Draws the shapes of an image; those of one label are united, other anatomies dropped.
 
@@ -122,7 +150,7 @@ def draw_masks(image: CvatImage, labels: Sequence[str]) -> np.ndarray:
     channels = {label: channel for channel, label in enumerate(labels)}
     for shape in image.shapes:
         if shape.anatomy in channels:
-            draw_shape(shape, masks[channels[shape.anatomy]])
+            shape.draw(masks[channels[shape.anatomy]])
     return masks
 
 

@@ -31,13 +31,15 @@ class Metadata(Table, frozen=True):
     """A CSV table with one row per image: which images count, and which of them are mirrored (column -> value).
 
     Values are compared without spaces around them and whatever their case, numbers as numbers. Where `as_is` says what
-    images that aren't mirrored have, other values are an error; an empty cell is one in any case.
+    images that aren't mirrored have, other values are an error; an empty cell is one in any case. `split_column` has
+    "train", "val" or "test" for annotated images; one where it is empty counts as not annotated.
     """
     file: str
     stem_column: str
-    keep: dict[str, str]
+    keep: dict[str, str] = msgspec.field(default_factory=dict)
     mirror: dict[str, str] | None = None
     as_is: dict[str, str] | None = None
+    split_column: str | None = None
 
 
 class StemList(Table, frozen=True):

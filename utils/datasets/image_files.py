@@ -1,6 +1,8 @@
 """Which files of a folder are images, by the stem that identifies each; what else lies there is told."""
 import os
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from utils.datasets.description import DatasetDescription
 
 SAME_SUFFIX = {".jpeg": ".jpg", ".tiff": ".tif"}
+UPLOADED = re.compile(r"^[0-9a-f]{8}-")
 FOLDER_MARK = "__"  # between folder and name in a stem, which names files, too
 
 
@@ -80,6 +83,27 @@ def find_images(description: "DatasetDescription", folder: Path) -> FoundFiles:
     """The images of a data set in its folder. Raises InputError as `find_files`."""
     return find_files(description.locate(folder, description.image_folder), description.image_suffixes,
                       description.image_ending, description.subfolders)
+
+
+class Places:
+    """Finds images by what annotations call them, which may be in more or fewer folders than the images are, and may
+    begin with what Label Studio puts before the names of uploaded files."""
+
+    def __init__(self, stems: Collection[str]):
+        self._stems, self._ends = frozenset(stems), Counter(stem.split(FOLDER_MARK)[-1] for stem in stems)
+        self._by_end = {stem.split(FOLDER_MARK)[-1]: stem for stem in stems}
+
+    def find(self, stem: str) -> str | None:
+        """The stem of the image that an annotation calls `stem`, with its folders as of `make_stem`; None if there is
+        none, or it may be one of several."""
+        parts = stem.split(FOLDER_MARK)
+        for start in range(len(parts)):
+            if (shorter := FOLDER_MARK.join(parts[start:])) in self._stems:
+                return shorter
+        for end in (parts[-1], UPLOADED.sub("", parts[-1])):
+            if self._ends[end] == 1:
+                return self._by_end[end]
+        return None
 
 
 @lru_cache

@@ -1,0 +1,262 @@
+"""What people annotated, by whatever tool: found, matched with the images, brought into the folder of the data set."""
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lxml import etree
+
+from scripts.own_data.images import Radiographs, common_folder, copy
+from scripts.own_data.mask_files import MaskTable, choose_labels, read_mask_files
+from scripts.own_data.splits import split_named
+from utils.datasets.coco import is_coco, parse_coco, read_json
+from utils.datasets.cvat import CvatImage, parse_cvat, read_attributes
+from utils.datasets.image_files import Places, list_names
+from utils.datasets.labelme import is_labelme, parse_labelme
+from utils.errors import InputError
+from utils.names import name_some, suggest
+
+NO_AREA = ("points", "polyline", "skeleton", "cuboid")
+TEXTS = (".xml", ".json", ".txt", ".csv")
+FORMATS = "CVAT for images 1.1, COCO, labelme, label maps or one mask per label"
+
+
+@dataclass
+class Annotations:
+    """What was annotated.
+
+    Attributes:
+        masks: the table [masks] of the description
+        labels: in channel order
+        shown: the labels that each annotated image shows, by stem
+        sizes: (H, W) that the annotation gives each of these images
+        subsets: the name of the part that the annotation puts an image into, where it says so
+        notes: what was understood
+        left_out: what wasn't used, and why
+    """
+
+    masks: dict[str, Any]
+    labels: list[str]
+    shown: dict[str, set[str]] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    subsets: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user says of the annotations: `labels` in channel order, the `attribute` of CVAT's shapes that names
+    what they show ("none": their label does), whether images `without_shapes` are "unlabeled" or "empty", and the
+    `values` of label maps."""
+
+    labels: tuple[str, ...] = ()
+    attribute: str | None = None
+    without_shapes: str = "unlabeled"
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Export:
+    """Files of one kind in a folder: "cvat", "coco", "labelme" or "masks"."""
+
+    kind: str
+    folder: Path
+    names: list[str]
+
+
+def open_exports(paths: Sequence[Path], unpacked: Path) -> list[Export]:
+    """Recognizes exports, which may be files, folders or ZIP files; the latter are unpacked into a folder of that name.
+
+    Raises:
+        InputError: one isn't there or of no known kind, or they are of several kinds.
+    """
+    exports = [_recognize(path, unpacked / str(number)) for number, path in enumerate(paths)]
+    if len({export.kind for export in exports}) > 1 or (len(exports) > 1 and exports[0].kind == "masks"):
+        raise InputError(f"--annotations: {' and '.join(export.kind for export in exports)}; give annotations of one "
+                         "kind, and one folder of masks")
+    return exports
+
+
+def _recognize(path: Path, unpacked: Path) -> Export:
+    if not path.exists():
+        raise InputError(f"--annotations {path}: no such file or folder")
+    if path.is_dir():
+        export = _recognize_folder(path, list_names(path))
+    elif zipfile.is_zipfile(path):
+        for only in (TEXTS, ()):
+            _unpack(path, unpacked, only)
+            if (export := _recognize_folder(unpacked, list_names(unpacked))).names:
+                break
+    else:
+        export = _recognize_folder(path.parent, [path.name])
+    if not export.names:
+        raise InputError(f"--annotations {path}: holds nothing that is known; export it as {FORMATS}")
+    return export
+
+
+def _recognize_folder(folder: Path, names: list[str]) -> Export:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if kind := _kind_of(folder / name, alone=len(names) == 1):
+            found.setdefault(kind, []).append(name)
+    drawn = [kind for kind in found if kind != "masks"]
+    if len(drawn) > 1:
+        raise InputError(f"--annotations {folder}: holds annotations of several kinds ({', '.join(sorted(drawn))}), "
+                         f"such as {found[drawn[0]][0]} and {found[drawn[1]][0]}; name the right ones")
+    kind = drawn[0] if drawn else "masks"
+    return Export(kind, folder, found.get(kind, []))
+
+
+def _kind_of(path: Path, alone: bool) -> str | None:
+    suffix = path.suffix.lower()
+    if suffix == ".xml":
+        try:
+            root = next(etree.iterparse(str(path), events=("start",), resolve_entities=False, no_network=True))[1]
+        except (etree.XMLSyntaxError, StopIteration):
+            return "cvat" if alone else None  # its reader says what is wrong
+        return "cvat" if root.tag == "annotations" else None
+    if suffix == ".json":
+        table = read_json(path)
+        return "coco" if is_coco(table) else "labelme" if is_labelme(table) else None
+    return "masks" if suffix in (".png", ".tif", ".tiff", ".gif", ".bmp", ".jpg", ".jpeg", ".webp", ".jp2") else None
+
+
+def _unpack(path: Path, folder: Path, only: Sequence[str]) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [name for name in archive.namelist() if not only or name.lower().endswith(tuple(only))]
+            archive.extractall(folder, members)
+    except Exception as error:  # whatever the damage leads to
+        raise InputError(f"{path}: not a readable ZIP file ({error}); export it again") from None
+
+
+def read_exports(exports: Sequence[Export], images: Radiographs, wishes: Wishes, place: Path) -> Annotations:
+    """Reads exports of one kind, and brings what the data set needs of them into the folder `place`/annotations, or
+    `place`/masks.
+
+    Raises:
+        InputError: a file is wrong, an image is annotated twice, or nothing fits the images.
+    """
+    kind = exports[0].kind
+    if kind == "masks":
+        table = MaskTable.read(exports[0].folder, wishes.values)
+        found = read_mask_files(exports[0].folder, exports[0].names, images, wishes.labels, table, place / "masks")
+        annotations = Annotations(**found)
+    else:
+        annotations = _read_shapes(kind, _copy(exports, place / "annotations"), images, wishes, place)
+    for stem in annotations.shown:
+        for part in (annotations.subsets.get(stem, ""), images.images[stem].subset):
+            if split := split_named(part):
+                annotations.subsets[stem] = split
+                break
+        else:
+            annotations.subsets.pop(stem, None)
+    return annotations
+
+
+def _copy(exports: Sequence[Export], place: Path) -> list[Path]:
+    """The files of exports in their new place, in the folders they had."""
+    paths = []
+    for number, export in enumerate(exports):
+        shared = common_folder(export.names)
+        for name in export.names:
+            inner = name[len(shared):]
+            paths.append(place / (inner if len(exports) == 1 else f"{number}/{inner}"))
+            copy(export.folder / name, paths[-1])
+    return paths
+
+
+def _read_shapes(kind: str, paths: Sequence[Path], images: Radiographs, wishes: Wishes, place: Path) -> Annotations:
+    folder, notes = place.parent, []
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    if kind == "cvat":
+        attribute, values = _find_attribute(paths, wishes.attribute, notes)
+        read = [(path, image) for path in paths
+                for image in parse_cvat(path, attribute, values, NO_AREA, images.in_folders)]
+        masks = {"kind": kind, "files": [{"file": name} for name in names]}
+        masks |= {"attribute": attribute} if attribute else {}
+    elif kind == "coco":
+        read = [(path, image) for path in paths for image in parse_coco(path, None, images.in_folders)]
+        masks = {"kind": kind, "files": names}
+    else:
+        inside = place / "annotations"
+        read = [(path, parse_labelme(path, path.relative_to(inside).as_posix())) for path in paths]
+        masks = {"kind": kind, "folder": inside.relative_to(folder).as_posix()}
+    masks |= {"without_shapes": wishes.without_shapes} if wishes.without_shapes == "empty" else {}
+    counts = Counter(shape.anatomy for _, image in read for shape in image.shapes)
+    skipped = sum((image.skipped for _, image in read), Counter())
+    annotations = Annotations(masks, choose_labels(list(counts), wishes.labels), notes=notes)
+    if kind == "cvat" and skipped:
+        masks["skip_shapes"] = sorted(skipped)
+    for shape, count in sorted(skipped.items()):
+        annotations.left_out.append(f"{count} shapes of the kind {shape}, which have no area")
+    if unused := {label: count for label, count in counts.items() if label not in annotations.labels}:
+        annotations.left_out.append(f"{sum(unused.values())} shapes of labels that --labels doesn't name: "
+                                    + name_some([f"{count} {label}" for label, count in unused.items()], 10))
+    notes.insert(0, f"{kind} annotations of {len(read)} images; shapes: "
+                 + ", ".join(f"{counts[label]} {label}" for label in annotations.labels))
+    _match(annotations, read, images, wishes.without_shapes)
+    return annotations
+
+
+def _match(annotations: Annotations, read: Sequence[tuple[Path, CvatImage]], images: Radiographs, without_shapes: str
+           ) -> None:
+    """Finds the image of each annotation."""
+    places, absent, empty, wanted = Places(images.images), [], [], set(annotations.labels)
+    for path, image in read:
+        stem = places.find(image.stem)
+        labels = {shape.anatomy for shape in image.shapes} & wanted
+        if stem is None:
+            absent.append(image.name)
+        elif not labels and without_shapes == "unlabeled":
+            empty.append(image.name)
+        elif stem in annotations.shown:
+            raise InputError(f"{path}: image {image.name} is annotated twice; keep one")
+        else:
+            annotations.shown[stem], annotations.sizes[stem] = labels, (image.height, image.width)
+            annotations.subsets[stem] = image.subset or f"{path.parent.name}/{path.stem}"
+    if absent:
+        annotations.left_out.append(f"{len(absent)} annotated images that --images doesn't hold ({name_some(absent)})")
+    if empty:
+        annotations.left_out.append(f"{len(empty)} images in the export without a shape ({name_some(empty)}): they "
+                                    "count as not annotated; --without_shapes empty makes them images that show none "
+                                    "of the labels")
+
+
+def _find_attribute(paths: Sequence[Path], wish: str | None, notes: list[str]) -> tuple[str | None, set[str] | None]:
+    """The attribute of CVAT's shapes that says what they show, with its values, or None: their label does.
+
+    Unless the user says, it is the only attribute of the only label, if it has several values that are words.
+    """
+    if wish == "none":
+        return None, None
+    shapes = [shape for path in paths for shape in read_attributes(path)]
+    if wish is not None:
+        values = {attributes[wish] for _, attributes in shapes if attributes.get(wish)}
+        if not values:
+            known = sorted(set().union(*(attributes for _, attributes in shapes)))
+            raise InputError(f"--attribute {wish}: no shape has it{suggest(wish, known)}; there are: "
+                             f"{', '.join(known) or 'none'}")
+        return wish, values
+    names = set().union(*(attributes for _, attributes in shapes))
+    if len({label for label, _ in shapes}) != 1 or len(names) != 1:
+        return None, None
+    name = names.pop()
+    values = {attributes.get(name, "") for _, attributes in shapes}
+    if len(values) < 2 or "" in values or any(value.casefold() in ("true", "false") or _is_number(value)
+                                              for value in values):
+        return None, None
+    notes.append(f"what a shape shows is said by its attribute {name!r}, as all have the label {shapes[0][0]!r} "
+                 "(--attribute none: the label says it)")
+    return name, values
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
