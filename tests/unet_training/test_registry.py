@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from segment_anything.checkpoints import CheckpointId
 from segment_anything.options import EncoderOptions
 from unet_training.networks import registry
 from unet_training.networks.lraspp import LrasppOptions
@@ -24,6 +25,7 @@ CHECKPOINT = Path("weights/b.pth")
 def choose(tmp_path, monkeypatch):
     """The architecture that arguments name, for GRAZ's data set without its files."""
     monkeypatch.setattr("segment_anything.options.check_present", lambda *_: None)
+    monkeypatch.setattr("segment_anything.options.identify", lambda path: CheckpointId(path.name, "0" * 64))
     data = SimpleNamespace(description=load_description("graz"), data_dir=tmp_path)
 
     def parse(*arguments: str) -> Architecture:

@@ -31,6 +31,7 @@ from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.dice import multilabel_dice
 from utils.errors import InputError
 from utils.files import read_grey
+from utils.grey import STORED
 from utils.mask_store import MaskStore
 from utils.tracking.experiment import Experiment
 from utils.tracking.models import fetch_model, find_models, store_model
@@ -209,7 +210,7 @@ def test_each_image_is_predicted_by_a_network_that_has_not_seen_it(initial, monk
         own = dict(initial.record.parameters)
         assert fold.schedule.epochs == own["epochs"] and fold.sampling.data_sample_per_epoch == 24
         assert fold.parameters["stage"] == "fold" and fold.parameters["num_train_samples"] == len(fold.stems)
-        same = own.keys() - {"stage", "num_train_samples", "images"}
+        same = own.keys() - {"stage", "num_train_samples", "data_sha256"}
         assert {name: fold.parameters.get(name) for name in same} == {name: own[name] for name in same}
         seen.append(fold.stems)
         return initial.id
@@ -279,12 +280,12 @@ def store_decoder(folder, checkpoint, **parameters) -> str:
 
 def test_a_decoder_goes_with_the_sam_that_it_was_made_from(small, tmp_path, monkeypatch):
     checkpoint, embedding = small
-    data = SimpleNamespace(description=SimpleNamespace(sam_type="demo", max_grey_value=None, name="phantom"),
-                           data_dir=tmp_path)
-    model_id = store_decoder(tmp_path, checkpoint)
+    data = SimpleNamespace(description=SimpleNamespace(sam_type="demo", grey=STORED, name="phantom"), data_dir=tmp_path,
+                           derived_dir=tmp_path)
+    model_id, weights = store_decoder(tmp_path, checkpoint), identify(checkpoint).sha256[:12]
     sam = Sam.choose(SamOptions(sam_checkpoint=checkpoint, sam_model_id=model_id), data)
-    own = Sam("small", checkpoint)
-    assert sam.type_name == "small" and sam.name == f"small_tuned_{model_id.removeprefix('offline-')[:8]}"
+    own = Sam("small", checkpoint, weights=weights)
+    assert sam.type_name == "small" and sam.name == f"small_{weights}_tuned_{model_id.removeprefix('offline-')[:8]}"
     assert sam.folder(data) == own.folder(data) and sam.identity == own.identity
     assert sam.parameters == {**own.parameters, "sam_model_id": model_id}
     assert sam.of_type("medsam", data).tuned is None
@@ -331,7 +332,8 @@ def test_from_the_labeled_images_to_masks_of_the_fine_tuned_sam(workplace, tmp_p
     assert model.parameters["sam_checkpoint_sha256"] == identify(DEMO_SAM_WEIGHTS).sha256
     assert len(find_models(stage="fold")) == 2
     assert len(list((data_dir / "phantom" / "sam_embeddings" / "demo_augmented_42").glob("*.h5"))) == 3
-    assert choose_record("phantom", ModelOptions(num_train_samples=3), stage=None).id == initial_id
+    data = open_dataset("phantom", data_dir)
+    assert choose_record(data, ModelOptions(num_train_samples=3), stage=None).id == initial_id
     asked = ("--prompt1st", "box", "mask", "--prompt2nd")
     own = run(save_refined_segmentations, data_dir, *N, *asked)
     tuned = ("--sam_model_id", model_id, *asked)

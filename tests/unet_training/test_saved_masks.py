@@ -27,7 +27,8 @@ SAVED = ["--pseudo_label sam --sam_type demo", "--pseudo_label raw",
 def model(tmp_path, monkeypatch) -> SimpleNamespace:
     for kind in ("RandomWalk", "NNUNetMasks"):
         monkeypatch.setattr(f"unet_training.pseudo_labels.{kind}.attributes", Raw.attributes)
-    return SimpleNamespace(id="one", data=SimpleNamespace(description=load_description("phantom"), data_dir=tmp_path))
+    return SimpleNamespace(id="one", data=SimpleNamespace(description=load_description("phantom"), data_dir=tmp_path,
+                                                    derived_dir=tmp_path))
 
 
 def of_arguments(text: str, model: SimpleNamespace):

@@ -29,7 +29,7 @@ def is_found_again(monkeypatch):
     def check(parameters: dict, stage: TrainingStage) -> bool:
         made = Model("made", parameters, (), (), "", 0.0, lambda: None)
         monkeypatch.setattr(training_stage, "find_models", lambda stage: [made] * (stage == parameters["stage"]))
-        monkeypatch.setattr(training_stage, "train", lambda stage, device: "new")
+        monkeypatch.setattr(training_stage, "_train", lambda stage, device: "new")
         return train_if_missing(stage, CPU) == "made"
     return check
 
@@ -115,7 +115,8 @@ def test_other_data_are_another_training(stage_of, mine):
     assert before == parameters() and before["input_size"] == [36, 60]
     (folder / OWN).write_text(description.replace("[3.0, 4.0]", "[3.0, 5.0]"))
     reweighted = parameters()
-    replaced = np.full((36, 60), 2, np.uint8)
+    replaced = np.zeros((36, 60), np.uint8)
+    replaced[5:20] = 2
     write_png(folder / "masks" / "5.png", replaced)  # of a test image
     assert before != reweighted == parameters()
     write_png(folder / "masks" / "1.png", replaced)

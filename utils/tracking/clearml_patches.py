@@ -3,6 +3,7 @@
 tests/utils/test_clearml_patches.py fails for each one that a new version of the SDK makes useless. The SDK is imported
 when it is needed: that takes half a second.
 """
+import os
 from pathlib import Path
 
 PLACEHOLDERS = ("uploading_file", "failed_uploading")  # the SDK's addresses of weights that aren't there
@@ -27,6 +28,13 @@ def keep_recent_sessions_in(folder: Path) -> None:
     """The SDK writes a list of recent sessions to the home directory, and no setting changes where."""
     from clearml.config.cache import SessionCache
     SessionCache.SESSION_CACHE_FOLDER = str(folder)
+
+
+def leave_parents_task() -> None:
+    """A program that a task started inherits its id and would report to it, without a task of its own."""
+    inherited = os.environ.get("CLEARML_PROC_MASTER_ID", "")
+    if inherited and inherited.partition(":")[0] != str(os.getpid()):
+        del os.environ["CLEARML_PROC_MASTER_ID"]
 
 
 def release_signals(task) -> None:

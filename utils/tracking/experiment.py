@@ -21,7 +21,7 @@ import numpy as np
 
 from utils.errors import InputError
 from utils.locks import check_writable, exclusive, hold
-from utils.tracking.clearml_patches import keep_recent_sessions_in, release_signals
+from utils.tracking.clearml_patches import keep_recent_sessions_in, leave_parents_task, release_signals
 from utils.tracking.models import PROJECT, fetch_model, link_input_model, store_model, upload_model
 from utils.tracking.offline_runs import end_session, remove_killed_sessions, runs_dir
 from utils.tracking.server import correct_status, explain_refusals, has_server, prepare_clearml
@@ -100,6 +100,7 @@ def start(name: str, parameters: Mapping, tags: Sequence[str] = ()) -> Iterator[
             own is open.
         OSError: there is no place for the session.
     """
+    leave_parents_task()
     if own := prepare_clearml().Task.current_task():
         raise InputError(f"a ClearML task of your own is open ({own.name}), beside which no stage can have its own; "
                          "close it first: task.close()")
