@@ -1,69 +1,106 @@
-"""DICOM files as grey values. By the package pydicom, which nothing else needs."""
+"""Radiographs in DICOM files, as grey images of 16 bits. Read by pydicom, which is only needed for them."""
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from utils.errors import InputError
+from utils.grey import find_maximum
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+MARK, MARK_START = b"DICM", 128  # what every DICOM file has there
 SUFFIXES = (".dcm", ".dicom")
-MAGIC = b"DICM"  # after 128 bytes
+WHITE = 65535
+FAR = 1e9  # beyond all values
+LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
 def is_dicom(path: Path) -> bool:
-    """By its suffix, or where it has none by its first bytes."""
-    if path.suffix:
-        return path.suffix.lower() in SUFFIXES
+    """By its suffix, or else by its first bytes: the names of such files may have any dots in them."""
+    if path.suffix.lower() in SUFFIXES:
+        return True
     try:
         with path.open("rb") as file:
-            return file.read(132)[128:] == MAGIC
+            return file.read(MARK_START + len(MARK)).endswith(MARK)
     except OSError:
         return False
 
 
 def read_dicom(path: Path) -> np.ndarray:
-    """The radiograph in a DICOM file as its header says that it is shown: rescaled, within its first window, and 0 as
-    black.
-
-    Without a window the lowest value of the image is black and the highest one white.
+    """Reads one radiograph: rescaled and windowed as the file says (by its first window), black and white as they are
+    shown. Where there is no window, all bits that the file says it has are from black to white.
 
     Returns:
-        uint16, (H, W), from 0 to 65535
+        uint16, (H, W), from 0 for black to 65535
     Raises:
-        InputError: pydicom isn't installed, or the file isn't a readable grey image of one frame.
+        InputError: the file isn't readable, holds no image or more than one, or pydicom is missing.
     """
     try:
-        import pydicom  # optional
-        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+        from pydicom import dcmread
+        from pydicom.errors import InvalidDicomError
     except ImportError:
-        raise InputError(f"{path}: DICOM files need the package pydicom; run `python -m pip install pydicom`") from None
+        raise InputError(f"{path}: is a DICOM file; `python -m pip install pydicom` to read it") from None
     try:
-        header = pydicom.dcmread(path)
-        stored = header.pixel_array
-        interpretation = header.PhotometricInterpretation
-        values, window = apply_modality_lut(stored, header), _find_window(header)
-        shown = (values if window else apply_voi_lut(values, header)).astype(np.float64)
-    except Exception as error:  # pydicom and its decoders raise whatever the file leads to
-        raise InputError(f"{path}: not a readable DICOM image ({' '.join(str(error).split())}); replace the file, or "
-                         "save the image as PNG") from None
-    if stored.ndim != 2 or not interpretation.startswith("MONOCHROME"):
-        raise InputError(f"{path}: is {interpretation} of shape {stored.shape}; a radiograph is one grey image")
-    low, high = window or (shown.min(), shown.max())
-    scaled = ((shown - low) / (high - low)).clip(0, 1) if high > low else shown > low
-    grey = np.rint(65535 * scaled).astype(np.uint16)
-    return 65535 - grey if interpretation == "MONOCHROME1" else grey
+        dataset = dcmread(path)
+        if "PixelData" not in dataset:
+            raise InputError(f"{path}: holds no image; take it out of the folder")
+        if int(dataset.get("NumberOfFrames") or 1) > 1:
+            raise InputError(f"{path}: holds {dataset.NumberOfFrames} images; save each one in a file of its own")
+        pixels = _show(dataset)
+    except InputError:
+        raise
+    except InvalidDicomError as error:
+        raise InputError(f"{path}: not a readable DICOM file ({error}); export it again") from None
+    except Exception as error:  # whatever a damaged file, or a compression without its decoder, leads to
+        raise InputError(f"{path}: its image can't be read ({error}); export it uncompressed, or install the decoder "
+                         "(`python -m pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg`)") from None
+    return pixels
 
 
-def _find_window(header: "Dataset") -> tuple[float, float] | None:
-    """The values that the first linear window makes black and white (DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3); None
-    where there is none, or a table in its place."""
-    function = header.get("VOILUTFunction", "LINEAR")
-    if "WindowCenter" not in header or header.get("VOILUTSequence") or function not in ("LINEAR", "LINEAR_EXACT"):
-        return None
-    center, width = (float(np.ravel(header[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
-    if function == "LINEAR":
-        center, width = center - 0.5, width - 1
-    return center - width / 2, center + width / 2
+def read_patient(path: Path) -> str:
+    """The patient's id in a readable DICOM file; "" where it doesn't say."""
+    from pydicom import dcmread
+    return str(dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"]).get("PatientID") or "").strip()
+
+
+def _show(dataset: "Dataset") -> np.ndarray:
+    """The values as they are meant to be shown, uint16."""
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
+    stored = pixel_array(dataset)
+    if stored.ndim == 3:  # red, green and blue, whatever they are stored as
+        stored = (stored @ LUMINANCE).round().astype(stored.dtype)
+    elif not dataset.PhotometricInterpretation.startswith("MONOCHROME"):
+        raise ValueError(f"it is of the kind {dataset.PhotometricInterpretation}")
+    values = apply_modality_lut(stored, dataset)
+    if dataset.get("VOILUTSequence"):
+        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
+        shown = _scale(apply_voi_lut(values.astype(int), dataset, prefer_lut=True), 0, (1 << bits) - 1)
+    elif _first(dataset.get("WindowWidth")):
+        low, high = apply_voi_lut(np.array([-FAR, FAR]), dataset)
+        shown = _scale(apply_voi_lut(values, dataset), low, high)
+    else:
+        shown = _scale(values, *_limits(dataset, stored, values))
+    return WHITE - shown if dataset.PhotometricInterpretation == "MONOCHROME1" else shown
+
+
+def _limits(dataset: "Dataset", stored: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    """Black and white of what has no window: of its bits, or of the least that hold the image where it says 16."""
+    bits, signed = int(dataset.BitsStored), bool(dataset.PixelRepresentation)
+    if signed or dataset.get("ModalityLUTSequence") or values.min() < 0:
+        return values.min(), values.max()
+    slope, intercept = (float(dataset.get(name) or default)
+                        for name, default in (("RescaleSlope", 1), ("RescaleIntercept", 0)))
+    largest = find_maximum(stored.astype(np.uint16)) if bits == 16 else (1 << bits) - 1
+    return intercept, slope * largest + intercept
+
+
+def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    share = (np.asarray(values, np.float64) - low) / (high - low) if high > low else np.zeros(np.shape(values))
+    return (WHITE * share.clip(0, 1)).round().astype(np.uint16)
+
+
+def _first(value: Any) -> float:
+    """The first of the values of an element that may have several, or none."""
+    return float(value[0] if hasattr(value, "__getitem__") and not isinstance(value, str) else value or 0)
