@@ -33,8 +33,9 @@ from unet_training.models import DataOptions, TrainedModel
 from unet_training.new_images import Predictor
 from unet_training.pseudo_labels import Raw, SamRefined
 from utils.cli import run_stage, select_device, stage_parser
+from utils.datasets.dicom import SUFFIXES as DICOM_SUFFIXES
+from utils.datasets.dicom import is_dicom, read_dicom
 from utils.datasets.image_files import list_names
-from utils.dicom import is_dicom, read_dicom
 from utils.errors import InputError
 from utils.files import atomic_path, read_grey, write_png
 from utils.options import add_options, options_from
@@ -166,7 +167,7 @@ def name_images(folder: Path, out: Path) -> dict[str, str]:
     """
     names, inside = map(Path, list_names(folder)), out.resolve()
     paths = [name for name in names if inside not in (folder / name).resolve().parents
-             and (name.suffix.lower() in SUFFIXES or is_dicom(folder / name))]
+             and (name.suffix.lower() in (*SUFFIXES, *DICOM_SUFFIXES) or is_dicom(folder / name))]
     if not paths:
         raise InputError(f"{folder}: holds no image ({', '.join(SUFFIXES)}, DICOM); name another folder with --images")
     count = Counter(path.with_suffix("") for path in paths)
@@ -188,10 +189,10 @@ def file_state(path: Path) -> dict[str, int]:
 def as_image(path: Path, inverted: bool) -> Iterator[Path]:
     """The image as a file that every reader takes: of DICOM a temporary PNG file, as a negative where the data set's
     files are."""
-    if not is_dicom(path):
+    if path.suffix.lower() not in DICOM_SUFFIXES and not is_dicom(path):
         yield path
         return
-    grey = read_dicom(path)
+    grey = read_dicom(path).pixels
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, f"{path.stem}.png")
         write_png(copy, 65535 - grey if inverted else grey)

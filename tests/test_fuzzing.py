@@ -27,7 +27,7 @@ from utils.errors import InputError
 from utils.files import image_size, read_grey
 from utils.mask_store import MaskStore, MaskWriter
 from utils.records import read_record, write_record
-from utils.tables import matching_stems, read_column
+from utils.tables import matching_stems, read_stems
 from utils.tracking.models import ModelRecord
 
 MANY = bool(os.environ.get("STRESS"))
@@ -90,7 +90,7 @@ def read_annotations(path: Path) -> None:
 
 
 def read_table(path: Path) -> None:
-    read_column(path, "filestem")
+    read_stems(path, "filestem")
     matching_stems(path, "filestem", {"projection": "1"})
 
 

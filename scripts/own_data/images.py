@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from utils.datasets.dicom import SUFFIXES as DICOM_SUFFIXES
+from utils.datasets.dicom import is_dicom, read_dicom
 from utils.datasets.image_files import FOLDER_MARK, list_names
-from utils.dicom import is_dicom, read_dicom, read_patient
 from utils.errors import InputError
 from utils.files import has_16_bits, image_size, read_grey, write_png
 from utils.names import IMAGE_SUFFIXES, name_some, plain
@@ -155,7 +156,7 @@ def find_patient(name: str, pattern: str | None) -> str:
 def _place(image: Radiograph) -> Radiograph:
     """The image in its place, with what its file says of it. Raises InputError if it isn't readable."""
     suffix = image.path.suffix.lower()
-    if suffix not in READ and is_dicom(image.path):
+    if suffix not in READ and (suffix in DICOM_SUFFIXES or is_dicom(image.path)):
         return _convert_dicom(image)
     if suffix not in READ:
         raise InputError(f"files of the kind {suffix} are not read; save it as PNG")
@@ -171,10 +172,10 @@ def _place(image: Radiograph) -> Radiograph:
 
 def _convert_dicom(image: Radiograph) -> Radiograph:
     place = image.place.with_name(f"{image.stem}.png")
-    pixels = read_dicom(image.path)
-    pixels = pixels[:, ::-1].copy() if image.turn else pixels
+    read = read_dicom(image.path)
+    pixels = read.pixels[:, ::-1].copy() if image.turn else read.pixels
     write_png(place, pixels)
-    return replace(image, place=place, size=pixels.shape, bits=16, patient=image.patient or read_patient(image.path))
+    return replace(image, place=place, size=pixels.shape, bits=16, patient=image.patient or read.patient)
 
 
 def _check_numbers(path: Path) -> None:

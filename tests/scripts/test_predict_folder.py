@@ -13,8 +13,8 @@ from tests.conftest import OWN_DESCRIPTION
 from unet_training.checkpoint import Training, save_checkpoint
 from unet_training.networks.u_net import UNet
 from utils.datasets.description import OWN
+from utils.datasets.dicom import read_dicom
 from utils.datasets.label_maps import read_label_map
-from utils.dicom import read_dicom
 from utils.errors import InputError
 from utils.files import write_png
 from utils.tracking.models import store_model
@@ -153,9 +153,9 @@ def write_dicom(path: Path, pixels: np.ndarray, **tags) -> Path:
 def test_dicom_is_shown_as_its_header_says(tmp_path):
     pixels = np.random.default_rng(3).integers(0, 4096, (21, 34), np.uint16)
     pixels[0, :2] = 0, 4095
-    plain = read_dicom(write_dicom(tmp_path / "a.dcm", pixels))
+    plain = read_dicom(write_dicom(tmp_path / "a.dcm", pixels)).pixels
     assert plain.dtype == np.uint16 and np.abs(plain - pixels * (65535 / 4095)).max() <= 0.5
-    negative = read_dicom(write_dicom(tmp_path / "b.dcm", pixels, PhotometricInterpretation="MONOCHROME1"))
+    negative = read_dicom(write_dicom(tmp_path / "b.dcm", pixels, PhotometricInterpretation="MONOCHROME1")).pixels
     np.testing.assert_array_equal(negative, 65535 - plain)
     rescaled = {"RescaleSlope": 2, "RescaleIntercept": -1000, "WindowCenter": [1500, 40], "WindowWidth": [3000, 400]}
     path = write_dicom(tmp_path / "c.dcm", pixels, **rescaled)
@@ -164,8 +164,8 @@ def test_dicom_is_shown_as_its_header_says(tmp_path):
     header = dcmread(path)
     windowed = apply_windowing(apply_rescale(header.pixel_array, header), header)  # over the range of 12 bits
     expected = (windowed + 1000) / (2 * 4095) * 65535
-    assert np.abs(read_dicom(path) - expected).max() <= 0.51
-    assert 0.1 < np.mean(read_dicom(path) == 0) < 0.3  # what lies below the window
+    assert np.abs(read_dicom(path).pixels - expected).max() <= 0.51
+    assert 0.1 < np.mean(read_dicom(path).pixels == 0) < 0.3  # what lies below the window
 
 
 def test_dicom_among_the_images(trained, images):

@@ -1,4 +1,5 @@
 """Radiographs in DICOM files, as grey images of 16 bits. Read by pydicom, which is only needed for them."""
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,23 +18,23 @@ FAR = 1e9  # beyond all values
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
+@dataclass(frozen=True)
+class DicomImage:
+    """`pixels`: uint16, (H, W), 0 is black. `patient` is "" where the file doesn't say."""
+    pixels: np.ndarray
+    patient: str
+
+
 def is_dicom(path: Path) -> bool:
-    """By its suffix, or else by its first bytes: the names of such files may have any dots in them."""
-    if path.suffix.lower() in SUFFIXES:
-        return True
-    try:
-        with path.open("rb") as file:
-            return file.read(MARK_START + len(MARK)).endswith(MARK)
-    except OSError:
-        return False
+    """Whether a file is in DICOM's format, whatever its name."""
+    with path.open("rb") as file:
+        return file.read(MARK_START + len(MARK)).endswith(MARK)
 
 
-def read_dicom(path: Path) -> np.ndarray:
+def read_dicom(path: Path) -> DicomImage:
     """Reads one radiograph: rescaled and windowed as the file says (by its first window), black and white as they are
     shown. Where there is no window, all bits that the file says it has are from black to white.
 
-    Returns:
-        uint16, (H, W), from 0 for black to 65535
     Raises:
         InputError: the file isn't readable, holds no image or more than one, or pydicom is missing.
     """
@@ -56,13 +57,7 @@ def read_dicom(path: Path) -> np.ndarray:
     except Exception as error:  # whatever a damaged file, or a compression without its decoder, leads to
         raise InputError(f"{path}: its image can't be read ({error}); export it uncompressed, or install the decoder "
                          "(`python -m pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg`)") from None
-    return pixels
-
-
-def read_patient(path: Path) -> str:
-    """The patient's id in a readable DICOM file; "" where it doesn't say."""
-    from pydicom import dcmread
-    return str(dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"]).get("PatientID") or "").strip()
+    return DicomImage(pixels, str(dataset.get("PatientID") or "").strip())
 
 
 def _show(dataset: "Dataset") -> np.ndarray:
