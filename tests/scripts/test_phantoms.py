@@ -240,10 +240,11 @@ def test_stage_draws_mirrors_and_keeps(tmp_path, labeled):
     assert {path.name for path in folder.iterdir()} == {f"{i.stem}.png" for i in (left, right, ground_truth[0])}
     assert np.array_equal(read_grey(folder / f"{left.stem}.png"), render(left))
     assert np.array_equal(read_grey(folder / f"{right.stem}.png"), render(right)[:, ::-1])
-    kept, redrawn = folder / f"{left.stem}.png", folder / f"{right.stem}.png"
-    kept.write_bytes(b"kept"), redrawn.unlink()
+    kept, removed, damaged = (folder / f"{image.stem}.png" for image in (left, right, ground_truth[0]))
+    before, whole = kept.stat().st_mtime_ns, damaged.read_bytes()
+    removed.unlink(), damaged.write_bytes(b"damaged")
     make_phantoms.main(_arguments(tmp_path))
-    assert kept.read_bytes() == b"kept" and redrawn.exists()
+    assert kept.stat().st_mtime_ns == before and removed.exists() and damaged.read_bytes() == whole
 
 
 def test_stage_refuses_what_it_cannot_do(tmp_path):
