@@ -118,9 +118,12 @@ def name_arguments(path: Path) -> str:
     if kind is None or parameters.get("sam_type") is None:
         return ""
     precision = next((f" --embeddings {each}" for each in PRECISIONS if f"_{each}" in path.stem), "")
+    weights = ""
+    if (digest := parameters.get("sha256", "")[:12]) and f"_{digest}" in path.stem:
+        weights = f" --sam_checkpoint {parameters['name']}"
     given = "".join(f" --{field.name} {value}".rstrip() for field in fields(RefinementOptions)
                     if (value := _as_words(parameters.get(field.name, field.default))) != _as_words(field.default))
-    return f"--pseudo_label sam --sam_type {parameters['sam_type']}{precision}{given}"
+    return f"--pseudo_label sam --sam_type {parameters['sam_type']}{weights}{precision}{given}"
 
 
 def _as_words(value: object) -> str:

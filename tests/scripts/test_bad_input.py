@@ -14,6 +14,7 @@ from scripts import (
     save_refined_segmentations,
     save_segmentations,
 )
+from segment_anything.checkpoints import identify
 from segment_anything.registry import default_checkpoint
 from tests.stage_runs import SMALL, N, run
 from unet_training import training, training_on_pseudo_labels
@@ -21,6 +22,7 @@ from utils.cli import run_stage
 from utils.datasets.annotated import open_dataset
 from utils.mask_store import MaskWriter
 from utils.paths import mask_file
+from utils.records import read_record
 from utils.tracking.models import fetch_model
 
 pytestmark = pytest.mark.slow  # they share a trained model
@@ -85,9 +87,10 @@ def test_models_that_are_not_there(capsys, workplace):
 def test_model_of_other_labels(capsys, workplace, tmp_path, monkeypatch):
     data_dir, model_id = workplace
     weights = fetch_model(model_id).weights
-    checkpoint = torch.load(weights, weights_only=True)
+    record, checkpoint = weights.with_name("model.json"), torch.load(weights, weights_only=True)
     checkpoint["training"]["labels"] = ("heart", *checkpoint["training"]["labels"][1:])
     kept = weights.read_bytes()
+    monkeypatch.setattr("utils.tracking.models.digest_file", lambda _: read_record(record, dict)["sha256"])
     try:
         torch.save(checkpoint, weights)
         line = error_line(capsys, save_segmentations, *PHANTOM, "--data_dir", str(data_dir), "--model_id", model_id)
@@ -143,7 +146,8 @@ def test_masks_of_another_sam_are_not_trained_on(capsys, workplace, refined, tmp
     other = other_sam(data_dir, tmp_path)
     arguments = (*PHANTOM, "--data_dir", str(data_dir), "--model_id", model_id, "--sam_checkpoint")
     line = error_line(capsys, training_on_pseudo_labels, *arguments, str(other))
-    assert str(refined) in line and "other.safetensors" in line
+    assert f"_demo_{identify(other).sha256[:12]}.h5: no such masks" in line
+    assert "`--pseudo_label sam --sam_type demo`" in line
     assert "gone.pt" in error_line(capsys, training_on_pseudo_labels, *arguments, str(tmp_path / "gone.pt"))
 
 
@@ -175,11 +179,18 @@ def test_sam_checkpoint_that_is_missing_foreign_or_not_one(capsys, workplace, tm
         assert "not a checkpoint of SAM type vit_b" in line
 
 
-def test_embeddings_of_another_checkpoint(capsys, workplace, refined, tmp_path):
-    data_dir, _ = workplace
-    line = error_line(capsys, save_refined_segmentations, *PHANTOM, "--data_dir", str(data_dir), *N, "--prompt1st",
-                      "box", "pos_points", "--sam_checkpoint", str(other_sam(data_dir, tmp_path)))
-    assert "other.safetensors" in line and "was computed with the checkpoint demo_sam.safetensors" in line
+def test_two_checkpoints_of_one_type_lie_side_by_side(capsys, workplace, refined, tmp_path):
+    data_dir, model_id = workplace
+    checkpoint = other_sam(data_dir, tmp_path)
+    arguments = ("--model_id", model_id, "--sam_checkpoint", str(checkpoint))
+    other = run(save_refined_segmentations, data_dir, *arguments)
+    name = f"demo_{identify(checkpoint).sha256[:12]}"
+    assert other != refined and other.stem == refined.stem.removesuffix("demo") + name
+    embeddings = data_dir / "phantom" / "sam_embeddings"
+    assert len(list((embeddings / name).glob("*.h5"))) == len(list((embeddings / "demo").glob("*.h5"))) == 12
+    line = error_line(capsys, training_on_pseudo_labels, *PHANTOM, "--data_dir", str(data_dir), "--model_id", model_id,
+                      "--prompt2nd")
+    assert "`--pseudo_label sam --sam_type demo --sam_checkpoint other.safetensors`" in line
 
 
 def test_unreadable_image(capsys, workplace):
