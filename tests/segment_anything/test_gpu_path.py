@@ -59,7 +59,7 @@ def test_images_are_embedded_there(tmp_path, monkeypatch, dtype):
 
 
 @pytest.mark.parametrize("kind", [FastDecoder, PlainDecoder])
-@pytest.mark.parametrize(("first", "second"), PROMPT_SETS)
+@pytest.mark.parametrize(("first", "second"), [names for names in PROMPT_SETS if "mask" not in names[0]])
 def test_objects_are_decoded_there(first, second, kind):
     modules, embedding = small_modules(), {"image": torch.zeros(CHANNELS, SIDE // PATCH, SIDE // PATCH)}
     images = 3 * [ImageEmbedding(embedding, (96, 72), (128, 96), SIDE, CHECKPOINT)]

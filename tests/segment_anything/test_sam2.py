@@ -157,7 +157,8 @@ def test_stored_maps_are_refined_and_the_released_agreement_is_refused(both, tmp
     write_png(tmp_path / "a.png", radiograph(*SIZE))
     assert sam.embed_missing(data, ["a"], torch.device("cpu")) == 1
     embedding = sam.read_embedding(data, "a")
-    assert all(torch.equal(values, both.embedding.features[name]) for name, values in embedding.features.items())
+    assert all(torch.allclose(values, both.embedding.features[name], atol=1e-4)  # another number of threads
+               for name, values in embedding.features.items())
     probabilities = np.zeros((2, 60, 100), np.float32)
     probabilities[0, 20:40, 30:70], probabilities[1, :14, 60:] = 0.9, 0.8
     refined = refine(probabilities, embedding, both.decoder, RefinementOptions())

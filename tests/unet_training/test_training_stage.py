@@ -73,8 +73,12 @@ SETTINGS = {"sam": ("--prompt1st", "pos_points"), "random_walk": ("--random_walk
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["raw", *SETTINGS])
-def test_only_the_settings_of_its_own_pseudo_labels_make_another_final_model(stage_of, is_found_again, workplace, kind):
-    data_dir, _ = workplace
+def test_only_the_settings_of_its_own_pseudo_labels_make_another_final_model(stage_of, is_found_again, workplace, kind,
+                                                                             monkeypatch):
+    data_dir, _ = workplace  # where no masks were saved
+    monkeypatch.setattr(training_on_pseudo_labels, "open_saved_masks", lambda labels, model: None)
+    monkeypatch.setattr(training_on_pseudo_labels, "choose_stems",
+                        lambda masks, initial, selection: initial.unlabeled_stems(selection))
     own = ("--dataset", "phantom", "--data_dir", str(data_dir), *N, "--pseudo_label", kind)
     made = stage_of(training_on_pseudo_labels, *own).parameters
     for other, setting in SETTINGS.items():
