@@ -2,10 +2,9 @@
 from collections.abc import Mapping
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from utils.datasets.annotated import AnnotatedImages
-from utils.overlay import class_colors, overlay, shrink, side_by_side, stack, to_grey
+from utils.overlay import add_legend, class_colors, overlay, shrink, side_by_side, stack, to_grey
 
 PICTURED, PER_ROW, HEIGHT = 12, 4, 320
 
@@ -23,7 +22,7 @@ def choose_pictured(shown: Mapping[str, set[str]], most: int = PICTURED) -> list
 
 
 def draw_page(data: AnnotatedImages, stems: list[str], split_of: Mapping[str, str]) -> np.ndarray:
-    """The masks as the network learns them over their images, with a legend below, uint8 RGB, (H, W, 3)."""
+    """The masks as the network learns them over their images, with a legend, uint8 RGB, (H, W, 3)."""
     labels = data.description.labels
     colors, rows = class_colors(len(labels)), []
     for start in range(0, len(stems), PER_ROW):
@@ -32,23 +31,4 @@ def draw_page(data: AnnotatedImages, stems: list[str], split_of: Mapping[str, st
                   for stem in chosen]
         rows.append(np.concatenate([side_by_side([panel], [f"{split_of[stem]}: {stem}"], HEIGHT)
                                     for panel, stem in zip(panels, chosen, strict=True)], axis=1))
-    width = max(row.shape[1] for row in rows)
-    return stack([*rows, draw_legend(labels, colors, width)])
-
-
-def draw_legend(labels: tuple[str, ...], colors: np.ndarray, width: int, size: int = 16) -> np.ndarray:
-    """The names of labels in their colors on black, uint8 RGB, (H, width, 3)."""
-    font = ImageFont.load_default(size)
-    places, x, y = [], size, size // 2
-    for label in labels:
-        length = round(font.getlength(label)) + 3 * size
-        if x + length > width and x > size:
-            x, y = size, y + 3 * size // 2
-        places.append((x, y))
-        x += length
-    canvas = Image.new("RGB", (width, y + 2 * size))
-    pen = ImageDraw.Draw(canvas)
-    for label, color, (x, y) in zip(labels, colors.tolist(), places, strict=True):
-        pen.rectangle((x, y + size // 4, x + size, y + size), fill=tuple(color))
-        pen.text((x + 3 * size // 2, y), label, fill="white", font=font)
-    return np.asarray(canvas)
+    return add_legend(stack(rows), list(zip(labels, colors, strict=True)))

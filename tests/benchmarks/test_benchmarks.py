@@ -40,8 +40,9 @@ def test_refinement_changes_no_mask(phantom_data_dir, tmp_path):
     images = phantom_data_dir / "phantom" / "img_only_front_all_left"
     file = tmp_path / "steps.json"
     args = ["--image_folder", str(images), "--images", "2", "--json", str(file)]
-    steps = refinement.main(refinement.get_args_parser().parse_args(args))
+    *steps, recommended = refinement.main(refinement.get_args_parser().parse_args(args))
     assert [step.step for step in steps][-1] == "whole refinement"
+    assert recommended.step == refinement.RECOMMENDED and recommended.changed_pixels > 0  # another method
     assert all(step.changed_pixels == 0 for step in steps)
     assert all(step.max_abs_diff < 1e-4 for step in steps)
     lines = json.loads(file.read_text())
