@@ -240,11 +240,16 @@ def test_stage_draws_mirrors_and_keeps(tmp_path, labeled):
     assert {path.name for path in folder.iterdir()} == {f"{i.stem}.png" for i in (left, right, ground_truth[0])}
     assert np.array_equal(read_grey(folder / f"{left.stem}.png"), render(left))
     assert np.array_equal(read_grey(folder / f"{right.stem}.png"), render(right)[:, ::-1])
-    kept, removed, damaged = (folder / f"{image.stem}.png" for image in (left, right, ground_truth[0]))
-    before, whole = kept.stat().st_mtime_ns, damaged.read_bytes()
-    removed.unlink(), damaged.write_bytes(b"damaged")
+    kept, redrawn, other = (folder / f"{each.stem}.png" for each in (left, right, ground_truth[0]))
+    made, pixels = kept.stat().st_mtime_ns, read_grey(other)
+    redrawn.unlink(), other.write_bytes(b"not what was drawn")
     make_phantoms.main(_arguments(tmp_path))
-    assert kept.stat().st_mtime_ns == before and removed.exists() and damaged.read_bytes() == whole
+    assert kept.stat().st_mtime_ns == made and redrawn.exists() and np.array_equal(read_grey(other), pixels)
+    moved = replace(left, shapes=tuple(replace(shape, polygon=None if shape.polygon is None else shape.polygon + 3)
+                                       for shape in left.shapes), subset="Train")
+    write_cvat(tmp_path / "annotations_train.xml", [moved])
+    make_phantoms.main(_arguments(tmp_path))
+    assert np.array_equal(read_grey(kept), render(moved)) and not np.array_equal(render(moved), render(left))
 
 
 def test_stage_refuses_what_it_cannot_do(tmp_path):
