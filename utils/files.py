@@ -1,4 +1,5 @@
 """Reading images, and writing files that appear complete or not at all."""
+import errno
 import io
 import os
 import zipfile
@@ -16,6 +17,7 @@ from utils.errors import InputError
 from utils.grey import STORED, GreyValues
 from utils.locks import hold, remove_leftovers
 
+OF_THE_BYTES = (None, errno.EINVAL)  # errors of what a file says, such as a place that can't be
 MAX_SAMPLE_VALUE, PHOTOMETRIC_INTERPRETATION = 281, 262  # tags of TIFF
 
 
@@ -77,7 +79,7 @@ def explain_damage(path: Path, what: str, remedy: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno not in OF_THE_BYTES:
             raise
         reason = str(error).strip().partition("\n")[0].removesuffix(":")
         raise InputError(f"{path}: {what} ({type(error).__name__}: {reason}); {remedy}") from error
