@@ -130,7 +130,8 @@ def check_rows_without_a_second_training(data_dir, rows, folder) -> None:
 def check_pseudo_labels(data_dir, results) -> None:
     """The Dice of the saved masks is in the table of the pseudo labels."""
     rows = read(results / "pseudo_labels.csv")
-    assert {row["method"] for row in rows} == {"raw", "random_walk", "sam", "medsam", "sam_finetuned"}
+    assert {row["method"] for row in rows} == {"raw", "random_walk", "sam", "medsam", "sam_finetuned", "recommended",
+                                               "recommended_twice"}
     data = open_dataset("phantom", data_dir, (64, 48))
     path, = data_dir.glob("seg_masks/*/sam_box_refine_pos_points_neg_points_*_demo.h5")  # and not the fine-tuned one's
     store = MaskStore(path, data.description.labels)
@@ -174,7 +175,7 @@ def test_table_equals_a_computation_by_hand(study, capsys):
 
     assert [row[0] for row in table] == ["method", "U-Net", "SAM's pseudo labels", "Raw pseudo labels"]
     methods = {"U-Net": "initial", "SAM's pseudo labels": "sam", "Raw pseudo labels": "raw"}
-    for title, mean, std, count, p, *surface in table[1:]:
+    for title, mean, std, count, p, _, *surface in table[1:]:
         method = methods[title]
         assert float(mean.removesuffix("*")) == pytest.approx(np.mean(images(method)), abs=0.005)
         assert float(std) == pytest.approx(np.std(images(method), ddof=1), abs=0.005)

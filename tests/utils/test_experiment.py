@@ -338,7 +338,8 @@ def test_what_a_killed_run_left_of_its_session_goes_with_the_next(tmp_path):
     """A run that was started by a program with a task of its own."""
     runs = tmp_path / "runs"
     killed = subprocess.Popen([sys.executable, "-c", KILLED], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                              env={**os.environ, "SAM_BURDEN_RUNS": str(runs), "CLEARML_PROC_MASTER_ID": "1:other"})
+                              env={**os.environ, "SAM_BURDEN_RUNS": str(runs), "CLEARML_PROC_MASTER_ID": "1:other",
+                                   "TRAINS_PROC_MASTER_ID": "1:other"})
     assert next(line for line in killed.stdout if "at work" in line)
     with start("beside it", {}):
         assert len(list((runs / "offline").glob("offline-*"))) == 2

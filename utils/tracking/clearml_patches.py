@@ -32,9 +32,9 @@ def keep_recent_sessions_in(folder: Path) -> None:
 
 def leave_parents_task() -> None:
     """A program that a task started inherits its id and would report to it, without a task of its own."""
-    inherited = os.environ.get("CLEARML_PROC_MASTER_ID", "")
-    if inherited and inherited.partition(":")[0] != str(os.getpid()):
-        del os.environ["CLEARML_PROC_MASTER_ID"]
+    for name in ("CLEARML_PROC_MASTER_ID", "TRAINS_PROC_MASTER_ID"):  # the SDK sets both
+        if os.environ.get(name, "").partition(":")[0] != str(os.getpid()):
+            os.environ.pop(name, None)
 
 
 def release_signals(task) -> None:
