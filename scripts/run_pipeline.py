@@ -23,7 +23,7 @@ import numpy as np
 
 from scripts.evaluate import Evaluation, Summary
 from scripts.study.methods import Setting, add_setting_arguments
-from unet_training.hyper_params import RECOMMENDED_FINAL, RECOMMENDED_LOSS, FinalOptions, LossOptions
+from unet_training.hyper_params import RECOMMENDED_FINAL, RECOMMENDED_LOSS, FinalOptions, LossOptions, Schedule
 from unet_training.models import TrainedModel, add_seed_argument
 from unet_training.pseudo_labels import PseudoLabels, add_pseudo_label_argument
 from unet_training.saved_masks import open_saved_masks, save_masks
@@ -63,7 +63,8 @@ def main(args: argparse.Namespace) -> list[Row]:
     """Returns the rows of the table."""
     setting = Setting.from_args(args)
     setting.check(final=True)
-    ways = [Way("refined", "final", setting.labels[args.pseudo_label], setting.final, setting.loss)]
+    ways = [Way("refined", "final", setting.labels[args.pseudo_label], setting.final_schedule, setting.final,
+                setting.loss)]
     if args.recommended is not None:
         ways.append(recommend(setting, args.recommended))
     for way in ways:
@@ -79,16 +80,19 @@ class Way:
     refined: str
     final: str
     labels: PseudoLabels
+    schedule: Schedule
     options: FinalOptions
     loss: LossOptions
 
 
 def recommend(setting: Setting, sam_type: str) -> Way:
-    """The recommended way, with another type of SAM if one is named."""
-    labels = setting.labels["recommended"]
+    """The recommended way, with another type of SAM if one is named. Half of its batches are labeled images, so half of
+    the epochs take as many steps as the other way's."""
+    labels, schedule = setting.labels["recommended"], setting.final_schedule
     if sam_type:
         labels = replace(labels, sam=labels.sam.of_type(sam_type, setting.data))
-    return Way("recommended", "recommended_final", labels, RECOMMENDED_FINAL, RECOMMENDED_LOSS)
+    return Way("recommended", "recommended_final", labels, replace(schedule, epochs=(schedule.epochs + 1) // 2),
+               RECOMMENDED_FINAL, RECOMMENDED_LOSS)
 
 
 def check_folder(results_dir: Path) -> None:
@@ -116,7 +120,8 @@ def run(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -
             labels = way.labels.prepare(labeler)
             save_masks(labels, labeler, setting.selection)
             headline(NAMES[way.final] + of_round)
-            final = setting.train_final(labeler, labels.kind, labels=labels, options=way.options, loss=way.loss)
+            final = setting.train_final(labeler, labels.kind, labels=labels, schedule=way.schedule, options=way.options,
+                                        loss=way.loss)
         prepared.append(labels)
         if labels.kind != raw.kind:
             measurements.append((way.refined, labeler, labels, "unlabeled"))
