@@ -3,7 +3,7 @@
     python -m scripts.init_dataset NAME --images FOLDER --annotations EXPORT
     python -m scripts.init_dataset NAME --images FOLDER --annotations EXPORT --patient '^[^_]+' --mirror _R_
     python -m scripts.init_dataset NAME --images FOLDER     # what annotations may be, and the keys of a description
-    python -m scripts.run_pipeline --dataset NAME --num_train_samples -1     # then
+    python -m scripts.run_pipeline --dataset NAME --preset quick     # then
 
 Run it again when more was annotated: images keep their split, and new ones get one.
 
@@ -24,7 +24,7 @@ import sys
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,14 @@ import numpy as np
 from msgspec.structs import replace
 
 from scripts.measure_dataset import find_negatives, measure, measure_max_grey_value
-from scripts.own_data.annotations import Annotations, Export, Wishes, open_exports, read_exports
+from scripts.own_data.annotations import (
+    Annotations,
+    Export,
+    Wishes,
+    open_exports,
+    read_exports,
+    unpack_embedded,
+)
 from scripts.own_data.description import HEAD, explain_keys, write_toml
 from scripts.own_data.images import Radiographs, describe_left_out, list_images, propose_input_size, take_in
 from scripts.own_data.mask_files import guess_masks, keep_labels
@@ -52,7 +59,7 @@ from utils.paths import DATA
 from utils.tables import read_rows, write_rows
 
 TABLE, PREPARED, PAGE = "images.csv", "prepared", "overlays.png"
-COLUMNS = ("stem", "file", "split", "patient", "mirrored")
+COLUMNS, KEPT = ("stem", "file", "split", "patient", "mirrored"), "kept"
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -102,7 +109,7 @@ def main(args: argparse.Namespace) -> Path | None:
     with tempfile.TemporaryDirectory() as unpacked, naming_originals(Path(unpacked), args.annotations):
         exports = open_exports(args.annotations, Path(unpacked) / "exports")
         (prepared / "img").mkdir(parents=True, exist_ok=True)
-        images = take_in(list_images(args.images, find_masks(exports, args.images)), prepared / "img", args.mirror,
+        images = take_in(find_images(args.images, exports, prepared / "embedded"), prepared / "img", args.mirror,
                          args.mirrored, args.patient)
         tell("images", [images.describe()])
         tell("left out", describe_left_out(images.left_out, "images"))
@@ -122,16 +129,25 @@ def main(args: argparse.Namespace) -> Path | None:
             shutil.rmtree(prepared / name, ignore_errors=True)
             if (new / name).exists():
                 shutil.move(new / name, prepared / name)
-    write_images(folder / TABLE, images, split_of)
+    withheld = find_withheld(images, split_of)
+    write_images(folder / TABLE, images, split_of, withheld)
     size = args.input_size or propose_input_size([image.size for image in images.images.values()])
     command = say_command(vars(args))
-    write_description(folder, describe(annotations, images, size, args.sam_type, command, len(split_of)))
+    write_description(folder, describe(annotations, images, size, args.sam_type, command, len(split_of), withheld))
     data = open_dataset(args.name, args.data_dir)
     write_png(folder / PAGE, draw_page(data, choose_pictured({stem: annotations.shown[stem] for stem in split_of}),
                                        split_of))
     print(f"\n{folder / OWN}\n{folder / PAGE}: look whether the masks lie where they should, then\n"
-          f"python -m scripts.run_pipeline --dataset {shlex.quote(args.name)} --num_train_samples -1")
+          f"python -m scripts.run_pipeline --dataset {shlex.quote(args.name)} --preset quick"
+          + say_number(data))
     return folder / OWN
+
+
+def say_number(data: AnnotatedImages) -> str:
+    """The argument that leaves images for pseudo labels where all are annotated."""
+    if data.description.unlabeled == "not_annotated":
+        return ""
+    return f" --num_train_samples {max(1, len(data.stems('train')) // 2)}"
 
 
 def tell(title: str, lines: Sequence[str]) -> None:
@@ -174,6 +190,17 @@ def naming_originals(unpacked: Path, annotations: Sequence[Path]) -> Iterator[No
             for place in (f"{new}/{number}/", f"{unpacked}/exports/{number}/", *alone):
                 text = text.replace(place, f"{original}/")
         raise InputError(text) from None
+
+
+def find_images(images: Path, exports: list[Export], place: Path) -> dict[str, Path]:
+    """Name -> file: those in the folder; if it holds none, those inside labelme's files, which are unpacked to `place`.
+    """
+    try:
+        return list_images(images, find_masks(exports, images))
+    except InputError:
+        if not (unpacked := unpack_embedded(exports, place)):
+            raise
+        return list_images(unpacked)
 
 
 def find_masks(exports: Sequence[Export], images: Path) -> list[Path]:
@@ -233,18 +260,32 @@ def drop_untrained(annotations: Annotations, split_of: Mapping[str, str]) -> Non
         raise InputError("no training image shows a label; annotate more images, or split them otherwise (--splits)")
 
 
-def write_images(path: Path, images: Radiographs, split_of: Mapping[str, str]) -> None:
-    write_rows(path, [COLUMNS, *([stem, image.name, split_of.get(stem, ""), image.patient, int(image.is_mirrored)]
-                                 for stem, image in images.images.items())])
+def find_withheld(images: Radiographs, split_of: Mapping[str, str]) -> set[str]:
+    """The images that nobody annotated of patients whom the network is validated or tested on: it must not be trained
+    on them either."""
+    patients = {images.images[stem].patient for stem, chosen in split_of.items() if chosen != "train"} - {""}
+    withheld = {stem for stem, image in images.images.items() if stem not in split_of and image.patient in patients}
+    if withheld:
+        tell("left out", [f"{len(withheld)} images that aren't annotated, of patients for validation or testing "
+                          f"({name_some(sorted(withheld))}): they get no pseudo labels"])
+    return withheld
+
+
+def write_images(path: Path, images: Radiographs, split_of: Mapping[str, str], withheld: Collection[str]) -> None:
+    write_rows(path, [(*COLUMNS, KEPT), *(
+        [stem, image.name, split_of.get(stem, ""), image.patient, int(image.is_mirrored), int(stem not in withheld)]
+        for stem, image in images.images.items())])
 
 
 def describe(annotations: Annotations, images: Radiographs, size: Sequence[int], sam_type: str, prepare: str,
-             annotated: int) -> dict[str, Any]:
+             annotated: int, withheld: Collection[str]) -> dict[str, Any]:
     """The description as a table, without what is measured."""
     suffixes = sorted({image.place.suffix for image in images.images.values()})
     metadata = {"file": TABLE, "stem_column": "stem", "split_column": "split"}
     if any(image.is_mirrored for image in images.images.values()):
         metadata["mirror"] = {"mirrored": "1"}
+    if withheld:
+        metadata["keep"] = {KEPT: "1"}
     table = {"labels": annotations.labels, "input_size": list(size), "image_folder": f"{PREPARED}/img",
              "image_suffix": suffixes if len(suffixes) > 1 else suffixes[0], "prepare": prepare,
              "unlabeled": "not_annotated" if annotated < len(images.images) else "rest_of_train", "sam_type": sam_type}
