@@ -5,7 +5,8 @@
     python -m scripts.init_dataset NAME --images FOLDER     # what annotations may be, and the keys of a description
     python -m scripts.run_pipeline --dataset NAME --preset quick     # then
 
-Run it again when more was annotated: images keep their split, and new ones get one.
+Run it again when more was annotated: images keep their split, and new ones get one (`--fractions 1 0 0`: they are for
+training).
 
 Reads   FOLDER: PNG, JPEG, TIFF, BMP of 8 to 16 bits, or DICOM (with or without a suffix), in folders or not
         EXPORT, a file, a folder, or a ZIP file as downloaded: CVAT for images 1.1, COCO (polygons, run lengths),
@@ -54,7 +55,7 @@ from utils.datasets.sources import SPLITS
 from utils.errors import InputError
 from utils.files import atomic_path, write_png
 from utils.names import name_some
-from utils.options import positive_float, positive_int
+from utils.options import non_negative, positive_int
 from utils.paths import DATA
 from utils.tables import read_rows, write_rows
 
@@ -89,8 +90,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--splits", type=Path, metavar="FILE",
                         help="a CSV file of stem and split, or a folder with train.txt, val.txt, test.txt; left out: "
                              "those of before, CVAT's subsets or folders of such names, else by --fractions")
-    parser.add_argument("--fractions", type=positive_float, nargs=3, default=(0.7, 0.15, 0.15), metavar="SHARE",
-                        help="of the annotated images for training, validation, testing")
+    parser.add_argument("--fractions", type=non_negative(float), nargs=3, default=(0.7, 0.15, 0.15), metavar="SHARE",
+                        help="of the annotated images for training, validation, testing; 1 0 0 in a run after the "
+                             "first one trains on all that was annotated since")
     parser.add_argument("--seed", type=int, default=42, help="of the split by fractions")
     parser.add_argument("--input_size", type=positive_int, nargs=2, metavar=("H", "W"),
                         help="of the network's input; left out: by the median aspect of the images")
@@ -104,6 +106,8 @@ def main(args: argparse.Namespace) -> Path | None:
     folder = args.data_dir / args.name
     for option in ("mirror", "mirrored", "patient"):
         check_pattern(option, getattr(args, option))
+    if not sum(args.fractions):
+        raise InputError("--fractions: are all 0; give the shares of training, validation and testing, such as 7 2 1")
     check_folder(args.name, folder, [args.images, *args.annotations])
     prepared = folder / PREPARED
     with tempfile.TemporaryDirectory() as unpacked, naming_originals(Path(unpacked), args.annotations):
