@@ -256,7 +256,7 @@ class Evaluation:
             print(f"{self.split}, {self.labels.variant}: {name.replace('_', ' ').replace('dice', 'Dice')} "
                   f"{summary}{without}")
         if false := summaries["dice"].false_positives:
-            print(f"{false} masks are of labels that their images don't show, which the Dice doesn't count")
+            print(f"masks of labels that their image doesn't show, which the Dice doesn't count: {false}")
         print(f"per image and class, and overlays: {self.folder}")
         if self.labels.notice:
             print(f"refined masks: {self.labels.notice}")

@@ -80,7 +80,7 @@ class RefinementCheck:
         instead = "another --sam_type" + ("" if is_recommended else " or --refinement recommended, which asks these "
                                           "images whom to trust")
         masks, gain = total.found + total.false_before, total.dice_after - total.dice_before
-        if total.found < FEW * total.shown:
+        if total.found < FEW * total.shown and not is_recommended:  # which cuts lower where that pays
             yield (f"the U-Net finds {total.found} of {total.shown}, and what it doesn't find can't be refined: train "
                    "longer (--epochs), label more images, or give --initial_training recommended")
         if total.drawn < FEW * masks:
