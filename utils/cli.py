@@ -106,7 +106,7 @@ class _StageParser(argparse.ArgumentParser):
         parsed.given = frozenset(name for name, value in vars(untouched).items() if value is not self)
         for action in self._actions:
             if isinstance(action, Preset):
-                action.apply(parsed, parsed.given)
+                action.apply(vars(parsed), parsed.given)
         return parsed
 
 

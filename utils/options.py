@@ -61,10 +61,10 @@ class Preset(argparse.Action):
     def __call__(self, parser, namespace, name, option_string=None):
         setattr(namespace, self.dest, name)
 
-    def apply(self, namespace: argparse.Namespace, given: Collection[str]) -> None:
-        for name, value in self.values.get(getattr(namespace, self.dest), {}).items():
-            if name not in given:
-                setattr(namespace, name, value)
+    def apply(self, arguments: dict[str, Any], given: Collection[str]) -> None:
+        """Changes the parsed arguments, by name, that aren't `given`."""
+        preset = self.values.get(arguments[self.dest], {})
+        arguments.update({name: value for name, value in preset.items() if name not in given})
 
 
 def _infer(default: Any) -> dict[str, Any]:
