@@ -17,11 +17,9 @@ import argparse
 import json
 import re
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,10 +32,10 @@ from unet_training.new_images import Predictor
 from unet_training.pseudo_labels import Raw, SamRefined
 from utils.cli import run_stage, select_device, stage_parser
 from utils.datasets.dicom import SUFFIXES as DICOM_SUFFIXES
-from utils.datasets.dicom import is_dicom, read_dicom
+from utils.datasets.dicom import is_dicom
 from utils.datasets.image_files import list_names
 from utils.errors import InputError
-from utils.files import atomic_path, read_grey, write_png
+from utils.files import atomic_path, write_png
 from utils.options import add_options, options_from
 from utils.overlay import add_legend, class_colors, overlay, shrink, to_grey
 from utils.tracking.models import fetch_model
@@ -143,17 +141,15 @@ class Folder:
 
     def _predict(self, source: Path, name: str) -> dict[str, Any]:
         """Writes masks and overlay of one image; returns its entry."""
-        grey_values = self.predictor.model.data.description.grey
-        with as_image(source, grey_values.inverted) as path:
-            masks, estimates = self.predictor.predict(path)
-            grey = shrink(to_grey(read_grey(path, grey_values)), LONGEST)
+        grey = self.predictor.read(source)
+        masks, estimates = self.predictor.predict(grey, source)
         estimates = np.full(len(masks), np.nan) if estimates is None else estimates
         areas = np.count_nonzero(masks, axis=(1, 2)).tolist()
         colors = class_colors(len(masks))
         shown = [(f"{label} {estimate:.2f}".removesuffix(" nan"), color) for label, estimate, color, area in
                  zip(self._labels, estimates, colors, areas, strict=True) if area]
         picture = f"overlays/{name}.png"
-        write_png(self.out / picture, add_legend(overlay(grey, masks, colors), shown))
+        write_png(self.out / picture, add_legend(overlay(shrink(to_grey(grey), LONGEST), masks, colors), shown))
         values = {label: {"area": area, "estimated_dice": None if np.isnan(estimate) else round(float(estimate), 4)}
                   for label, area, estimate in zip(self._labels, areas, estimates, strict=True)}
         return {"width": masks.shape[2], "height": masks.shape[1], "overlay": picture,
@@ -183,20 +179,6 @@ def file_state(path: Path) -> dict[str, int]:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; make it readable, or remove it") from None
     return {"bytes": stat.st_size, "changed": stat.st_mtime_ns}
-
-
-@contextmanager
-def as_image(path: Path, inverted: bool) -> Iterator[Path]:
-    """The image as a file that every reader takes: of DICOM a temporary PNG file, as a negative where the data set's
-    files are."""
-    if path.suffix.lower() not in DICOM_SUFFIXES and not is_dicom(path):
-        yield path
-        return
-    grey = read_dicom(path).pixels
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, f"{path.stem}.png")
-        write_png(copy, 65535 - grey if inverted else grey)
-        yield copy
 
 
 def write_masks(out: Path, name: str, masks: np.ndarray, labels: Sequence[str]) -> list[str]:

@@ -2,52 +2,18 @@
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from scripts import predict_folder
-from tests.conftest import OWN_DESCRIPTION
-from unet_training.checkpoint import Training, save_checkpoint
+from tests.conftest import INPUT, LABELS, MEAN, STD
 from unet_training.networks.u_net import UNet
-from utils.datasets.description import OWN
 from utils.datasets.dicom import read_dicom
 from utils.datasets.label_maps import read_label_map
 from utils.errors import InputError
 from utils.files import write_png
-from utils.tracking.models import store_model
-
-INPUT, MEAN, STD = (36, 60), 0.5, 0.3
-LABELS = ("heart", "lung")
-
-
-@pytest.fixture
-def trained(own, tmp_path, monkeypatch) -> tuple[Path, str, UNet]:
-    """The data folder of own data, and a network of random weights for it with its id."""
-    data_dir, _, _ = own
-    monkeypatch.setenv("SAM_BURDEN_RUNS", str(tmp_path / "runs"))
-    measured = f"mean = {MEAN}\nstd = {STD}\nresize_dtype = \"float32\"\npos_weight = [1, 1]\n"
-    (data_dir / "mine" / OWN).write_text(measured + OWN_DESCRIPTION.replace("vit_b", "demo"))
-    torch.manual_seed(2)
-    network = UNet(2, 4, 4).eval()
-    network.out.weight.data *= 20  # far from the threshold
-    save_checkpoint(tmp_path / "unet.pt", network, Training("mine", LABELS, INPUT, MEAN, STD))
-    parameters = {"stage": "initial", "dataset": "mine", "num_train_samples": 4, "architecture": "u_net"}
-    return data_dir, store_model(tmp_path / "unet.pt", parameters, LABELS, (), "task"), network
-
-
-@pytest.fixture
-def images(tmp_path) -> Path:
-    """A folder with an image of 8 bits, one of 16 in a folder inside, and one of another size."""
-    rng, folder = np.random.default_rng(5), tmp_path / "new"
-    for name, size, dtype in (("a.png", (120, 90), np.uint8), ("p 1/b.TIF", (70, 133), np.uint16),
-                              ("p 1/a.jpg", (36, 60), np.uint8)):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        smooth = cv2.resize(rng.random((6, 5)), size[::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
-        cv2.imwrite(str(folder / name), (smooth * np.iinfo(dtype).max).astype(dtype))
-    return folder
 
 
 def run(trained, images: Path, *more: str) -> dict:
@@ -93,9 +59,9 @@ def test_a_rerun_does_what_is_missing(trained, images, monkeypatch):
     first = run(trained, images)
     (images.parent / "out" / first["images"][0]["overlay"]).unlink()
     Image.fromarray(np.zeros((40, 50), np.uint8)).save(images / "p 1" / "a.jpg")  # another image
-    predicted, predict = [], predict_folder.Predictor.predict
-    monkeypatch.setattr(predict_folder.Predictor, "predict",
-                        lambda self, path: predicted.append(path.name) or predict(self, path))
+    predicted, read = [], predict_folder.Predictor.read
+    monkeypatch.setattr(predict_folder.Predictor, "read",
+                        lambda self, path: predicted.append(path.name) or read(self, path))
     again = run(trained, images)
     assert predicted == ["a.png", "a.jpg"]
     assert again["images"][::2] == first["images"][::2] and again["images"][1]["height"] == 40
