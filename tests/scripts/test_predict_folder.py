@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from scripts import predict_folder
+from scripts.mask_folder.writing import name_images, write_masks
 from tests.conftest import INPUT, LABELS, MEAN, STD
 from unet_training.networks.u_net import UNet
 from utils.datasets.dicom import read_dicom
@@ -94,11 +95,11 @@ def test_sam_refines_at_the_images_size(trained, images, refinement):
 def test_label_maps_where_labels_dont_overlap_and_a_file_each_where_they_do(tmp_path):
     masks = np.zeros((3, 20, 30), bool)
     masks[0, 2:9, 3:20], masks[2, 9:15, 5:30] = True, True
-    files = predict_folder.write_masks(tmp_path, "a/b", masks, ["x", "y", "z"])
+    files = write_masks(tmp_path, "a/b", masks, ["x", "y", "z"])
     assert files == ["a/b.png"]
     np.testing.assert_array_equal(read_label_map(tmp_path / "a/b.png", ["x", "y", "z"], {}), masks)
     masks[1, 8, 5] = True
-    files = predict_folder.write_masks(tmp_path, "a/b", masks, ["x", "Os/y", "z"])
+    files = write_masks(tmp_path, "a/b", masks, ["x", "Os/y", "z"])
     assert files == ["a/b.x.png", "a/b.Os%2Fy.png", "a/b.z.png"]
     assert all((np.array(Image.open(tmp_path / file)) == 255 * mask).all()
                for file, mask in zip(files, masks, strict=True))
@@ -145,10 +146,29 @@ def test_dicom_among_the_images(trained, images):
     assert (table["images"][0]["image"], dicom.shape) == ("IM0001", png.shape)
 
 
+def test_dicom_says_areas_and_gets_a_segmentation(trained, images):
+    pytest.importorskip("highdicom", reason="DICOM segmentations are written by the optional package highdicom")
+    from pydicom import dcmread
+    pixels = np.array(Image.open(images / "a.png")).astype(np.uint16) * 16
+    write_dicom(images / "IM0001", pixels, PixelSpacing=[0.2, 0.5])
+    write_dicom(images / "bare.dcm", pixels, PixelSpacing=None, ImagerPixelSpacing=[0.1, 0.1], PatientID=None)
+    del (header := dcmread(images / "bare.dcm")).StudyInstanceUID
+    header.save_as(images / "bare.dcm")
+    table, out = run(trained, images), images.parent / "out"
+    full, _, bare, *_ = table["images"]
+    masks, segmentation = read_masks(out, full), dcmread(out / full["dicom_seg"])
+    np.testing.assert_array_equal(segmentation.pixel_array.astype(bool), masks)
+    assert [segment.SegmentLabel for segment in segmentation.SegmentSequence] == ["heart", "lung"]
+    assert segmentation.PatientID == dcmread(images / "IM0001").PatientID
+    area = masks.sum(axis=(1, 2)) * 0.2 * 0.5
+    assert [values["area_mm2"] for values in full["labels"].values()] == pytest.approx(area.tolist())
+    assert bare["pixel_spacing"] == [0.1, 0.1] and "dicom_seg" not in bare and bare["files"]
+
+
 def test_names_stay_apart(tmp_path):
     for name in ("a.png", "a.jpg", "b/a.png", "out/c.png", "notes.txt"):
         write_png(tmp_path / (Path(name).stem + "_.png"), np.zeros((2, 2), np.uint8))
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{Path(name).stem}_.png").rename(tmp_path / name)
-    assert predict_folder.name_images(tmp_path, tmp_path / "out") == {
+    assert name_images(tmp_path, tmp_path / "out") == {
         "a.jpg": "a.jpg", "a.png": "a.png", "b/a.png": "b/a"}
