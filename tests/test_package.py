@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_house import FLOORS, files_of_the_project, imported_packages, syntax_tree
+from tests.test_house import FLOORS, files_of_the_project, imported_packages, modules, syntax_tree
 
 USE = """
 import site, sys
@@ -63,6 +63,12 @@ def check_help(site: Path, elsewhere: Path) -> None:
     assert shown.startswith("usage: python -m sam_burden.scripts.make_phantoms ")
 
 
+def test_our_modules_are_imported_from():
+    """As `import utils.files` would bind another name once it is renamed."""
+    assert not [f"{path}:{node.lineno}" for path in modules(*FLOORS) for node in ast.walk(syntax_tree(path))
+                if isinstance(node, ast.Import) and set(FLOORS) & set(imported_packages(node))]
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_one_package(source, tmp_path):
     command = ["-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "--quiet", "-w", str(tmp_path)]
@@ -76,9 +82,9 @@ def test_the_wheel_holds_one_package(source, tmp_path):
     assert {"py.typed", "segment_anything/demo_sam.safetensors", "annotations_test.xml",
             *(path.relative_to(ROOT).as_posix() for path in files_of_the_project()
               if path.relative_to(ROOT).parts[0] in FLOORS)} <= inner
-    modules = (site / "sam_burden").rglob("*.py")
+    renamed = (site / "sam_burden").rglob("*.py")
     own = {*FLOORS} - {"segment_anything"}
-    assert not [path for path in modules for node in ast.walk(syntax_tree(path))
+    assert not [path for path in renamed for node in ast.walk(syntax_tree(path))
                 if own & set(imported_packages(node))]
     metadata = next(site.glob("*.dist-info/METADATA")).read_text(encoding="utf-8")
     assert "Requires-Dist: torch==" in metadata and "Requires-Dist: pytest" not in metadata
