@@ -5,8 +5,8 @@
 An image of any size goes in and probabilities of its size come out. Checked by onnxruntime against PyTorch.
 
 Reads   a model by its id; what scripts.evaluate measured of it, if it did
-Writes  FILE.onnx; beside it FILE.safetensors, the weights, and in Markdown the model card: data, digests, numbers, limits,
-        how to load
+Writes  FILE.onnx; beside it FILE.safetensors, the weights, and in Markdown the model card: data, digests, numbers,
+        limits, how to load
 """
 import argparse
 import json
