@@ -104,7 +104,7 @@ def main() -> None:
             (target / "py.typed").touch()
 
         def get_source_files(self):
-            return list(map(str, files))
+            return ["requirements.txt", *map(str, files)]
 
         def get_outputs(self, include_bytecode=True):
             return [str(Path(self.build_lib, "sam_burden", file)) for file in (*files, "__init__.py", "py.typed")]
