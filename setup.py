@@ -74,7 +74,7 @@ class Finder:
     @staticmethod
     def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:
         top, *inner = name.split(".")
-        if top != "sam_burden" or inner[:1] == [] or inner[0] not in PACKAGES:
+        if top != "sam_burden" or not inner or inner[0] not in PACKAGES:
             return None
         place = ROOT.joinpath(*inner)
         file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
@@ -82,7 +82,7 @@ class Finder:
 
 
 def main() -> None:
-    from setuptools import setup
+    from setuptools import setup  # here, since an editable install reads this file without it
     from setuptools.command.build_py import build_py
 
     files = [path.relative_to(ROOT) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.*"))

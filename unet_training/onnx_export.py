@@ -29,15 +29,15 @@ class WholeImage(nn.Module):
 
     def __init__(self, network: Network, training: Training):
         super().__init__()
-        self.network, self.training_of = network, training
+        self.network, self.trained_on = network, training
         self.inverted = (training.reading or "").endswith("_inverted")
 
     @full_float32()
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[2], image.shape[3]
         grey = 1 - image if self.inverted else image
-        seen = F.interpolate(grey, self.training_of.input_size, mode="bilinear", align_corners=False)
-        logits = self.network((seen - self.training_of.mean) / self.training_of.std)
+        seen = F.interpolate(grey, self.trained_on.input_size, mode="bilinear", align_corners=False)
+        logits = self.network((seen - self.trained_on.mean) / self.trained_on.std)
         return F.interpolate(logits.sigmoid(), (height, width), mode="bilinear", align_corners=False)
 
 

@@ -118,12 +118,12 @@ class MaskFolder:
     def _is_done(self, image: str, state: dict[str, Any]) -> bool:
         entry = self._entries.get(image)
         return (entry is not None and state.items() <= entry.items()
-                and all((self.out / file).is_file() for file in (*entry["files"], entry["overlay"])))
+                and all((self.out / file).is_file() for file in files_of(entry)))
 
     def _remove_old(self, image: str) -> None:
-        entry = self._entries.pop(image, {"files": ()})
-        for file in (*entry["files"], *filter(None, [entry.get("dicom_seg")])):
-            (self.out / file).unlink(missing_ok=True)
+        if entry := self._entries.pop(image, None):
+            for file in files_of(entry):
+                (self.out / file).unlink(missing_ok=True)
 
     def _save(self, failed: dict[str, str]) -> None:
         entries = [self._entries[image] for image in self.names if image in self._entries]
@@ -165,6 +165,11 @@ class MaskFolder:
             except InputError as error:
                 say_once(str(error))
         return more
+
+
+def files_of(entry: Mapping[str, Any]) -> list[str]:
+    """All that was written of an image."""
+    return [*entry["files"], entry["overlay"], *([entry["dicom_seg"]] if "dicom_seg" in entry else [])]
 
 
 def name_images(folder: Path, out: Path) -> dict[str, str]:

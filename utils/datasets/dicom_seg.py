@@ -27,7 +27,7 @@ def write_dicom_seg(path: Path, source: Path, masks: np.ndarray, labels: Sequenc
     Raises:
         InputError: the image's file lacks what a segmentation must say of it.
     """
-    import highdicom
+    import highdicom  # optional, and slow as the others are
     from highdicom.seg import SegmentAlgorithmTypeValues, SegmentationTypeValues, SegmentDescription
     from pydicom import dcmread
     from pydicom.sr.codedict import codes
