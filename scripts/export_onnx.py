@@ -17,8 +17,8 @@ from typing import Any
 
 import safetensors.torch
 
+from segment_anything.registry import get_sam_type
 from unet_training.checkpoint import Training, load_checkpoint, read_origin
-from unet_training.networks.network import Network
 from unet_training.onnx_export import export_onnx
 from utils.cli import run_stage, stage_parser
 from utils.digests import digest_file
@@ -106,7 +106,7 @@ def main(args: argparse.Namespace) -> Path:
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     write_bytes(weights, safetensors.torch.save(tensors, about))
     files = {path.name: digest_file(path) for path in (args.out, weights)}
-    text = write_card(record, network, training, list(describe_numbers(args.results_dir, training.dataset, record.id)),
+    text = write_card(record, training, list(describe_numbers(args.results_dir, training.dataset, record.id)),
                       args.out.stem, files)
     write_bytes(card, text.encode())
     print(f"{args.out}: differs from PyTorch by {difference:.1e} at most\n{weights}\n{card}")
@@ -122,11 +122,12 @@ def describe_numbers(results_dir: Path, dataset: str, model_id: str) -> Iterator
         yield f"- Dice {dice['mean']:.2f} ± {dice['std']:.2f} % over {dice['count']} {split} images{what}"
 
 
-def write_card(record: Model, network: Network, training: Training, numbers: list[str], stem: str,
+def write_card(record: Model, training: Training, numbers: list[str], stem: str,
                files: dict[str, str]) -> str:
     """The model card as Markdown; `files` have their SHA-256."""
     origin = read_origin(record.weights)
-    reading = training.reading or ""
+    reading, sam = training.reading or "", record.parameters.get("sam_type")
+    notice = get_sam_type(sam).notice if sam else ""
     kind = next(kind for kind in READINGS if kind in reading)
     facts = {"data set": training.dataset, "labels": ", ".join(training.labels),
              "mean, std of the input": f"{training.mean:g}, {training.std:g}", "how files were read": reading,
@@ -138,7 +139,7 @@ def write_card(record: Model, network: Network, training: Training, numbers: lis
         width=training.input_size[1], reading=READINGS[kind].format(reading=reading),
         data="\n".join(f"- {name}: {value}" for name, value in facts.items()),
         numbers="\n".join(numbers) or "Nothing was measured; scripts.evaluate does.",
-        notice=f"- {network.notice}\n" if network.notice else "",
+        notice=f"- Its pseudo labels were {notice}.\n" if notice else "",
         files="\n".join(f"- {name}: SHA-256 {digest}" for name, digest in files.items()))
 
 
