@@ -33,7 +33,7 @@ from utils.errors import InputError
 from utils.files import write_png
 from utils.locks import check_writable
 from utils.options import option_values, options_from, positive_float
-from utils.overlay import overlay, side_by_side, to_grey
+from utils.overlay import add_class_legend, overlay, side_by_side, to_grey
 from utils.paths import RESULTS
 from utils.provenance import describe_run
 from utils.records import read_record, write_record
@@ -203,7 +203,8 @@ class Evaluation:
             grey = to_grey(data.read_grey(stem))
             panels = [overlay(grey, mask) for mask in ((), data.mask(stem), masks[stem])]
             title = f"{self.labels.kind}, Dice {100 * image_dice(dice[stem]):.1f} %"
-            yield f"{name}_{stem}", side_by_side(panels, [stem[:24], "ground truth", title])
+            picture = side_by_side(panels, [stem, "ground truth", title])
+            yield f"{name}_{stem}", add_class_legend(picture, data.description.labels)
 
     def _print(self, summaries: Mapping[str, Summary]) -> None:
         left_out = [stem for stem in self.stems if stem in self.model.data.description.left_out_of_averages]

@@ -11,17 +11,21 @@ The first line is the paper's setting. A rerun with the same arguments skips wha
 which helps more. `--rounds 2` puts the final U-Net in the initial one's place and labels and trains once more.
 
 Reads   the images and annotations of the data set, SAM's weights
-Writes  what the stages write, and in --results_dir: results.csv, results.json, pipeline.png,
-        dice.csv and overlays of each row
+Writes  what the stages write, and in --results_dir: report.html to look at, table.csv, masks/ and pipeline.png (the
+        worst, median and best images, and the first ones, with their masks), results.json (what the table came from),
+        and of each row, in a folder of its model's id, what scripts.evaluate writes
 """  # noqa: E501 (a command to copy)
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from scripts.evaluate import Evaluation, Summary
+from scripts.report import ReportOptions, write_report
+from scripts.report_page.places import Places
 from scripts.study.methods import Setting, add_setting_arguments
 from unet_training.hyper_params import RECOMMENDED_FINAL, RECOMMENDED_LOSS, FinalOptions, LossOptions, Schedule
 from unet_training.models import TrainedModel, add_seed_argument
@@ -32,10 +36,10 @@ from utils.errors import InputError
 from utils.files import write_png
 from utils.locks import check_writable
 from utils.options import positive_int
-from utils.overlay import overlay, side_by_side, stack, to_grey
+from utils.overlay import add_class_legend, overlay, side_by_side, stack, to_grey
 from utils.paths import RESULTS
 from utils.provenance import describe_run
-from utils.records import write_record
+from utils.records import read_record, write_record
 from utils.tables import write_rows
 
 Row = tuple[str, str, Summary]
@@ -127,20 +131,26 @@ def run(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -
             measurements.append((way.refined, labeler, labels, "unlabeled"))
         measurements.append((way.final, final, raw, "test"))
     headline("evaluation")
+    recorded = [{"what": name, "title": NAMES[name], "split": split, "model_id": model.id, "masks": labels.variant,
+                 "notice": labels.notice} for name, model, labels, split in measurements]
     if not all(setting.data.has_ground_truth(stem) for stem in initial.unlabeled_stems(setting.selection)):
         measurements = [measured for measured in measurements if measured[-1] != "unlabeled"]
     evaluations = [Evaluation(model, masks, split, setting.selection, results_dir)
                    for _, model, masks, split in measurements]
-    picture, is_done = results_dir / "pipeline.png", all(evaluation.is_done() for evaluation in evaluations)
+    record, made = results_dir / "results.json", [results_dir / name for name in ("pipeline.png", "report.html")]
+    is_done = (all(evaluation.is_done() for evaluation in evaluations) and all(path.is_file() for path in made)
+               and record.is_file() and read_record(record, dict[str, Any]).get("rows") == recorded)
     rows = [(name, evaluation.split, evaluation.run_if_missing())
             for (name, *_), evaluation in zip(measurements, evaluations, strict=True)]
-    write_table(results_dir / "results.csv", rows)
+    write_table(results_dir / "table.csv", rows)
     folders = [str(evaluation.folder.relative_to(results_dir)) for evaluation in evaluations]
-    write_record(results_dir / "results.json", {"evaluations": folders, "run": describe_run()})
-    if not (is_done and picture.exists()):
-        write_png(picture, picture_pipeline(setting, initial, raw, prepared))
+    write_record(record, {"evaluations": folders, "rows": recorded, "run": describe_run()})
+    if not is_done:
+        write_png(made[0], picture_pipeline(setting, initial, raw, prepared))
+        headline("report")
+        write_report(results_dir, ReportOptions(), Places(setting.device), masks_dir=results_dir / "masks")
     print_table(setting, prepared, rows)
-    print(f"table and overlays: {results_dir}")
+    print(f"report, table and masks: {results_dir}")
     return rows
 
 
@@ -165,8 +175,8 @@ def picture_pipeline(setting: Setting, initial: TrainedModel, raw: PseudoLabels,
         masks = {"ground truth": initial.data.mask(stem)} if initial.data.has_ground_truth(stem) else {}
         masks |= {title: store.mask(stem) for title, store in stores.items()}
         panels = [overlay(grey, mask) for mask in ((), *masks.values())]
-        rows.append(side_by_side(panels, [stem[:24], *masks]))
-    return stack(rows)
+        rows.append(side_by_side(panels, [stem, *masks]))
+    return add_class_legend(stack(rows), initial.data.description.labels)
 
 
 def print_table(setting: Setting, refined: Sequence[PseudoLabels], rows: list[Row]) -> None:

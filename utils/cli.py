@@ -7,9 +7,11 @@
 """
 import argparse
 import errno
+import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -63,6 +65,9 @@ def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.Argum
 
 
 def _prepare_process(threads: int | None, record_diff: bool) -> None:
+    if not sys.warnoptions:  # those of libraries are for programmers; what a user must know is an `InputError`
+        warnings.simplefilter("ignore")
+    logging.getLogger("clearml.Repository Detection").setLevel(logging.ERROR)  # a checkout may have no remote
     if threads:
         import torch  # takes seconds, and not every stage computes
         torch.set_num_threads(threads)

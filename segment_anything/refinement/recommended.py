@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from segment_anything.embeddings import ImageEmbedding
 from segment_anything.refinement.cleaning import SELECTIONS, select_components
-from segment_anything.refinement.prompts import extract_prompts, to_logits
+from segment_anything.refinement.prompts import Prompts, extract_prompts, to_logits
 from segment_anything.refinement.refine import Refined, RefinementOptions, decode_all, refine_in_batches
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.dice import image_dice, multilabel_dice
@@ -158,8 +158,7 @@ def _decode(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decoder: Stored
     for."""
     embeddings = [embedding for _, embedding in images]
     unet = [_cut(probabilities, cuts) for probabilities, _ in images]
-    cleaned = [_select(logits, "largest") for logits in unet]
-    prompts = [extract_prompts(masks, _sigmoid(logits)) for masks, logits in zip(cleaned, unet, strict=True)]
+    cleaned, prompts = zip(*map(_clean_and_prompt, unet), strict=True)
     answers = [Answer(logits, masks, np.full(logits.shape, np.nan, np.float32), np.full(len(logits), np.nan))
                for logits, masks in zip(unet, cleaned, strict=True)]
     options = RefinementOptions(prompt1st=names, prompt2nd=())
@@ -171,6 +170,16 @@ def _decode(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decoder: Stored
         answer.estimate[valid] = 2 * iou / (1 + iou)
         decoded[number] = low
     return answers, decoded
+
+
+def clean_and_prompt_calibrated(probabilities: np.ndarray, calibration: Calibration) -> tuple[np.ndarray, Prompts]:
+    """The masks that SAM is asked by, bool (C, H, W), and what their prompts are taken from."""
+    return _clean_and_prompt(_cut(probabilities, calibration.cuts))
+
+
+def _clean_and_prompt(logits: np.ndarray) -> tuple[np.ndarray, Prompts]:
+    cleaned = _select(logits, "largest")
+    return cleaned, extract_prompts(cleaned, _sigmoid(logits))
 
 
 def _mix(unet: np.ndarray, cleaned: np.ndarray, sam: np.ndarray, estimate: np.ndarray, calibration: Calibration
