@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from markupsafe import Markup
 
+from scripts.report_page.outlines import FINER
 from scripts.report_page.places import Places
 from utils.cli import run_stage, select_device, stage_parser
 from utils.errors import InputError
@@ -141,8 +142,8 @@ def render(name: str, chapters: "Sequence[tuple[Chapter, list[Shown]]]") -> str:
     style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
     colors = [[f"#{bytes(color.tolist()).hex()}" for color in class_colors(len(chapter.labels))]
               for chapter, _ in chapters]
-    return environment.get_template("page.html").render(name=name, chapters=chapters, colors=colors, style=style,
-                                                        script=script, script_digest=digest)
+    return environment.get_template("page.html").render(
+        name=name, chapters=chapters, colors=colors, style=style, script=script, script_digest=digest, finer=FINER)
 
 
 def describe_value(value: Any) -> str:

@@ -144,11 +144,13 @@ def run(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -
             for (name, *_), evaluation in zip(measurements, evaluations, strict=True)]
     write_table(results_dir / "table.csv", rows)
     folders = [str(evaluation.folder.relative_to(results_dir)) for evaluation in evaluations]
-    write_record(record, {"evaluations": folders, "rows": recorded, "run": describe_run()})
+    places = Places(setting.device, setting.data.data_dir, setting.data.derived_dir)
+    write_record(record, {"evaluations": folders, "rows": recorded, "run": describe_run(),
+                          "data": {"dataset": setting.data.description.name, **places.recorded()}})
     if not is_done:
         write_png(made[0], picture_pipeline(setting, initial, raw, prepared))
         headline("report")
-        write_report(results_dir, ReportOptions(), Places(setting.device), masks_dir=results_dir / "masks")
+        write_report(results_dir, ReportOptions(), places, masks_dir=results_dir / "masks")
     print_table(setting, prepared, rows)
     print(f"report, table and masks: {results_dir}")
     return rows

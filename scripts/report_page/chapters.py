@@ -101,7 +101,7 @@ def read_pipeline(folder: Path, places: Places) -> Chapter:
     if "rows" not in record:
         raise InputError(f"{folder / 'results.json'}: is of an older version; run scripts.run_pipeline again")
     chapter, rows = Chapter("Pipeline", record["run"]), record["rows"]
-    dataset = record["run"]["arguments"]["dataset"]
+    dataset = record["data"]["dataset"]
     for row in rows:
         if row["split"] == "test":
             chapter.find_model(row["title"], row["model_id"])
@@ -121,7 +121,7 @@ def read_pipeline(folder: Path, places: Places) -> Chapter:
             chapter.charts.append((f"Dice of each class, {split} images", class_chart(means, labels)))
     chapter.notices += [f"{row['title']}: {row['notice']}" for row in rows if row["notice"]]
     try:
-        data = places.open(record["run"]["arguments"])
+        data = places.open(record["data"])
         chapter.labels = data.description.labels
         chapter.galleries += pipeline_galleries(rows, measured, data, places.device)
     except InputError as error:
@@ -201,7 +201,7 @@ def read_study(folder: Path, places: Places) -> Chapter:
             labels = list(dict.fromkeys(row["class"] for row in of_largest[name]))
             chapter.charts.append((f"Dice of each class, {where}, n = {n}", class_chart(means, labels)))
     if notice := SAM_TYPES[manifest["sam_type"]].notice:
-        chapter.notices.append(f"refined masks: {notice}")
+        chapter.notices.append(f"Refined masks: {notice}")
     try:
         arguments = restore_arguments(places.moved(manifest["arguments"]))
         setting = Setting.from_args(arguments, num_train_samples=n, seed=int(seed))

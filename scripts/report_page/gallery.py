@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import torch
 
-from scripts.report_page.outlines import svg_path
+from scripts.report_page.outlines import png_of, svg_path
 from scripts.study.pictures import PROMPT_TITLES
 from segment_anything.refinement.prompts import Prompts, select_prompt
 from segment_anything.refinement.recommended import Calibration, clean_and_prompt_calibrated
@@ -25,7 +25,7 @@ from unet_training.pseudo_labels import Mask
 from utils.datasets.annotated import AnnotatedImages
 from utils.dice import multilabel_dice
 from utils.mask_store import MaskStore
-from utils.overlay import add_class_legend, overlay, shrink, side_by_side, to_grey
+from utils.overlay import add_class_legend, class_colors, overlay, shrink, side_by_side, to_grey
 from utils.records import read_record
 
 QUALITY = 85  # of JPEG
@@ -67,10 +67,12 @@ class Column:
 
 
 class Shape(NamedTuple):
-    """A class in a panel: `path` as of `svg_path`, Dice and estimate in percent, None where there is none."""
+    """A class in a panel: `path` as of `svg_path`, or `png` of speckles as of `png_of`, both "" where nothing is drawn;
+    Dice and estimate in percent, None where there is none."""
 
     channel: int
     path: str
+    png: str
     dice: float | None
     estimate: float | None
 
@@ -264,10 +266,13 @@ def in_percent(values: np.ndarray | None, labels: Sequence[str]) -> dict[str, fl
 def make_shapes(masks: np.ndarray, dice: Sequence[float | None] | None = None,
                 estimates: Sequence[float | None] | None = None) -> list[Shape]:
     """The classes of an image, bool (C, H, W): those that are drawn, or of which something is known."""
-    nothing = [None] * len(masks)
-    shapes = [Shape(channel, svg_path(mask), *values) for channel, (mask, *values) in
-              enumerate(zip(masks, dice or nothing, estimates or nothing, strict=True))]
-    return [shape for shape in shapes if shape.path or shape.dice is not None]
+    nothing, colors, shapes = [None] * len(masks), class_colors(len(masks)), []
+    for channel, (mask, *values) in enumerate(zip(masks, dice or nothing, estimates or nothing, strict=True)):
+        path = svg_path(mask)
+        png = png_of(mask, colors[channel]) if not path and mask.any() else ""
+        if path or png or values[0] is not None:
+            shapes.append(Shape(channel, path, png, *values))
+    return shapes
 
 
 def mark_prompts(prompts: Prompts, names: tuple[str, ...], size: tuple[int, int]) -> list[PromptMarks]:

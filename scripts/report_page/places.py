@@ -9,6 +9,8 @@ import torch
 from unet_training.models import DataOptions
 from utils.datasets.annotated import AnnotatedImages
 
+FOLDERS = ("data_dir", "derived_dir")
+
 
 @dataclass(frozen=True)
 class Places:
@@ -18,9 +20,13 @@ class Places:
     data_dir: Path | None = None
     derived_dir: Path | None = None
 
+    def recorded(self) -> dict[str, str]:
+        """As a record keeps the folders, and `moved` takes them."""
+        return {name: str(path.resolve()) for name in FOLDERS if (path := getattr(self, name))}
+
     def moved(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a run with these folders."""
-        given = {name: value for name in ("data_dir", "derived_dir") if (value := getattr(self, name))}
+        given = self.recorded()
         return {**arguments, **({"derived_dir": None} if "data_dir" in given else {}), **given}
 
     def open(self, arguments: Mapping[str, Any]) -> AnnotatedImages:
