@@ -85,7 +85,7 @@ def write_report(results_dir: Path, options: ReportOptions, places: Places, out:
     """Writes the page; returns its file.
 
     Args:
-        masks_dir: where the worst, median and best image of each gallery is written, too
+        masks_dir: where the worst, median and best image of each split is written, too
     Raises:
         InputError: there are no results, or they are damaged.
     """
@@ -96,7 +96,8 @@ def write_report(results_dir: Path, options: ReportOptions, places: Places, out:
         raise InputError(f"{results_dir}: holds no results (results.json or manifest.json); run scripts.run_pipeline "
                          "or scripts.run_study, or name their folder with --results_dir")
     count = sum(len(chapter.galleries) for chapter in chapters)
-    shown = [draw_galleries(chapter, options, max(1, options.images // max(1, count)), masks_dir)
+    share = max(1, options.images // max(1, count))
+    shown = [draw_galleries(chapter, options, share, masks_dir if chapter is chapters[0] else None)
              for chapter in chapters]
     out = out or results_dir / "report.html"
     page = render(results_dir.resolve().name, list(zip(chapters, shown, strict=True)))

@@ -17,6 +17,7 @@ Writes  what the stages write, and in --results_dir: report.html to look at, tab
 """  # noqa: E501 (a command to copy)
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,9 +138,9 @@ def run(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -
         measurements = [measured for measured in measurements if measured[-1] != "unlabeled"]
     evaluations = [Evaluation(model, masks, split, setting.selection, results_dir)
                    for _, model, masks, split in measurements]
-    record, made = results_dir / "results.json", [results_dir / name for name in ("pipeline.png", "report.html")]
-    is_done = (all(evaluation.is_done() for evaluation in evaluations) and all(path.is_file() for path in made)
-               and record.is_file() and read_record(record, dict[str, Any]).get("rows") == recorded)
+    record, picture = results_dir / "results.json", results_dir / "pipeline.png"
+    is_shown = (all(evaluation.is_done() for evaluation in evaluations) and read_rows_of(record) == recorded
+                and picture.exists() and (results_dir / "report.html").exists())
     rows = [(name, evaluation.split, evaluation.run_if_missing())
             for (name, *_), evaluation in zip(measurements, evaluations, strict=True)]
     write_table(results_dir / "table.csv", rows)
@@ -147,13 +148,20 @@ def run(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -
     places = Places(setting.device, setting.data.data_dir, setting.data.derived_dir)
     write_record(record, {"evaluations": folders, "rows": recorded, "run": describe_run(),
                           "data": {"dataset": setting.data.description.name, **places.recorded()}})
-    if not is_done:
-        write_png(made[0], picture_pipeline(setting, initial, raw, prepared))
+    if not is_shown:
+        write_png(picture, picture_pipeline(setting, initial, raw, prepared))
         headline("report")
         write_report(results_dir, ReportOptions(), places, masks_dir=results_dir / "masks")
     print_table(setting, prepared, rows)
     print(f"report, table and masks: {results_dir}")
     return rows
+
+
+def read_rows_of(record: Path) -> Any:
+    """Which models and masks the results that are there came from; None without such results."""
+    with suppress(InputError):
+        return read_record(record, dict[str, Any]).get("rows")
+    return None
 
 
 def headline(text: str) -> None:

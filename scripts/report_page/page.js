@@ -32,7 +32,9 @@ function choose(chapter, number) {
   only.textContent = [...chosen].filter(([, set]) => set.size).map(([name, set]) => {
     const places = [`#chapter${name}`, `dialog.chapter${name}`];
     const kept = places.flatMap(place => [...set].map(each => `${place} .k.c${each}`));
-    return `${places.map(place => place + " .k").join()} {display: none} ${kept.join()} {display: inline}`;
+    const listed = [...set].map(each => `dialog.chapter${name} .side [data-class="${each}"]`);
+    return `${places.map(place => place + " .k").join()} {display: none} ${kept.join()} {display: inline}`
+      + `dialog.chapter${name} .side li {opacity: .45} ${listed.join()} {opacity: 1}`;
   }).join(" ");
   for (const button of document.querySelectorAll(`#chapter${chapter} .legend button`)) {
     const pressed = button.dataset.class === undefined ? !classes.size : classes.has(button.dataset.class);
