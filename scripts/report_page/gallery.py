@@ -18,7 +18,7 @@ import torch
 from scripts.report_page.outlines import png_of, svg_path
 from scripts.study.pictures import PROMPT_TITLES
 from segment_anything.refinement.prompts import Prompts, select_prompt
-from segment_anything.refinement.recommended import Calibration, clean_and_prompt_calibrated
+from segment_anything.refinement.recommended import Calibration, prompt_calibrated
 from segment_anything.refinement.refine import RefinementOptions, clean_and_prompt
 from unet_training.models import TrainedModel
 from unet_training.pseudo_labels import Mask
@@ -36,7 +36,7 @@ Values = Mapping[str, Mapping[str, float]]  # stem -> label, or `MEAN` -> percen
 class Prompting(NamedTuple):
     """How prompts are taken from a network's probabilities, and which of them each pass of SAM is given."""
 
-    extract: Callable[[np.ndarray], tuple[np.ndarray, Prompts]]
+    extract: Callable[[np.ndarray], Prompts]
     passes: tuple[tuple[str, ...], ...]
 
     @property
@@ -56,7 +56,7 @@ class Column:
     Attributes:
         masks: yields the masks of these images, in their order
         dice, estimates: what is known of the masks in percent; Dice that isn't is computed where there is ground truth
-        prompting: of prompts, which are drawn over `masks`
+        prompting: of prompts, which are drawn over the masks that they are taken from, in the place of `masks`
     """
 
     title: str
@@ -189,10 +189,10 @@ class Gallery:
         if column.prompting is not None:
             prompting, model = column.prompting
             for stem, probabilities in model.probabilities(chosen):
-                cleaned, prompts = prompting.extract(probabilities)
+                prompts = prompting.extract(probabilities)
                 size = pictures[stem].height, pictures[stem].width
-                marks = mark_prompts(prompts, prompting.names, size)
-                yield stem, Panel(column.title, cleaned.shape[1:], make_shapes(cleaned), marks, prompting.text), cleaned
+                shapes, marks = make_shapes(prompts.masks), mark_prompts(prompts, prompting.names, size)
+                yield stem, Panel(column.title, prompts.masks.shape[1:], shapes, marks, prompting.text), prompts.masks
             return
         for stem, masks, estimated in column.masks(chosen):
             dice = column.dice.get(stem) or self._measure(stem, masks)
@@ -249,10 +249,11 @@ def prompting_of(store: MaskStore) -> Prompting | None:
         return None
     if "prompt1st" in parameters:
         options = msgspec.convert(parameters, RefinementOptions)
-        return Prompting(partial(clean_and_prompt, options=options), (options.prompt1st, options.prompt2nd))
+        return Prompting(lambda probabilities: clean_and_prompt(probabilities, options)[1],
+                         (options.prompt1st, options.prompt2nd))
     known = read_record(store.path.with_suffix(".json"), dict[str, Any])["calibration"]
     calibration = msgspec.convert(known, Calibration)
-    return Prompting(partial(clean_and_prompt_calibrated, calibration=calibration), (calibration.prompts,))
+    return Prompting(partial(prompt_calibrated, calibration=calibration), (calibration.prompts,))
 
 
 def in_percent(values: np.ndarray | None, labels: Sequence[str]) -> dict[str, float]:

@@ -158,9 +158,9 @@ def _decode(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decoder: Stored
     for."""
     embeddings = [embedding for _, embedding in images]
     unet = [_cut(probabilities, cuts) for probabilities, _ in images]
-    cleaned, prompts = zip(*map(_clean_and_prompt, unet), strict=True)
-    answers = [Answer(logits, masks, np.full(logits.shape, np.nan, np.float32), np.full(len(logits), np.nan))
-               for logits, masks in zip(unet, cleaned, strict=True)]
+    prompts = [_prompt(logits) for logits in unet]
+    answers = [Answer(logits, of_image.masks, np.full(logits.shape, np.nan, np.float32), np.full(len(logits), np.nan))
+               for logits, of_image in zip(unet, prompts, strict=True)]
     options = RefinementOptions(prompt1st=names, prompt2nd=())
     decoded = {}
     for number, (low, iou) in decode_all(decoder, embeddings, prompts, options).items():
@@ -172,14 +172,13 @@ def _decode(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decoder: Stored
     return answers, decoded
 
 
-def clean_and_prompt_calibrated(probabilities: np.ndarray, calibration: Calibration) -> tuple[np.ndarray, Prompts]:
-    """The masks that SAM is asked by, bool (C, H, W), and what their prompts are taken from."""
-    return _clean_and_prompt(_cut(probabilities, calibration.cuts))
+def prompt_calibrated(probabilities: np.ndarray, calibration: Calibration) -> Prompts:
+    """What SAM's prompts are taken from in `refine_calibrated`."""
+    return _prompt(_cut(probabilities, calibration.cuts))
 
 
-def _clean_and_prompt(logits: np.ndarray) -> tuple[np.ndarray, Prompts]:
-    cleaned = _select(logits, "largest")
-    return cleaned, extract_prompts(cleaned, _sigmoid(logits))
+def _prompt(logits: np.ndarray) -> Prompts:
+    return extract_prompts(_select(logits, "largest"), _sigmoid(logits))
 
 
 def _mix(unet: np.ndarray, cleaned: np.ndarray, sam: np.ndarray, estimate: np.ndarray, calibration: Calibration
