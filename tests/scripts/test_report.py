@@ -298,7 +298,8 @@ def test_prompts_are_taken_as_the_masks_were_made(tmp_path):
                                 morphology_radius=1)
     calibration = Calibration((0.1, -0.1), ("box",), (0.5, 0.5), (0.0, 0.0), "largest", (0.0,) * 3, (0.0, 0.0),
                               (0.5, 0.6))
-    ways = {"paper": ({**msgspec.to_builtins(options), "sam_type": "demo"}, clean_and_prompt(probabilities, options)[1]),
+    paper = {**msgspec.to_builtins(options), "sam_type": "demo"}
+    ways = {"paper": (paper, clean_and_prompt(probabilities, options)[1]),
             "recommended": ({"name": "x"}, prompt_calibrated(probabilities, calibration))}
     write_record(tmp_path / "recommended.json", {"attributes": {}, "calibration": msgspec.to_builtins(calibration)})
     for name, (parameters, expected) in ways.items():
