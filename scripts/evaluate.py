@@ -33,7 +33,7 @@ from utils.errors import InputError
 from utils.files import write_png
 from utils.locks import check_writable
 from utils.options import option_values, options_from, positive_float
-from utils.overlay import add_class_legend, overlay, side_by_side, to_grey
+from utils.overlay import add_class_legend, overlay, shrink_to_panel, side_by_side, to_grey
 from utils.paths import RESULTS
 from utils.provenance import describe_run
 from utils.records import read_record, write_record
@@ -200,7 +200,7 @@ class Evaluation:
         chosen = best_median_worst(scores)
         masks = {stem: mask for stem, mask, _ in masks_of(self.labels, self.model, sorted(set(chosen.values())))}
         for name, stem in chosen.items():
-            grey = to_grey(data.read_grey(stem))
+            grey = shrink_to_panel(to_grey(data.read_grey(stem)))
             panels = [overlay(grey, mask) for mask in ((), data.mask(stem), masks[stem])]
             title = f"{self.labels.kind}, Dice {100 * image_dice(dice[stem]):.1f} %"
             picture = side_by_side(panels, [stem, "ground truth", title])

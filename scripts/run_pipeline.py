@@ -37,7 +37,7 @@ from utils.errors import InputError
 from utils.files import write_png
 from utils.locks import check_writable
 from utils.options import positive_int
-from utils.overlay import add_class_legend, overlay, side_by_side, stack, to_grey
+from utils.overlay import add_class_legend, overlay, shrink_to_panel, side_by_side, stack, to_grey
 from utils.paths import RESULTS
 from utils.provenance import describe_run
 from utils.records import read_record, write_record
@@ -181,7 +181,7 @@ def picture_pipeline(setting: Setting, initial: TrainedModel, raw: PseudoLabels,
     stores |= {labels.title: open_saved_masks(labels, initial) for labels in refined if labels.kind != raw.kind}
     rows = []
     for stem in initial.unlabeled_stems(setting.selection)[:PICTURED]:
-        grey = to_grey(initial.data.read_grey(stem))
+        grey = shrink_to_panel(to_grey(initial.data.read_grey(stem)))
         masks = {"ground truth": initial.data.mask(stem)} if initial.data.has_ground_truth(stem) else {}
         masks |= {title: store.mask(stem) for title, store in stores.items()}
         panels = [overlay(grey, mask) for mask in ((), *masks.values())]

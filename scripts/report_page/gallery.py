@@ -25,7 +25,7 @@ from unet_training.pseudo_labels import Mask
 from utils.datasets.annotated import AnnotatedImages
 from utils.dice import multilabel_dice
 from utils.mask_store import MaskStore
-from utils.overlay import add_class_legend, class_colors, overlay, shrink, side_by_side, to_grey
+from utils.overlay import add_class_legend, class_colors, overlay, shrink, shrink_to_panel, side_by_side, to_grey
 from utils.records import read_record
 
 QUALITY = 85  # of JPEG
@@ -209,7 +209,7 @@ class Gallery:
         return in_percent(dice.numpy(), self.data.description.labels)
 
     def _draw_overlay(self, stem: str, masks: Mapping[str, np.ndarray]) -> np.ndarray:
-        grey = to_grey(self.data.read_grey(stem))
+        grey = shrink_to_panel(to_grey(self.data.read_grey(stem)))
         panels = [overlay(grey, mask) for mask in ((), *masks.values())]
         return add_class_legend(side_by_side(panels, [stem, *masks]), self.data.description.labels)
 
