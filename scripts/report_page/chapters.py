@@ -84,11 +84,22 @@ class Chapter:
                 yield title, plots
 
     def find_model(self, title: str, model_id: str) -> None:
-        """Enters a model; one that is gone is told."""
+        """Enters a model, once, with the labels; one that is gone is told."""
+        if model_id in {model.id for model in self.models.values()}:
+            return
         try:
             self.models[title] = fetch_model(model_id)
+            self.labels = self.models[title].labels
         except InputError as error:
             self.missing.append(str(error))
+
+    def chart_classes(self, title: str, means: Mapping[str, Mapping[str, float]]) -> None:
+        """Enters the plot of Dice per class, series -> label -> percent, if there is any."""
+        means = {series: values for series, values in means.items() if values}
+        shown = {label for values in means.values() for label in values}
+        if shown:
+            labels = [label for label in self.labels if label in shown] or sorted(shown)
+            self.charts.append((title, class_chart(means, labels)))
 
 
 def read_pipeline(folder: Path, places: Places) -> Chapter:
@@ -98,7 +109,7 @@ def read_pipeline(folder: Path, places: Places) -> Chapter:
         InputError: one of them is missing or damaged.
     """
     record = read_record(folder / "results.json", dict[str, Any])
-    if "rows" not in record:
+    if not {"rows", "data"} <= record.keys():
         raise InputError(f"{folder / 'results.json'}: is of an older version; run scripts.run_pipeline again")
     chapter, rows = Chapter("Pipeline", record["run"]), record["rows"]
     dataset = record["data"]["dataset"]
@@ -114,16 +125,11 @@ def read_pipeline(folder: Path, places: Places) -> Chapter:
     measured = {row["what"]: read_values(folder / dataset / row["model_id"] / f"{row['split']}_{row['masks']}")
                 for row in rows}
     for split in ("test", "unlabeled"):
-        means = {row["title"]: class_means(measured[row["what"]][0]) for row in rows if row["split"] == split}
-        means = {title: values for title, values in means.items() if values}
-        if means:
-            labels = list(dict.fromkeys(label for values in means.values() for label in values))
-            chapter.charts.append((f"Dice of each class, {split} images", class_chart(means, labels)))
+        chapter.chart_classes(f"Dice of each class, {split} images", {
+            row["title"]: class_means(measured[row["what"]][0]) for row in rows if row["split"] == split})
     chapter.notices += [f"{row['title']}: {row['notice']}" for row in rows if row["notice"]]
     try:
-        data = places.open(record["data"])
-        chapter.labels = data.description.labels
-        chapter.galleries += pipeline_galleries(rows, measured, data, places.device)
+        chapter.galleries += pipeline_galleries(rows, measured, places.open(record["data"]), places.device)
     except InputError as error:
         chapter.missing.append(f"No images are shown: {error}")
     return chapter
@@ -195,17 +201,14 @@ def read_study(folder: Path, places: Places) -> Chapter:
     for result in results:
         chapter.find_model(f"{TITLES[result['method']]}, n = {n}, seed {seed}", result["model_id"])
     for name, where in (("study", "test images"), ("pseudo_labels", "pseudo labels")):
-        means = {method: class_means(values_of_rows(of_largest[name], "dice", method))
-                 for method in dict.fromkeys(row["method"] for row in of_largest[name])}
-        if means:
-            labels = list(dict.fromkeys(row["class"] for row in of_largest[name]))
-            chapter.charts.append((f"Dice of each class, {where}, n = {n}", class_chart(means, labels)))
+        chapter.chart_classes(f"Dice of each class, {where}, n = {n}", {
+            method: class_means(values_of_rows(of_largest[name], "dice", method))
+            for method in dict.fromkeys(row["method"] for row in of_largest[name])})
     if notice := SAM_TYPES[manifest["sam_type"]].notice:
         chapter.notices.append(f"Refined masks: {notice}")
     try:
         arguments = restore_arguments(places.moved(manifest["arguments"]))
         setting = Setting.from_args(arguments, num_train_samples=n, seed=int(seed))
-        chapter.labels = setting.data.description.labels
         of_seed = {name: [row for row in each if row["seed"] == seed] for name, each in of_largest.items()}
         chapter.galleries += study_galleries(setting, results, of_seed["study"], of_seed["pseudo_labels"])
     except InputError as error:
