@@ -24,6 +24,7 @@ from utils.options import option_values
 from utils.paths import mask_file
 from utils.random_walk import PRESETS
 from utils.tracking.experiment import start
+from utils.tracking.models import name_result
 
 
 def save_masks(labels: PseudoLabels, model: TrainedModel, selection: Selection) -> Path:
@@ -53,14 +54,18 @@ def _make(labels: PseudoLabels, model: TrainedModel, selection: Selection, write
     description = model.data.description
     parameters = {"stage": labels.stage, "dataset": description.name, "model_id": model.id, "masks": labels.variant,
                   **option_values(selection), **labels.parameters}
-    with start(labels.made_by.partition(".")[2], parameters, (labels.stage, description.name)) as experiment:
+    chosen = {**labels.arguments(model.data), "num_train_samples": model.num_labeled}
+    with start(f"{labels.stage}, {name_result(model.record.parameters)}", parameters, (labels.stage, description.name),
+               kind="data_processing" if labels.kind == "random_walk" else "inference", module=labels.made_by,
+               chosen=chosen) as experiment:
         experiment.use_model(model.id)
         estimates: list[np.ndarray] = []
         with writer:
             writer.write_all(note_estimates(labels.compute(model, list(origins)), estimates), origins)
         if estimates:
-            means = class_means(np.stack(estimates))
-            experiment.histogram("estimated dice per class", means, description.labels, 0)
+            percent = [100 * mean for mean in class_means(np.stack(estimates))]
+            experiment.histogram("Estimated dice in %, per class", percent, description.labels, 0)
+            experiment.single_value("Estimated dice in %", float(np.nanmean(percent)))
 
 
 def note_estimates(masks: Iterable[Mask], estimates: list[np.ndarray]) -> Iterator[Mask]:

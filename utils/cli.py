@@ -18,6 +18,7 @@ from utils.interrupts import on_interrupt
 from utils.left_out import describe_left_out
 from utils.memory import keep_freed_memory
 from utils.provenance import note_arguments
+from utils.tracking.arguments import command_line_of_task, note_command
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,7 @@ def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.Argum
               argv: list[str] | None = None) -> None:
     """Runs `main(args)`. What the user or the machine must mend becomes one line on standard error and an exit code."""
     on_interrupt(signal.default_int_handler)
-    args = parser.parse_args(argv)
+    args = _parse(parser, argv)
     keep_freed_memory()
     note_arguments({name: value for name, value in vars(args).items() if name != "given"})
     _prepare_process(getattr(args, "threads", None), getattr(args, "record_diff", True))
@@ -60,6 +61,17 @@ def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.Argum
             raise
         _end(parser, f"error: out of memory ({str(error).partition('.')[0]}); give a smaller --batch_size, "
                      f"--infer_batch_size or --sam_type, or end other programs; {RESUMES}", 1)
+
+
+def _parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Where a ClearML agent runs the stage, what its task shows comes last, so that it counts."""
+    try:
+        of_task = command_line_of_task(parser) if argv is None else []
+    except InputError as error:
+        _end(parser, f"error: {error}", 2)
+    args = parser.parse_args([*(sys.argv[1:] if argv is None else argv), *of_task])
+    note_command(parser, args)
+    return args
 
 
 def _prepare_process(threads: int | None, record_diff: bool) -> None:

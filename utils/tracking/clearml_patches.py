@@ -4,6 +4,7 @@ tests/utils/test_clearml_patches.py fails for each one that a new version of the
 when it is needed: that takes half a second.
 """
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 PLACEHOLDERS = ("uploading_file", "failed_uploading")  # the SDK's addresses of weights that aren't there
@@ -35,6 +36,46 @@ def leave_parents_task() -> None:
     for name in ("CLEARML_PROC_MASTER_ID", "TRAINS_PROC_MASTER_ID"):  # the SDK sets both
         if os.environ.get(name, "").partition(":")[0] != str(os.getpid()):
             os.environ.pop(name, None)
+
+
+def leave_agents_task() -> None:
+    """The task that an agent runs this process for isn't to be reported to; the SDK keeps its id from the start on."""
+    from clearml.config.remote import override_current_task_id
+    override_current_task_id(None)
+    for name in ("CLEARML_TASK_ID", "TRAINS_TASK_ID"):
+        os.environ.pop(name, None)
+
+
+def name_entry_point(module: str) -> None:
+    """A task is rerun as `python -m <module>`, without the command line of today, which its arguments stand for; "":
+    as it was started. The SDK asks for it from a thread, whose answer takes the place of `Task.set_script`."""
+    from clearml.backend_interface.task.repo.scriptinfo import ScriptInfo
+    ask = vars(ScriptInfo).get("ask_running_module") or vars(ScriptInfo)["detect_running_module"]
+
+    def name_module(_: type, script: dict) -> dict:
+        return {**script, "entry_point": f"-m {module}", "working_dir": "."} if script else script
+
+    ScriptInfo.ask_running_module = ask
+    ScriptInfo.detect_running_module = classmethod(name_module) if module else ask
+
+
+def set_arguments(task, arguments: Mapping) -> None:
+    """Shows arguments in their sections with their help, in two calls of the server. `Task.set_parameter`, which is
+    documented, takes two for each."""
+    names = {name: f"{argument.section}/{name}" for name, argument in arguments.items()}
+    task._set_parameters({names[name]: argument.value for name, argument in arguments.items()}, __update=True,
+                         __parameters_descriptions={names[name]: argument.help for name, argument in arguments.items()})
+
+
+def abandon_task(task) -> None:
+    """Lets go of a task whose server is gone: it is not the process's own any more, and nothing waits for it at the
+    end."""
+    from clearml import Logger, Task
+    task._at_exit_called = True
+    Task._Task__register_at_exit(None)
+    Logger._remove_std_logger()
+    Task._Task__main_task = Task._Task__forked_proc_main_pid = None
+    leave_agents_task()
 
 
 def release_signals(task) -> None:

@@ -88,6 +88,15 @@ def find_models(**parameters) -> list[Model]:
     return sorted(matching, key=attrgetter("created"), reverse=True)
 
 
+def name_result(parameters: Mapping[str, Any]) -> str:
+    """What a model is, in a few words: "final phantom n=20 sam"."""
+    architecture = parameters.get("architecture", "u_net")
+    words = [parameters.get("stage", MODEL_NAME), parameters.get("dataset"),
+             f"n={parameters['num_train_samples']}" if "num_train_samples" in parameters else None,
+             parameters.get("pseudo_label"), architecture if architecture != "u_net" else None]
+    return " ".join(str(word) for word in words if word)
+
+
 def describe(models: Sequence[Model]) -> str:
     """One line that lists ids and what the models are, for an error message."""
     if not models:

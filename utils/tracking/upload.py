@@ -26,7 +26,7 @@ def upload_offline_runs() -> Iterator[tuple[str, str]]:
 
 def _upload_session(session: Session) -> Iterator[tuple[str, str]]:
     clearml, server = prepare_clearml(), get_server_address()
-    models = [model for model in load_local_models() if model.task_id == session.id]
+    models = [model for model in load_local_models() if model.task_id in (session.id, session.end.replaces)]
     done = load_uploaded_ids(server)
     if {session.id, *(model.id for model in models)} <= done.keys():
         return
@@ -43,7 +43,7 @@ def _upload_session(session: Session) -> Iterator[tuple[str, str]]:
                 new_id = upload_model(task, model.weights, model.parameters, model.labels, model.tags)
                 remember_upload(server, model.id, new_id)
                 yield model.id, new_id
-        for number, model_id in enumerate(session.input_models, 1):
+        for number, model_id in enumerate(session.end.input_models, 1):
             link_input_model(task, model_id, number)
         task.mark_completed(force=True)
-        correct_status(task, session.status, session.reason)
+        correct_status(task, session.end.status, session.end.reason)
