@@ -10,6 +10,7 @@ import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,33 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", 
 def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser,
               argv: list[str] | None = None) -> None:
     """Runs `main(args)`. What the user or the machine must mend becomes one line on standard error and an exit code."""
+    try:
+        _run(main, parser, argv)
+    except SystemExit as end:
+        _end_without_server(end.code)
+        raise
+    except Exception:
+        if _is_server_lost():
+            traceback.print_exc()
+        _end_without_server(1)
+        raise
+    _end_without_server(0)
+
+
+def _end_without_server(code: object) -> None:
+    """Where a ClearML server was lost, threads still wait for it, and would for hours."""
+    if _is_server_lost():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def _is_server_lost() -> bool:
+    server = sys.modules.get("utils.tracking.server")  # else there is none
+    return server is not None and server.is_given_up()
+
+
+def _run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: list[str] | None) -> None:
     on_interrupt(signal.default_int_handler)
     args = _parse(parser, argv)
     keep_freed_memory()

@@ -3,8 +3,9 @@
 tests/utils/test_clearml_patches.py fails for each one that a new version of the SDK makes useless. The SDK is imported
 when it is needed: that takes half a second.
 """
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 PLACEHOLDERS = ("uploading_file", "failed_uploading")  # the SDK's addresses of weights that aren't there
@@ -67,15 +68,42 @@ def set_arguments(task, arguments: Mapping) -> None:
                          __parameters_descriptions={names[name]: argument.help for name, argument in arguments.items()})
 
 
-def abandon_task(task) -> None:
-    """Lets go of a task whose server is gone: it is not the process's own any more, and nothing waits for it at the
-    end."""
-    from clearml import Logger, Task
+def stop_watching(task) -> None:
+    """The SDK ends a process whose task isn't in progress any more on the server."""
     task._at_exit_called = True
+    if task._dev_worker:
+        task._dev_worker.unregister()
+
+
+def abandon_task(task) -> None:
+    """Lets go of a task whose server is gone, and goes offline: it is not the process's own any more, and nothing waits
+    for it at the end. `Task.set_offline` would ask the server for its status."""
+    from clearml import Logger, Task
+    from clearml.backend_api import Session
+    from clearml.backend_interface.base import InterfaceBase
+    stop_watching(task)
     Task._Task__register_at_exit(None)
     Logger._remove_std_logger()
     Task._Task__main_task = Task._Task__forked_proc_main_pid = None
+    InterfaceBase._offline_mode = Session._offline_mode = True
     leave_agents_task()
+    for name in ("CLEARML_PROC_MASTER_ID", "TRAINS_PROC_MASTER_ID"):
+        os.environ.pop(name, None)
+
+
+def watch_losses() -> Callable[[], int]:
+    """What counts the reports that the server has refused: the SDK drops them with a line in its log."""
+    counter = _Counter(logging.WARNING)
+    for name in ("clearml.Metrics", "clearml.log"):
+        logging.getLogger(name).addHandler(counter)
+    return lambda: counter.count
+
+
+class _Counter(logging.Handler):
+    count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += "failed" in record.getMessage()
 
 
 def release_signals(task) -> None:

@@ -27,12 +27,15 @@ from utils.locks import check_writable, exclusive, hold
 from utils.provenance import describe_run
 from utils.tracking.arguments import describe_arguments, get_module
 from utils.tracking.clearml_patches import (
+    get_server_address,
     keep_recent_sessions_in,
     leave_agents_task,
     leave_parents_task,
     name_entry_point,
     release_signals,
     set_arguments,
+    stop_watching,
+    watch_losses,
 )
 from utils.tracking.journal import Description, Journal
 from utils.tracking.models import PROJECT, fetch_model, link_input_model, store_model, upload_model
@@ -67,11 +70,19 @@ class Experiment:
         self._started, self._input_models, self._artifacts = time.time(), [], {}
         self._logger = task.get_logger()
         self._online, self._lost, self._journal = has_server(), "", Journal()
+        self._count_losses = watch_losses() if self._online else None
         self._held = None if self._online else hold(_session_folder(task))
 
     def describe(self) -> None:
         """Says what runs: the arguments, what the result depends on, and what it is made with."""
-        self._call_task(self._describe)
+        if not self._online:
+            self._describe()
+            return
+        try:
+            call_server(self._describe)
+            call_server(self._check_files, longest=1)
+        except ServerGone as error:
+            self._lose(str(error))
 
     def _describe(self) -> None:
         described = self._description
@@ -80,8 +91,11 @@ class Experiment:
             self._task.set_configuration_object(MADE_OF, config_dict=dict(described.parameters))
         else:
             self._task.connect(dict(described.parameters), name="Args")
-        if self._online and not self._task.upload_artifact("run", describe_run(), wait_on_upload=True):
-            raise OSError(f"{self._task.get_output_destination()} takes no files")
+
+    def _check_files(self) -> None:
+        """A small file, before hours of training: what made the run."""
+        if not self._task.upload_artifact("run", describe_run(), wait_on_upload=True):
+            raise OSError(f"{self._task.output_uri} takes no files")
 
     def scalar(self, title: str, series: str, value: float, step: int) -> None:
         """One point of the curve `series` in the plot `title`. A value that isn't finite is left out."""
@@ -118,12 +132,15 @@ class Experiment:
     def send(self, method: str, **arguments: Any) -> None:
         """Calls a method of the SDK's logger, and notes it for when the server is lost."""
         if self._online:
-            self._journal.note(method, arguments)
-        if self._lost:
-            return
+            self._journal.note(method, dict(arguments))
+        if not self._lost:
+            self._log(method, arguments)
+
+    def _log(self, method: str, arguments: Mapping[str, Any]) -> None:
         if method == "report_matplotlib_figure":
-            arguments["figure"] = _as_figure(arguments.pop("image"))
-            arguments["report_interactive"] = False
+            figure = _as_figure(arguments["image"])
+            arguments = {key: value for key, value in arguments.items() if key != "image"}
+            arguments |= {"figure": figure, "report_interactive": False}
         getattr(self._logger, method)(**arguments)
 
     def artifact(self, name: str, file: Path) -> None:
@@ -168,8 +185,10 @@ class Experiment:
 
     def _lose(self, reason: str) -> None:
         self._lost = reason
+        stop_watching(self._task)
         with suppress(ServerGone, InputError):  # where its files alone are out of reach, the server learns why
-            call_server(lambda: self._task.mark_stopped(status_message=f"goes on offline: {reason}", force=True))
+            call_server(lambda: self._task.mark_stopped(status_message=f"goes on offline: {reason}", force=True),
+                        longest=0.2)
         give_up(self._task, reason)
 
     def end(self, status: str, reason: str) -> None:
@@ -188,6 +207,12 @@ class Experiment:
 
     def _close(self, status: str, reason: str) -> None:
         self._task.flush(wait_for_uploads=True)
+        if dropped := self._count_losses():  # the server was out of order for a while: it is told all once more
+            for method, arguments in self._journal.calls:
+                self._log(method, arguments)
+            self._task.flush(wait_for_uploads=True)
+            if self._count_losses() > dropped:
+                raise OSError(f"{get_server_address()} takes no reports")
         self._task.close()
         correct_status(self._task, status, reason)
 

@@ -15,10 +15,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from utils.paths import ROOT
 from utils.tracking.arguments import Argument
+from utils.tracking.offline_runs import SessionEnd
 
 SECONDS = 120  # for writing a session
 
@@ -52,8 +54,8 @@ class Journal:
         """`arguments` are those of JSON, and one array at most, named `image`."""
         self.calls.append((method, arguments))
 
-    def keep(self, description: Description, end: Mapping[str, Any]) -> str:
-        """Makes an offline session of it and returns that one's id; `end` are the arguments of `end_session` beside it.
+    def keep(self, description: Description, end: SessionEnd) -> str:
+        """Makes an offline session of it, which ended so, and returns that one's id.
 
         Raises:
             OSError, subprocess.SubprocessError: it can't be written.
@@ -65,7 +67,7 @@ class Journal:
                 if "image" in arguments:
                     np.save(folder / f"{number}.npy", arguments["image"], allow_pickle=False)
                 calls.append([method, {key: value for key, value in arguments.items() if key != "image"}])
-            content = {"description": asdict(description), "calls": calls, "end": dict(end)}
+            content = {"description": asdict(description), "calls": calls, "end": msgspec.to_builtins(end)}
             (folder / "journal.json").write_text(json.dumps(content), encoding="utf-8")
             environment = {key: value for key, value in os.environ.items()
                            if key not in ("CLEARML_TASK_ID", "CLEARML_PROC_MASTER_ID", "TRAINS_PROC_MASTER_ID")}
@@ -85,7 +87,7 @@ def tell_again(folder: Path) -> str:
         if (image := folder / f"{number}.npy").exists():
             values["image"] = np.load(image, allow_pickle=False)
         experiment.send(method, **values)
-    experiment.end_as(**content["end"])
+    experiment.end_offline(msgspec.convert(content["end"], SessionEnd))
     return experiment.id
 
 

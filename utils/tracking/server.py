@@ -99,14 +99,13 @@ def give_up(task, reason: str) -> None:
     """Goes on without the server, as offline. The calls that wait for it are left behind."""
     _gone.append(reason)
     abandon_task(task)
-    prepare_clearml().Task.set_offline(True)
 
 
-def call_server(call: Callable[..., Answer], *arguments: Any) -> Answer:
+def call_server(call: Callable[..., Answer], *arguments: Any, longest: float = LONGEST) -> Answer:
     """What the call returns, as long as the server answers meanwhile. Ctrl-C ends the waiting.
 
     Raises:
-        ServerGone: it was silent for `get_patience`, or the call takes `LONGEST` times that, or it failed.
+        ServerGone: it was silent for `get_patience`, or the call takes `longest` times that, or it failed.
         InputError: of the call.
     """
     outcome: dict[str, Any] = {}
@@ -119,7 +118,7 @@ def call_server(call: Callable[..., Answer], *arguments: Any) -> Answer:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    _wait(thread, get_patience())
+    _wait(thread, get_patience(), longest)
     if isinstance(error := outcome.get("error"), InputError | get_login_error()):
         raise error
     if error is not None:
@@ -127,7 +126,7 @@ def call_server(call: Callable[..., Answer], *arguments: Any) -> Answer:
     return outcome["answer"]
 
 
-def _wait(thread: threading.Thread, patience: float) -> None:
+def _wait(thread: threading.Thread, patience: float, longest: float) -> None:
     began = answered = time.monotonic()
     while True:
         thread.join(patience / PINGS)
@@ -138,7 +137,7 @@ def _wait(thread: threading.Thread, patience: float) -> None:
         answered = answered if problem else now
         if now - answered > patience:
             raise ServerGone(f"{get_server_address()} {problem}")
-        if now - began > LONGEST * patience:
+        if now - began > longest * patience:
             raise ServerGone(f"{get_server_address()} or the place of its files took more than {now - began:.0f} s")
 
 
