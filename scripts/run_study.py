@@ -50,7 +50,7 @@ from utils.tables import read_rows, write_rows
 
 MEASURES = ("dice", "surface_dice", "estimated_dice")
 FREE = ("num_train_samples", "seeds", "methods", "results_dir", "data_dir", "derived_dir", "gpu_id", "num_workers",
-        "infer_batch_size", "surface_tolerance", "threads", "record_diff")  # arguments that results don't depend on
+        "infer_batch_size", "surface_tolerance", "threads", "record_diff", "upload_masks")  # results don't depend on them
 COLUMNS = ("dataset", "method", "n", "seed", "image", "class", *MEASURES, "model_id")
 
 

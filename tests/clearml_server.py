@@ -8,6 +8,7 @@
 import base64
 import copy
 import json
+import re
 import threading
 import time
 import uuid
@@ -51,7 +52,8 @@ class ClearMLServer:
         return {"token": ".".join([*parts, "c2lnbmF0dXJl"])}
 
     def projects_get_all(self, body: dict) -> dict:
-        return {"projects": list(self.projects.values())}
+        name = body.get("name", "")
+        return {"projects": [each for each in self.projects.values() if re.search(name, each["name"])]}
 
     def projects_create(self, body: dict) -> dict:
         return {"id": _create(self.projects, body)}
@@ -82,6 +84,12 @@ class ClearMLServer:
         artifacts = self.tasks[body["task"]]["execution"].setdefault("artifacts", [])
         names = {artifact["key"] for artifact in body["artifacts"]}
         artifacts[:] = [*(artifact for artifact in artifacts if artifact["key"] not in names), *body["artifacts"]]
+        return {"updated": 1}
+
+    def tasks_edit_hyper_params(self, body: dict) -> dict:
+        hyperparams = self.tasks[body["task"]].setdefault("hyperparams", {})
+        for item in body["hyperparams"]:
+            hyperparams.setdefault(item["section"], {})[item["name"]] = item
         return {"updated": 1}
 
     def tasks_clone(self, body: dict) -> dict:

@@ -71,6 +71,9 @@ def _run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPa
     keep_freed_memory()
     note_arguments({name: value for name, value in vars(args).items() if name != "given"})
     _prepare_process(getattr(args, "threads", None), getattr(args, "record_diff", True))
+    if not getattr(args, "upload_masks", True):
+        from utils.tracking.artifacts import keep_files_here  # takes a while, as the tracker does
+        keep_files_here()
     try:
         main(args)
         if told := describe_left_out():

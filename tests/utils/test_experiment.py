@@ -206,8 +206,11 @@ def test_two_processes_with_a_server(tmp_path):
     with running_server(tmp_path / "server_files") as server:
         options = {"folder": tmp_path, "runs": tmp_path / "runs", "server": server}
         model_id = printed("model id", run_code(TRAIN, str(tmp_path), **options))
-        unfinished = {**server.models[model_id], "id": "unfinished", "uri": "file:///x/uploading_file"}
-        server.models["unfinished"] = unfinished  # what a kill during the upload leaves
+        others = {"unfinished": {"uri": "file:///x/uploading_file"},  # as older versions left after a kill
+                  "foreign": {"labels": None}, "strange": {"design": {"design": "[1]"}}, "bare": {"design": None},
+                  "other_project": {"project": "other"}}
+        for name, changes in others.items():
+            server.models[name] = {**server.models[model_id], **changes, "id": name}
         output = run_code(NEXT_STAGE, model_id, **options)
     asked = [line for line in output.splitlines() if line.startswith("network:")]
     assert asked and all("127.0.0.1" in line for line in asked)  # nothing but the server, no check for updates
@@ -225,8 +228,9 @@ def test_two_processes_with_a_server(tmp_path):
     arguments = training["hyperparams"]["Args"]
     assert arguments["num_train_samples"]["value"] == "5" and arguments["input_size"]["value"] == "[96, 56]"
     assert training["models"]["output"] == [{"name": "bone_segmentator", "model": model_id}]
-    assert set(server.models) == {model_id, "unfinished"}  # torch.save itself is not traced
-    assert server.models[model_id]["name"] == "bone_segmentator"
+    assert set(server.models) == {model_id, *others}  # torch.save itself is not traced
+    assert all(output.count(f"left out: model {name}") == 1 for name in ("foreign", "strange", "bare"))
+    assert server.models[model_id]["name"] == "initial phantom n=5"
     assert server.models[model_id]["labels"] == {"Radius": 0, "Ulna": 1, "Os lunatum": 2}
     assert tasks["prediction"]["models"]["input"] == [{"name": "bone_segmentator", "model": model_id},
                                                       {"name": "bone_segmentator_2", "model": model_id}]
@@ -259,6 +263,8 @@ def test_upload_of_offline_runs(tmp_path):
         output = run_python(["-m", "scripts.upload_offline_runs"], runs, server)
         new_ids = dict(re.findall(r"^(\S+) -> (\S+)$", output, re.MULTILINE))
         assert len(new_ids) == 4 and set(new_ids.values()) == {*server.tasks, *server.models}
+        assert all("offline" in task["tags"] for task in server.tasks.values())
+        assert "began" in server.tasks[new_ids[fetch_model(initial).task_id]]["hyperparams"]["properties"]
         new = new_ids[initial]
         assert server.models[new]["uri"].startswith(server.files.as_uri())
         tasks = {task["name"]: task for task in server.tasks.values()}

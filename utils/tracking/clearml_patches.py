@@ -26,6 +26,16 @@ def skip_update_check() -> None:
     CheckPackageUpdates._package_version_checked = True
 
 
+def leave_argparse() -> None:
+    """The SDK's import makes argparse read the arguments of an agent's task by itself, which it can't where they are in
+    sections."""
+    import argparse
+    from clearml.binding.args import PatchArgumentParser
+    for name in ("parse_args", "parse_known_args"):
+        if original := getattr(PatchArgumentParser, f"_original_{name}"):
+            setattr(argparse.ArgumentParser, name, original)
+
+
 def keep_recent_sessions_in(folder: Path) -> None:
     """The SDK writes a list of recent sessions to the home directory, and no setting changes where."""
     from clearml.config.cache import SessionCache

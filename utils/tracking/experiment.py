@@ -25,7 +25,9 @@ import numpy as np
 from utils.errors import InputError
 from utils.locks import check_writable, exclusive, hold
 from utils.provenance import describe_run
+from utils.records import read_record, write_record
 from utils.tracking.arguments import describe_arguments, get_module
+from utils.tracking.artifacts import upload_artifact
 from utils.tracking.clearml_patches import (
     get_server_address,
     keep_recent_sessions_in,
@@ -249,12 +251,6 @@ def _as_figure(image: np.ndarray):
     return figure
 
 
-def upload_artifact(task, name: str, file: Path) -> None:
-    """Raises OSError where it doesn't arrive."""
-    if not task.upload_artifact(name, str(file), wait_on_upload=True):
-        raise OSError(f"{file} was not uploaded")
-
-
 @contextmanager
 def start(name: str, parameters: Mapping, tags: Sequence[str] = (), *, kind: str = "training", module: str = "",
           chosen: Mapping[str, Any] | None = None, continues: str = "") -> Iterator[Experiment]:
@@ -299,6 +295,31 @@ def start(name: str, parameters: Mapping, tags: Sequence[str] = (), *, kind: str
         experiment.end(status, reason)
 
 
+class BegunTask:
+    """The task on the server of a training that may be interrupted: it is noted beside the training's state, and the
+    run that resumes there continues it."""
+
+    def __init__(self, state: Path):
+        self._state, self._record = state, state.with_suffix(".task.json")
+
+    def find(self) -> str:
+        """Its id; "" if there is none of this server, or nothing to resume."""
+        if not (has_server() and self._state.exists()):
+            return ""
+        with suppress(InputError):  # it isn't there, or damaged
+            known = read_record(self._record, dict[str, str])
+            return known["task"] if known["server"] == get_server_address() else ""
+        return ""
+
+    def note(self, task_id: str) -> None:
+        if has_server():
+            write_record(self._record, {"server": get_server_address(), "task": task_id})
+
+    def forget(self) -> None:
+        """Once the training has ended."""
+        self._record.unlink(missing_ok=True)
+
+
 @contextmanager
 def tagged(tag: str) -> Iterator[None]:
     """All runs that begin in the block have this tag, too: what belongs together is found by it."""
@@ -340,6 +361,8 @@ def _init_task(description: Description, continues: str = ""):
                              output_uri=online or None, auto_connect_arg_parser=False, auto_connect_frameworks=False,
                              auto_resource_monitoring=False)
     release_signals(task)  # `start` sees to them
+    if online and not task.output_uri:  # of a clone
+        task.output_uri = True
     return task
 
 

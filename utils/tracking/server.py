@@ -22,6 +22,7 @@ from utils.tracking.clearml_patches import (
     get_login_error,
     get_server_address,
     has_credentials,
+    leave_argparse,
     report_from_threads,
     skip_update_check,
 )
@@ -62,6 +63,7 @@ def prepare_clearml() -> ModuleType:
     import clearml  # takes half a second
     report_from_threads()
     skip_update_check()
+    leave_argparse()
     try:
         online = has_credentials()
     except get_configuration_error() as error:
