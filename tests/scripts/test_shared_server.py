@@ -1,5 +1,5 @@
-"""Several machines with one ClearML server: an agent runs a stage that was cloned in the web UI, and a second working copy
-finds what the first one has made."""
+"""Several machines with one ClearML server: an agent runs a stage that was cloned in the web UI, and a second working
+copy finds what the first one has made."""
 import json
 import os
 import shutil

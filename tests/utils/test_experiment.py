@@ -96,6 +96,26 @@ model = fetch_model(new)
 assert model.weights.read_bytes() == b"initial" and model.parameters == PARAMETERS
 """
 
+RESUMED = """
+from utils.tracking.experiment import BegunTask, start
+from pathlib import Path
+state = Path(sys.argv[1])
+begun = BegunTask(state)
+for interrupted in (True, False):
+    try:
+        with start("train", {"stage": "initial"}, ["initial"], continues=begun.find()) as experiment:
+            begun.note(experiment.id)
+            print("continued:", experiment.continued)
+            experiment.scalar("loss", "train", 0.5, 1 - interrupted)
+            state.write_bytes(b"after the first epoch")
+            if interrupted:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        continue
+begun.forget()
+assert not begun.find()
+"""
+
 SERVER_TROUBLE = """
 import os
 from utils.cli import InputError
@@ -297,6 +317,16 @@ def test_server_trouble_is_told_in_one_line(tmp_path):
         output = run_code(SERVER_TROUBLE, folder=tmp_path, runs=tmp_path / "runs", server=server)
     assert "http://127.0.0.1:9 can't be reached" in printed("unreachable", output)
     assert "wrong credentials" in printed("refused", output) and "check the credentials" in printed("refused", output)
+
+
+@pytest.mark.slow
+def test_a_training_that_resumes_continues_its_task(tmp_path):
+    with running_server(tmp_path / "server_files") as server:
+        output = run_code(RESUMED, str(tmp_path / "state.pt"), folder=tmp_path, runs=tmp_path / "runs", server=server)
+    assert re.findall("^continued: (.*)$", output, re.MULTILINE) == ["False", "True"]
+    task, = server.tasks.values()
+    assert task["status"] == "completed"
+    assert [event["iter"] for event in server.events if event.get("metric") == "loss"] == [0, 1]
 
 
 def test_models_are_found_newest_first_by_equal_parameters(tmp_path):

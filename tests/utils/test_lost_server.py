@@ -51,8 +51,8 @@ def start_stage(tmp_path: Path, server: ClearMLServer, **environment: str) -> su
     kept |= {"SAM_BURDEN_RUNS": str(tmp_path / "runs"), "HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT),
              "CLEARML_CONFIG_FILE": str(tmp_path / "none"), "SAM_BURDEN_SERVER_PATIENCE": str(PATIENCE),
              **server.environment, **environment}
-    return subprocess.Popen([sys.executable, str(tmp_path / "stage.py"), str(tmp_path / "unet.pt")], env=kept, text=True,
-                            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, str(tmp_path / "stage.py"), str(tmp_path / "unet.pt")], env=kept, cwd=ROOT,
+                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def sessions(runs: Path) -> dict[str, dict]:

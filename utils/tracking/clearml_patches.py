@@ -10,6 +10,8 @@ from pathlib import Path
 
 PLACEHOLDERS = ("uploading_file", "failed_uploading")  # the SDK's addresses of weights that aren't there
 
+_agents_tasks = [task_id] if (task_id := os.environ.get("CLEARML_TASK_ID")) else []
+
 
 def report_from_threads() -> None:
     """Without a process of its own for reports, which takes 8 s to close.
@@ -30,6 +32,7 @@ def leave_argparse() -> None:
     """The SDK's import makes argparse read the arguments of an agent's task by itself, which it can't where they are in
     sections."""
     import argparse
+
     from clearml.binding.args import PatchArgumentParser
     for name in ("parse_args", "parse_known_args"):
         if original := getattr(PatchArgumentParser, f"_original_{name}"):
@@ -49,12 +52,11 @@ def leave_parents_task() -> None:
             os.environ.pop(name, None)
 
 
-def leave_agents_task() -> None:
-    """The task that an agent runs this process for isn't to be reported to; the SDK keeps its id from the start on."""
+def follow_agents_task(is_meant: bool) -> None:
+    """Whether the task that is made next is the one that an agent runs this process for, if one does: the SDK takes it
+    for every task of the process. It is one's own once."""
     from clearml.config.remote import override_current_task_id
-    override_current_task_id(None)
-    for name in ("CLEARML_TASK_ID", "TRAINS_TASK_ID"):
-        os.environ.pop(name, None)
+    override_current_task_id(_agents_tasks.pop() if is_meant and _agents_tasks else None)
 
 
 def name_entry_point(module: str) -> None:
@@ -96,7 +98,7 @@ def abandon_task(task) -> None:
     Logger._remove_std_logger()
     Task._Task__main_task = Task._Task__forked_proc_main_pid = None
     InterfaceBase._offline_mode = Session._offline_mode = True
-    leave_agents_task()
+    follow_agents_task(False)
     for name in ("CLEARML_PROC_MASTER_ID", "TRAINS_PROC_MASTER_ID"):
         os.environ.pop(name, None)
 

@@ -29,9 +29,9 @@ from utils.records import read_record, write_record
 from utils.tracking.arguments import describe_arguments, get_module
 from utils.tracking.artifacts import upload_artifact
 from utils.tracking.clearml_patches import (
+    follow_agents_task,
     get_server_address,
     keep_recent_sessions_in,
-    leave_agents_task,
     leave_parents_task,
     name_entry_point,
     release_signals,
@@ -353,8 +353,7 @@ def open_offline(description: Description) -> Experiment:
 
 def _init_task(description: Description, continues: str = ""):
     clearml, online = prepare_clearml(), has_server()
-    if description.module != get_module():
-        leave_agents_task()  # which is another stage's
+    follow_agents_task(description.module == get_module())
     name_entry_point(description.module)
     task = clearml.Task.init(PROJECT, description.name, task_type=description.kind, tags=list(description.tags),
                              reuse_last_task_id=continues or False, continue_last_task=0 if continues else False,
