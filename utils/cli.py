@@ -101,7 +101,7 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.
     except InputError as error:
         _end(parser, f"error: {error}", 2)
     args = parser.parse_args([*(sys.argv[1:] if argv is None else argv), *of_task])
-    note_command(parser, args)
+    note_command(parser, vars(args))
     return args
 
 

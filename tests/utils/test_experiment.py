@@ -1,4 +1,5 @@
 """Experiment tracking: the flow train -> next stage in two processes, offline and against a loopback server."""
+import io
 import json
 import os
 import re
@@ -8,9 +9,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from scripts import upload_offline_runs
 from tests.clearml_server import ClearMLServer, running_server
@@ -39,6 +42,8 @@ with start("initial training", PARAMETERS, ["phantom", "n=5"]) as experiment:
     experiment.histogram("Dice per class", [0.5, float("nan"), 0.25], LABELS, 2)
     experiment.image("prediction", "first", np.zeros((30, 20, 3), np.uint8), 2)
     experiment.table("summary", [["what", "Dice"], ["initial", 74.3]])
+    experiment.figure("study", "curves", np.arange(60, dtype=np.uint8).reshape(4, 5, 3))
+    experiment.single_value("Dice in %", 74.3)
     print("seen on the console")
     print("model id:", experiment.save_model(folder / "unet.pt", LABELS))
 """
@@ -217,7 +222,7 @@ def test_two_processes_offline(tmp_path):
     session = (runs / "offline" / fetch_model(model_id).task_id)
     reported = {event["metric"] for line in (session / "metrics.jsonl").read_text().splitlines()
                 for event in json.loads(line)}
-    assert reported == {"loss", "Dice per class", "prediction", "summary"}
+    assert reported == {"loss", "Dice per class", "prediction", "summary", "study", "Summary"}
     assert "seen on the console" in (session / "log.jsonl").read_text()
 
 
@@ -243,6 +248,8 @@ def test_two_processes_with_a_server(tmp_path):
     assert {name: task["status"] for name, task in tasks.items()} == {
         "initial training": "completed", "prediction": "completed", "crash": "failed", "interruption": "stopped"}
     assert tasks["crash"]["status_message"] == "ValueError: boom"
+    assert any("Traceback" in event.get("msg", "") for event in server.events if event["task"] == tasks["crash"]["id"])
+    assert tasks["prediction"]["parent"] == tasks["initial training"]["id"]
     training = tasks["initial training"]
     assert sorted(training["tags"]) == ["n=5", "phantom"]
     arguments = training["hyperparams"]["Args"]
@@ -262,6 +269,11 @@ def check_events(server: ClearMLServer, task_id: str) -> None:
     losses = [event["value"] for event in events if event.get("metric") == "loss"]
     assert losses == pytest.approx([1, 1 / 2, 1 / 3])
     assert not [event for event in events if event.get("metric") == "Dice"]  # NaN is no point of a curve
+    figure = json.loads(next(event["plot_str"] for event in events if event.get("metric") == "study"))
+    with urlopen(figure["layout"]["images"][0]["source"]) as picture:
+        pixels = np.asarray(Image.open(io.BytesIO(picture.read())))
+    assert np.array_equal(pixels, np.arange(60).reshape(4, 5, 3))
+    assert [event["value"] for event in events if event.get("variant") == "Dice in %"] == [74.3]
     plots = {event["metric"]: json.loads(event["plot_str"])["data"][0] for event in events if "plot_str" in event}
     assert plots["Dice per class"]["x"] == ["Radius", "Os lunatum"] and plots["Dice per class"]["y"] == [0.5, 0.25]
     assert plots["summary"]["header"]["values"] == ["what", "Dice"]

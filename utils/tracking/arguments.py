@@ -41,9 +41,9 @@ class Command:
 _running: list[Command] = []
 
 
-def note_command(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """The stage that this process was started for."""
-    _running[:] = [Command(parser.prog.rpartition(" ")[2], vars(args))]
+def note_command(parser: argparse.ArgumentParser, values: Mapping[str, Any]) -> None:
+    """The stage that this process was started for, with its arguments by name."""
+    _running[:] = [Command(parser.prog.rpartition(" ")[2], values)]
 
 
 def get_module() -> str:

@@ -7,6 +7,7 @@ The calls are the same whether there is a server or not (see utils/tracking/serv
         model_id = experiment.save_model(Path("unet.pt"), labels)
     weights = fetch_model(model_id).weights         # in any other process, see utils/tracking/models.py
 """
+import base64
 import math
 import os
 import signal
@@ -40,7 +41,7 @@ from utils.tracking.clearml_patches import (
     watch_losses,
 )
 from utils.tracking.journal import Description, Journal
-from utils.tracking.models import PROJECT, fetch_model, link_input_model, store_model, upload_model
+from utils.tracking.models import OFFLINE, PROJECT, Model, fetch_model, link_input_model, store_model, upload_model
 from utils.tracking.offline_runs import SessionEnd, end_session, remove_killed_sessions, runs_dir
 from utils.tracking.server import (
     ServerGone,
@@ -124,8 +125,8 @@ class Experiment:
         self.send("report_table", title=title, series="table", iteration=step, table_plot=[list(row) for row in rows])
 
     def figure(self, title: str, series: str, image: np.ndarray) -> None:
-        """A figure among the plots, uint8, (H, W) or (H, W, 3), as it is."""
-        self.send("report_matplotlib_figure", title=title, series=series, iteration=0, image=image)
+        """A figure among the plots, uint8, (H, W) or (H, W, 3), pixel by pixel."""
+        self.send("report_plotly", title=title, series=series, iteration=0, figure=_as_plot(image))
 
     def note(self, line: str) -> None:
         """A line for the task's console alone: what a stage prints at its very end comes too late for it."""
@@ -136,14 +137,7 @@ class Experiment:
         if self._online:
             self._journal.note(method, dict(arguments))
         if not self._lost:
-            self._log(method, arguments)
-
-    def _log(self, method: str, arguments: Mapping[str, Any]) -> None:
-        if method == "report_matplotlib_figure":
-            figure = _as_figure(arguments["image"])
-            arguments = {key: value for key, value in arguments.items() if key != "image"}
-            arguments |= {"figure": figure, "report_interactive": False}
-        getattr(self._logger, method)(**arguments)
+            getattr(self._logger, method)(**arguments)
 
     def artifact(self, name: str, file: Path) -> None:
         """A file that the run made, to be downloaded with its digest. Offline it stays where it is until it is
@@ -158,9 +152,15 @@ class Experiment:
         Raises:
             InputError: there is no such model.
         """
-        self._input_models.append(fetch_model(model_id).id)
+        model = fetch_model(model_id)
+        self._input_models.append(model.id)
         if self._online:
-            self._call_task(link_input_model, self._task, model_id, len(self._input_models))
+            self._call_task(self._link, model)
+
+    def _link(self, model: Model) -> None:
+        link_input_model(self._task, model.id, len(self._input_models))
+        if not self._task.parent and not model.task_id.startswith(OFFLINE):  # a clone's parent is the original
+            self._task.set_parent(model.task_id)
 
     def save_model(self, weights: Path, labels: Sequence[str]) -> str:
         """Keeps a copy of the weights as an output model with the labels of its channels.
@@ -211,7 +211,7 @@ class Experiment:
         self._task.flush(wait_for_uploads=True)
         if dropped := self._count_losses():  # the server was out of order for a while: it is told all once more
             for method, arguments in self._journal.calls:
-                self._log(method, arguments)
+                getattr(self._logger, method)(**arguments)
             self._task.flush(wait_for_uploads=True)
             if self._count_losses() > dropped:
                 raise OSError(f"{get_server_address()} takes no reports")
@@ -242,13 +242,18 @@ class Experiment:
         self.note(f"error: {error}" if isinstance(error, InputError) else "".join(traceback.format_exception(error)))
 
 
-def _as_figure(image: np.ndarray):
-    """The pixels as a matplotlib figure of that size."""
-    from matplotlib.figure import Figure  # takes half a second
+def _as_plot(image: np.ndarray) -> dict[str, Any]:
+    """The pixels as a figure of plotly, which ClearML's plots are, with the image as PNG in it."""
+    import cv2  # takes a while, and few runs have figures
     height, width = image.shape[:2]
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
-    figure.figimage(image, cmap="gray")
-    return figure
+    encoded = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]) if image.ndim == 3 else image)[1]
+    source = f"data:image/png;base64,{base64.b64encode(encoded.tobytes()).decode()}"
+    picture = {"source": source, "xref": "x", "yref": "y", "x": 0, "y": height, "sizex": width, "sizey": height,
+               "sizing": "stretch", "layer": "below"}
+    axes = {"xaxis": {"range": [0, width], "visible": False},
+            "yaxis": {"range": [0, height], "visible": False, "scaleanchor": "x"}}
+    corners = {"type": "scatter", "mode": "markers", "x": [0, width], "y": [0, height], "opacity": 0}
+    return {"data": [corners], "layout": {"images": [picture], "showlegend": False, **axes}}
 
 
 @contextmanager
