@@ -58,6 +58,7 @@ from utils.paths import RESULTS
 from utils.provenance import describe_run
 from utils.records import read_record, write_record
 from utils.tables import write_rows
+from utils.tracking.experiment import tagged
 
 Row = tuple[str, str, Summary]
 NAMES = {"initial": "initial U-Net", "raw": "raw pseudo labels", "refined": "refined pseudo labels",
@@ -110,7 +111,8 @@ def main(args: argparse.Namespace) -> list[Row]:
         way.labels.check()
     check_folder(args.results_dir)
     tell_costs(setting, ways)
-    return run(setting, ways, args.rounds, args.results_dir)
+    with tagged(f"pipeline {args.results_dir.name}"):
+        return run(setting, ways, args.rounds, args.results_dir)
 
 
 @dataclass(frozen=True)
