@@ -35,12 +35,13 @@ from utils.errors import InputError
 from utils.files import write_png
 from utils.locks import check_writable
 from utils.options import option_values, options_from, positive_float
-from utils.overlay import overlay, side_by_side, to_grey
+from utils.overlay import add_class_legend, overlay, shrink_to_panel, side_by_side, to_grey
 from utils.paths import RESULTS
 from utils.provenance import describe_run
 from utils.records import read_record, write_record
 from utils.tables import best_median_worst, read_rows, write_rows
 from utils.tracking.experiment import start
+from utils.tracking.models import name_result
 
 SPLITS = ("train", "val", "test", "unlabeled")
 Values = Mapping[str, torch.Tensor]  # stem -> (C,) in [0, 1], NaN where there is none
@@ -149,24 +150,40 @@ class Evaluation:
         parameters = {"stage": "evaluate", "dataset": data.description.name, "model_id": self.model.id,
                       "split": self.split, "masks": variant, "surface_tolerance": self.surface_tolerance,
                       **option_values(self.selection), **self.labels.parameters}
-        with start("evaluate", parameters, ("evaluate", data.description.name)) as experiment:
+        chosen = {**self.labels.arguments(data), "num_train_samples": self.model.num_labeled,
+                  "results_dir": self.results_dir}
+        with start(self.title, parameters, ("evaluate", data.description.name), kind="testing",
+                   module="scripts.evaluate", chosen=chosen) as experiment:
             experiment.use_model(self.model.id)
             measured, found = self.measure()
             false = {stem: int(np.sum(masks & measured["dice"][stem].isnan().numpy())) for stem, masks in found.items()}
             summaries = {name: self.summarize(values) for name, values in measured.items()}
             summaries["dice"] = replace(summaries["dice"], false_positives=sum(false.values()))
-            for name, summary in summaries.items():
-                write_values(self.tables[name], measured[name], data.description.labels,
-                             {"false_positives": false} if name == "dice" else {})
-                experiment.scalar(name, f"{self.split} {variant}", summary.mean, 0)
+            for name, path in self.tables.items():
+                rows = list_rows(measured[name], data.description.labels,
+                                 {"false_positives": false} if name == "dice" else {})
+                write_rows(path, rows)
+                title = f"{name.replace('_', ' ').capitalize()} in %"
+                experiment.scalar(title, self.split, summaries[name].mean, 0)
+                experiment.single_value(f"{title}, {self.split}", summaries[name].mean)
+                experiment.single_value(f"{title}, {self.split}, std", summaries[name].std)
+                experiment.single_value(f"images, {self.split}", summaries[name].count)
+                experiment.artifact(path.stem, path)
+                experiment.table(f"{title}, {self.split}", rows)
             write_rows(self._files["labels"], [OfLabel._fields, *self.summarize_labels(measured["dice"], found)])
             for name, picture in self.overlays(measured["dice"]):
                 write_png(self.folder / f"{name}.png", picture)
                 experiment.image("overlay", name, picture, 0)
             write_record(self._record, {"measured": self._fingerprint, "dice": asdict(summaries["dice"]),
                                         "tables": self._digest_tables(), "run": describe_run()})
-        self._print(summaries)
+            self._print(summaries)
         return summaries["dice"]
+
+    @property
+    def title(self) -> str:
+        """In the tracker."""
+        masks = "" if self.labels.kind == "raw" else f", masks {self.labels.kind}"
+        return f"evaluate {self.split}, {name_result(self.model.record.parameters)}{masks}"
 
     def run_if_missing(self) -> Summary:
         """The mean Dice as it was measured before, or else now."""
@@ -244,10 +261,11 @@ class Evaluation:
         chosen = best_median_worst(scores)
         masks = {stem: mask for stem, mask, _ in masks_of(self.labels, self.model, sorted(set(chosen.values())))}
         for name, stem in chosen.items():
-            grey = to_grey(data.read_grey(stem))
+            grey = shrink_to_panel(to_grey(data.read_grey(stem)))
             panels = [overlay(grey, mask) for mask in ((), data.mask(stem), masks[stem])]
             title = f"{self.labels.kind}, Dice {100 * image_dice(dice[stem]):.1f} %"
-            yield f"{name}_{stem}", side_by_side(panels, [stem[:24], "ground truth", title])
+            picture = side_by_side(panels, [stem, "ground truth", title])
+            yield f"{name}_{stem}", add_class_legend(picture, data.description.labels)
 
     def _print(self, summaries: Mapping[str, Summary]) -> None:
         left_out = [stem for stem in self.stems if stem in self.model.data.description.left_out_of_averages]
@@ -263,7 +281,7 @@ class Evaluation:
         self.model.print_notice()
 
 
-def write_values(path: Path, values: Values, labels: Sequence[str], counts: Mapping[str, Mapping[str, int]]) -> None:
+def list_rows(values: Values, labels: Sequence[str], counts: Mapping[str, Mapping[str, int]]) -> list[list[Any]]:
     """A row an image: stem, mean, each class, in percent; empty where there is no value (NaN); then the counts by their
     names."""
     rows: list[list[Any]] = [["stem", "mean", *labels, *counts]]
@@ -271,7 +289,7 @@ def write_values(path: Path, values: Values, labels: Sequence[str], counts: Mapp
         cells = [image_dice(classes).item(), *classes.tolist()]
         rows.append([stem, *("" if np.isnan(cell) else f"{100 * cell:.4f}" for cell in cells),
                      *(of_images[stem] for of_images in counts.values())])
-    write_rows(path, rows)
+    return rows
 
 
 if __name__ == "__main__":

@@ -16,18 +16,23 @@ First masks of your own images within minutes, and then the way that measured be
 which helps more. `--rounds 2` puts the final U-Net in the initial one's place and labels and trains once more.
 
 Reads   the images and annotations of the data set, SAM's weights
-Writes  what the stages write, and in --results_dir: results.csv, results.json, pipeline.png,
-        dice.csv and overlays of each row; refinement_check.csv (what the refinement makes of the labeled validation
-        images, measured before anything is trained on it)
+Writes  what the stages write, and in --results_dir: report.html to look at, table.csv, masks/ and pipeline.png (the
+        worst, median and best images, and the first ones, with their masks), results.json (what the table came from),
+        refinement_check.csv (what the refinement makes of the labeled validation images, measured before anything is
+        trained on it), and of each row, in a folder of its model's id, what scripts.evaluate writes
 """  # noqa: E501 (a command to copy)
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from scripts.evaluate import Evaluation, Summary
+from scripts.report import ReportOptions, write_report
+from scripts.report_page.places import Places
 from scripts.study.methods import Setting, add_setting_arguments
 from scripts.study.refinement_check import check_refinement, describe_drawn, write_checks
 from segment_anything.embeddings import embedding_path
@@ -48,11 +53,12 @@ from utils.errors import InputError
 from utils.files import write_png
 from utils.locks import check_writable
 from utils.options import Preset, add_options, argument_group, positive_int
-from utils.overlay import overlay, side_by_side, stack, to_grey
+from utils.overlay import add_class_legend, overlay, shrink_to_panel, side_by_side, stack, to_grey
 from utils.paths import RESULTS
 from utils.provenance import describe_run
-from utils.records import write_record
+from utils.records import read_record, write_record
 from utils.tables import write_rows
+from utils.tracking.experiment import tagged
 
 Row = tuple[str, str, Summary]
 NAMES = {"initial": "initial U-Net", "raw": "raw pseudo labels", "refined": "refined pseudo labels",
@@ -105,7 +111,8 @@ def main(args: argparse.Namespace) -> list[Row]:
         way.labels.check()
     check_folder(args.results_dir)
     tell_costs(setting, ways)
-    return run(setting, ways, args.rounds, args.results_dir)
+    with tagged(f"pipeline {args.results_dir.name}"):
+        return run(setting, ways, args.rounds, args.results_dir)
 
 
 @dataclass(frozen=True)
@@ -183,21 +190,36 @@ def run(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -
             measurements.append((way.refined, labeler, labels, "unlabeled"))
         measurements.append((way.final, final, raw, "test"))
     headline("evaluation")
+    recorded = [{"what": name, "title": NAMES[name], "split": split, "model_id": model.id, "masks": labels.variant,
+                 "notice": labels.notice} for name, model, labels, split in measurements]
     if not all(setting.data.has_ground_truth(stem) for stem in initial.unlabeled_stems(setting.selection)):
         measurements = [measured for measured in measurements if measured[-1] != "unlabeled"]
     evaluations = [Evaluation(model, masks, split, setting.selection, results_dir)
                    for _, model, masks, split in measurements]
-    picture, is_done = results_dir / "pipeline.png", all(evaluation.is_done() for evaluation in evaluations)
+    record, picture = results_dir / "results.json", results_dir / "pipeline.png"
+    is_shown = (all(evaluation.is_done() for evaluation in evaluations) and read_rows_of(record) == recorded
+                and picture.exists() and (results_dir / "report.html").exists())
     rows = [(name, evaluation.split, evaluation.run_if_missing())
             for (name, *_), evaluation in zip(measurements, evaluations, strict=True)]
-    write_table(results_dir / "results.csv", rows)
+    write_table(results_dir / "table.csv", rows)
     folders = [str(evaluation.folder.relative_to(results_dir)) for evaluation in evaluations]
-    write_record(results_dir / "results.json", {"evaluations": folders, "run": describe_run()})
-    if not (is_done and picture.exists()):
+    places = Places(setting.device, setting.data.data_dir, setting.data.derived_dir)
+    write_record(record, {"evaluations": folders, "rows": recorded, "run": describe_run(),
+                          "data": {"dataset": setting.data.description.name, **places.recorded()}})
+    if not is_shown:
         write_png(picture, picture_pipeline(setting, initial, raw, prepared))
+        headline("report")
+        write_report(results_dir, ReportOptions(), places, masks_dir=results_dir / "masks")
     print_table(setting, prepared, rows)
-    print(f"table and overlays: {results_dir}")
+    print(f"report, table and masks: {results_dir}")
     return rows
+
+
+def read_rows_of(record: Path) -> Any:
+    """Which models and masks the results that are there came from; None without such results."""
+    with suppress(InputError):
+        return read_record(record, dict[str, Any]).get("rows")
+    return None
 
 
 def headline(text: str) -> None:
@@ -219,12 +241,12 @@ def picture_pipeline(setting: Setting, initial: TrainedModel, raw: PseudoLabels,
     stores |= {labels.title: open_saved_masks(labels, initial) for labels in refined if labels.kind != raw.kind}
     rows = []
     for stem in initial.unlabeled_stems(setting.selection)[:PICTURED]:
-        grey = to_grey(initial.data.read_grey(stem))
+        grey = shrink_to_panel(to_grey(initial.data.read_grey(stem)))
         masks = {"ground truth": initial.data.mask(stem)} if initial.data.has_ground_truth(stem) else {}
         masks |= {title: store.mask(stem) for title, store in stores.items()}
         panels = [overlay(grey, mask) for mask in ((), *masks.values())]
-        rows.append(side_by_side(panels, [stem[:24], *masks]))
-    return stack(rows)
+        rows.append(side_by_side(panels, [stem, *masks]))
+    return add_class_legend(stack(rows), initial.data.description.labels)
 
 
 def print_table(setting: Setting, refined: Sequence[PseudoLabels], rows: list[Row]) -> None:

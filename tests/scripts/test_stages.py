@@ -360,7 +360,7 @@ def test_pipeline_passes_ids_and_skips_what_is_there(workplace, tmp_path, capsys
     data_dir, _ = workplace
     arguments = (*N, *SMALL, "--seed", "7", "--results_dir", str(tmp_path))
     rows = run(run_pipeline, data_dir, *arguments)
-    with (tmp_path / "results.csv").open(newline="") as file:
+    with (tmp_path / "table.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert [f"{row['what']}/{row['split']}" for row in table] == [
         "initial/test", "raw/unlabeled", "refined/unlabeled", "final/test"]
