@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from markupsafe import Markup
 
+from scripts.evaluate import FALSE_POSITIVES
 from scripts.plot_results import TITLES, make_tables, of_n, read_manifest, restore_arguments, tables_of_n
 from scripts.report_page.charts import class_chart, curve_chart
 from scripts.report_page.curves import read_curves
@@ -39,8 +40,8 @@ from utils.tracking.models import Model, fetch_model
 
 Table = tuple[str, Sequence[Sequence[str]]]  # caption, rows, of which the first is the header
 SHOWN_CURVES = {"loss": ("loss", False), "dice per image": ("Dice in %", True)}  # reported as -> title, in percent
-SETTINGS = {"dataset": "data set", "num_train_samples": "labeled images", "seed": "seed", "seeds": "seeds",
-            "input_size": "input size", "epochs": "epochs", "lr": "learning rate", "batch_size": "batch size",
+SETTINGS = {"dataset": "data set", "preset": "preset", "num_train_samples": "labeled images", "seed": "seed",
+            "seeds": "seeds", "input_size": "input size", "epochs": "epochs", "lr": "learning rate", "batch_size": "batch size",
             "base_width": "width of the U-Net", "sam_type": "SAM", "refinement": "refinement", "training": "training",
             "recommended": "recommended way with", "rounds": "rounds"}  # the arguments that are named first
 
@@ -253,7 +254,7 @@ def read_values(folder: Path) -> tuple[Values, Values]:
 
 
 def _read_table(path: Path) -> Values:
-    return {row.pop("stem"): {label: float(cell) for label, cell in row.items() if cell}
+    return {row.pop("stem"): {label: float(cell) for label, cell in row.items() if cell and label != FALSE_POSITIVES}
             for row in read_rows(path, ["stem", MEAN])}
 
 
