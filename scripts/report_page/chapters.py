@@ -41,9 +41,10 @@ from utils.tracking.models import Model, fetch_model
 Table = tuple[str, Sequence[Sequence[str]]]  # caption, rows, of which the first is the header
 SHOWN_CURVES = {"loss": ("loss", False), "dice per image": ("Dice in %", True)}  # reported as -> title, in percent
 SETTINGS = {"dataset": "data set", "preset": "preset", "num_train_samples": "labeled images", "seed": "seed",
-            "seeds": "seeds", "input_size": "input size", "epochs": "epochs", "lr": "learning rate", "batch_size": "batch size",
-            "base_width": "width of the U-Net", "sam_type": "SAM", "refinement": "refinement", "training": "training",
-            "recommended": "recommended way with", "rounds": "rounds"}  # the arguments that are named first
+            "seeds": "seeds", "input_size": "input size", "epochs": "epochs", "lr": "learning rate",
+            "batch_size": "batch size", "base_width": "width of the U-Net", "sam_type": "SAM",
+            "refinement": "refinement", "training": "training", "recommended": "recommended way with",
+            "rounds": "rounds"}  # the arguments that are named first
 
 
 @dataclass
