@@ -16,8 +16,8 @@ from utils.locks import check_writable, exclusive
 from utils.options import is_options, option_values
 from utils.paths import training_state
 from utils.provenance import describe_run
-from utils.tracking.experiment import start
-from utils.tracking.models import find_models
+from utils.tracking.experiment import BegunTask, start
+from utils.tracking.models import find_models, name_result
 from utils.tracking.offline_runs import runs_dir
 
 CHOOSE_IMAGES = ("split500", "include_annotated", "where", "sample_seed")  # fields of `models.Selection`
@@ -34,7 +34,7 @@ class TrainingStage(ABC):
 
     schedule: Schedule
     seed: int
-    task: ClassVar[str]  # its name in the tracker
+    module: ClassVar[str]  # of its command
 
     @property
     @abstractmethod
@@ -87,12 +87,18 @@ def _train(stage: TrainingStage, device: torch.device) -> str:
     for folder in (state_file.parent, runs_dir() / "models"):
         check_writable(folder)
     prepared = stage.prepare(device)
-    with start(stage.task, stage.parameters, stage.tags) as experiment:
+    chosen = {"model_id": stage.parameters.get("initial_model_id"), "final_epochs": None}
+    begun = BegunTask(state_file)
+    with start(f"train {name_result(stage.parameters)}", stage.parameters, stage.tags, module=stage.module,
+               chosen=chosen, continues=begun.find()) as experiment:
+        begun.note(experiment.id)
         for model_id in stage.input_models:
             experiment.use_model(model_id)
         fit(prepared, stage.schedule, device, experiment, state_file)
         origin = {**describe_run(), "images": stage.images.origins, "models": list(stage.input_models)}
         model_id = publish(experiment, prepared.network, prepared.training, state_file, origin)
+        begun.forget()
+        experiment.note(f"model id: {model_id}")
     if notice := getattr(prepared.network, "notice", ""):
         print(f"{prepared.network.architecture}: {notice}")
     print(f"model id: {model_id}")

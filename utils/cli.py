@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -19,7 +20,9 @@ from utils.errors import InputError
 from utils.interrupts import on_interrupt
 from utils.left_out import describe_left_out
 from utils.memory import keep_freed_memory
+from utils.options import Preset
 from utils.provenance import note_arguments
+from utils.tracking.arguments import command_line_of_task, note_command
 
 if TYPE_CHECKING:
     import torch
@@ -39,11 +42,41 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", 
 def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser,
               argv: list[str] | None = None) -> None:
     """Runs `main(args)`. What the user or the machine must mend becomes one line on standard error and an exit code."""
+    try:
+        _run(main, parser, argv)
+    except SystemExit as end:
+        _end_without_server(end.code)
+        raise
+    except Exception:
+        if _is_server_lost():
+            traceback.print_exc()
+        _end_without_server(1)
+        raise
+    _end_without_server(0)
+
+
+def _end_without_server(code: object) -> None:
+    """Where a ClearML server was lost, threads still wait for it, and would for hours."""
+    if _is_server_lost():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def _is_server_lost() -> bool:
+    server = sys.modules.get("utils.tracking.server")  # else there is none
+    return server is not None and server.is_given_up()
+
+
+def _run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: list[str] | None) -> None:
     on_interrupt(signal.default_int_handler)
-    args = parser.parse_args(argv)
+    args = _parse(parser, argv)
     keep_freed_memory()
     note_arguments({name: value for name, value in vars(args).items() if name != "given"})
     _prepare_process(getattr(args, "threads", None), getattr(args, "record_diff", True))
+    if not getattr(args, "upload_masks", True):
+        from utils.tracking.artifacts import keep_files_here  # takes a while, as the tracker does
+        keep_files_here()
     try:
         main(args)
         if told := describe_left_out():
@@ -62,6 +95,17 @@ def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.Argum
             raise
         _end(parser, f"error: out of memory ({str(error).partition('.')[0]}); give a smaller --batch_size, "
                      f"--infer_batch_size or --sam_type, or end other programs; {RESUMES}", 1)
+
+
+def _parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Where a ClearML agent runs the stage, what its task shows comes last, so that it counts."""
+    try:
+        of_task = command_line_of_task(parser) if argv is None else []
+    except InputError as error:
+        _end(parser, f"error: {error}", 2)
+    args = parser.parse_args([*(sys.argv[1:] if argv is None else argv), *of_task])
+    note_command(parser, vars(args))
+    return args
 
 
 def _prepare_process(threads: int | None, record_diff: bool) -> None:
@@ -108,11 +152,20 @@ class _StageParser(argparse.ArgumentParser):
         untouched = argparse.Namespace(**dict.fromkeys((action.dest for action in self._actions), self))
         super().parse_args(argv, untouched)
         parsed.given = frozenset(name for name, value in vars(untouched).items() if value is not self)
+        for action in self._actions:
+            if isinstance(action, Preset):
+                action.apply(vars(parsed), parsed.given)
         return parsed
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the docstring's line breaks and shows defaults, except where there is none to show."""
+    """Keeps the docstring's line breaks and shows defaults, except where there is none to show. Its first line names
+    only what must be given."""
+
+    def add_usage(self, usage, actions, groups, prefix=None):
+        self._prog += " [options]"
+        super().add_usage(usage, [action for action in actions if action.required or not action.option_strings], [],
+                          prefix)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)
