@@ -43,7 +43,6 @@ from utils.tables import best_median_worst, read_rows, write_rows
 from utils.tracking.experiment import start
 from utils.tracking.models import name_result
 
-FALSE_POSITIVES = "false_positives"  # a column of dice.csv that is no label
 SPLITS = ("train", "val", "test", "unlabeled")
 Values = Mapping[str, torch.Tensor]  # stem -> (C,) in [0, 1], NaN where there is none
 
@@ -162,7 +161,7 @@ class Evaluation:
             summaries["dice"] = replace(summaries["dice"], false_positives=sum(false.values()))
             for name, path in self.tables.items():
                 rows = list_rows(measured[name], data.description.labels,
-                                 {FALSE_POSITIVES: false} if name == "dice" else {})
+                                 {"false_positives": false} if name == "dice" else {})
                 write_rows(path, rows)
                 title = f"{name.replace('_', ' ').capitalize()} in %"
                 experiment.scalar(title, self.split, summaries[name].mean, 0)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from markupsafe import Markup
 
-from scripts.evaluate import FALSE_POSITIVES
 from scripts.plot_results import TITLES, make_tables, of_n, read_manifest, restore_arguments, tables_of_n
 from scripts.report_page.charts import class_chart, curve_chart
 from scripts.report_page.curves import read_curves
@@ -26,6 +25,7 @@ from scripts.report_page.gallery import (
 from scripts.report_page.places import Places
 from scripts.run_study import COLUMNS
 from scripts.study.methods import METHODS, Setting
+from scripts.study.refinement_check import LabelCheck
 from scripts.study.tables import rename_methods
 from segment_anything.registry import SAM_TYPES
 from unet_training.models import TrainedModel
@@ -39,7 +39,9 @@ from utils.tables import read_rows
 from utils.tracking.models import Model, fetch_model
 
 Table = tuple[str, Sequence[Sequence[str]]]  # caption, rows, of which the first is the header
-SHOWN_CURVES = {"loss": ("loss", False), "dice per image": ("Dice in %", True)}  # reported as -> title, in percent
+SHOWN_CURVES = ("loss", "Dice in %")  # as trainings report them
+MASKS_OF_ABSENT = "masks of labels that their image doesn't show, which the Dice doesn't count"
+FALSE = "false_positives"  # a column of tables: masks of labels that their image doesn't show
 SETTINGS = {"dataset": "data set", "preset": "preset", "num_train_samples": "labeled images", "seed": "seed",
             "seeds": "seeds", "input_size": "input size", "epochs": "epochs", "lr": "learning rate",
             "batch_size": "batch size", "base_width": "width of the U-Net", "sam_type": "SAM",
@@ -80,8 +82,7 @@ class Chapter:
         """Yields the title of each model whose training is kept here, with (what, plot)."""
         for title, model in self.models.items():
             curves = read_curves(model.task_id)
-            plots = [(name, curve_chart(curves[reported], name, percent))
-                     for reported, (name, percent) in SHOWN_CURVES.items() if curves.get(reported)]
+            plots = [(name, curve_chart(curves[name], name)) for name in SHOWN_CURVES if curves.get(name)]
             if plots:
                 yield title, plots
 
@@ -119,11 +120,13 @@ def read_pipeline(folder: Path, places: Places) -> Chapter:
         if row["split"] == "test":
             chapter.find_model(row["title"], row["model_id"])
     titles = {row["what"]: row["title"] for row in rows}
-    table = read_rows(folder / "table.csv", ("what", "split", "dice_mean", "dice_std", "n_images"))
-    chapter.tables.append(("Dice in %, mean and standard deviation over images", [
-        ["", "images", "mean", "std"],
+    table = read_rows(folder / "table.csv", ("what", "split", "dice_mean", "dice_std", "n_images", FALSE))
+    chapter.tables.append((f"Dice in %, mean and standard deviation over images, and {MASKS_OF_ABSENT}", [
+        ["", "images", "mean", "std", "absent"],
         *([titles.get(row["what"], row["what"]), f"{row['n_images']} {row['split']}",
-           *(f"{float(row[name]):.2f}" for name in ("dice_mean", "dice_std"))] for row in table)]))
+           *(f"{float(row[name]):.2f}" for name in ("dice_mean", "dice_std")), row[FALSE]] for row in table)]))
+    if (folder / "refinement_check.csv").is_file():
+        chapter.tables.append(read_checks(folder / "refinement_check.csv", titles))
     measured = {row["what"]: read_values(folder / dataset / row["model_id"] / f"{row['split']}_{row['masks']}")
                 for row in rows}
     for split in ("test", "unlabeled"):
@@ -135,6 +138,16 @@ def read_pipeline(folder: Path, places: Places) -> Chapter:
     except InputError as error:
         chapter.missing.append(f"No images are shown: {error}")
     return chapter
+
+
+def read_checks(path: Path, titles: Mapping[str, str]) -> Table:
+    """What the refinement made of the labeled validation images before anything was trained on it, a row a label."""
+    rows = read_rows(path, ("refinement", "round", *LabelCheck._fields))
+    return (f"Labeled validation images before and after the refinement: Dice in %, and {MASKS_OF_ABSENT}", [
+        ["", "round", "label", "images", "found", "drawn", "Dice before", "after", "absent before", "after"],
+        *([titles.get(row["refinement"], row["refinement"]), row["round"], row["label"], row["shown"], row["found"],
+           row["drawn"], *(cell and f"{float(cell):.1f}" for cell in (row["dice_before"], row["dice_after"])),
+           row["false_before"], row["false_after"]] for row in rows)])
 
 
 def pipeline_galleries(rows: Sequence[Mapping[str, Any]], measured: Mapping[str, tuple[Values, Values]],
@@ -255,7 +268,7 @@ def read_values(folder: Path) -> tuple[Values, Values]:
 
 
 def _read_table(path: Path) -> Values:
-    return {row.pop("stem"): {label: float(cell) for label, cell in row.items() if cell and label != FALSE_POSITIVES}
+    return {row.pop("stem"): {label: float(cell) for label, cell in row.items() if cell and label != FALSE}
             for row in read_rows(path, ["stem", MEAN])}
 
 

@@ -11,17 +11,16 @@ ROW = 22  # pixels of a class
 SERIES = COLORS[1:]  # without black, which the dark page hides
 
 
-def curve_chart(series: Mapping[str, Mapping[int, float]], y_title: str, percent: bool) -> Markup:
+def curve_chart(series: Mapping[str, Mapping[int, float]], y_title: str) -> Markup:
     """Values over epochs, a line a series.
 
     Args:
         series: name -> epoch from 0 -> value
-        percent: values are in [0, 1], and shown in percent
+        y_title: one in % is from 0 to 100
     """
-    scale = 100 if percent else 1
-    values = [scale * value for points in series.values() for value in points.values()]
+    values = [value for points in series.values() for value in points.values()]
     last = max((step for points in series.values() for step in points), default=0) + 1
-    ticks = nice_ticks(0 if percent else min(0, *values), 100 if percent else max(values))
+    ticks = nice_ticks(min(0, *values), 100 if "%" in y_title else max(values))
     low, high = ticks[0], ticks[-1]
 
     def x(epoch: float) -> float:
@@ -36,7 +35,7 @@ def curve_chart(series: Mapping[str, Mapping[int, float]], y_title: str, percent
     parts += [_text(x(tick), HEIGHT - BOTTOM + 16, f"{tick:g}", "middle") for tick in dict.fromkeys([1, *whole])]
     parts += [_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "epoch", "middle")]
     for (name, points), color in zip(series.items(), _cycle(), strict=False):
-        drawn = " ".join(f"{x(step + 1):.1f},{y(scale * value):.1f}" for step, value in points.items())
+        drawn = " ".join(f"{x(step + 1):.1f},{y(value):.1f}" for step, value in points.items())
         parts.append(Markup('<polyline points="{}" fill="none" stroke="{}" stroke-width="2"><title>{}</title>'
                             "</polyline>").format(drawn, color, name))
     return _svg(WIDTH, HEIGHT, parts, y_title) + legend(list(series))

@@ -79,8 +79,10 @@ def test_the_page_says_what_the_tables_say(results):
     folder, _ = results
     page = parse(folder / "report.html")
     rows = [[cell.text_content() for cell in row] for row in page.xpath("(//table)[1]/tbody/tr")]
-    assert [[f"{float(row['dice_mean']):.2f}", f"{float(row['dice_std']):.2f}"] for row in read(folder / "table.csv")
-            ] == [row[2:] for row in rows]
+    assert [[f"{float(row['dice_mean']):.2f}", f"{float(row['dice_std']):.2f}", row["false_positives"]]
+            for row in read(folder / "table.csv")] == [row[2:] for row in rows]
+    checks = page.xpath("(//table)[2]/tbody/tr")
+    assert [row[2].text_content() for row in checks] == [row["label"] for row in read(folder / "refinement_check.csv")]
     assert [row[0] for row in rows] == ["initial U-Net", "raw pseudo labels", "refined pseudo labels", "final U-Net"]
     record = read_record(folder / "results.json", dict)
     assert page.xpath("//pre")[0].text == record["run"]["command"]
