@@ -13,7 +13,7 @@ import argparse
 
 from segment_anything.embeddings import PRECISIONS
 from segment_anything.options import Sam, SamOptions
-from unet_training.models import ALL, DataOptions, Selection, add_common_arguments
+from unet_training.models import DataOptions, Selection, add_common_arguments, count_labeled
 from utils.cli import run_stage, select_device, stage_parser
 from utils.errors import InputError
 from utils.options import add_options, options_from
@@ -23,8 +23,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.generate_img_embeddings", __doc__)
     add_common_arguments(parser)
     add_options(parser, Selection)
-    parser.add_argument("--num_train_samples", type=int, default=43,
-                        help="labeled images, where the unlabeled ones are the rest of the training split; -1: all")
+    parser.add_argument("--num_train_samples", type=int, metavar="N",
+                        help="labeled images, where the unlabeled ones are the rest of the training split (left out: "
+                             "all of your own data set, 43 of ours); -1: all")
     parser.add_argument("--split", choices=("train", "val", "test", "unlabeled"), default="unlabeled",
                         help="which images")
     add_options(parser, SamOptions)
@@ -38,8 +39,7 @@ def main(args: argparse.Namespace) -> None:
     if not sam.stored:
         raise InputError(f"--embeddings none: this stage is for storing them; choose {', '.join(PRECISIONS)}")
     if args.split == "unlabeled":
-        labeled = len(data.stems("train")) if args.num_train_samples == ALL else args.num_train_samples
-        stems = options_from(Selection, args).stems(data, labeled)
+        stems = options_from(Selection, args).stems(data, count_labeled(args.num_train_samples, data))
     else:
         stems = data.stems(args.split)
     sam.embed_missing(data, stems, device)
