@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.options import plain_value
-from utils.paths import ROOT
+from utils.paths import WORK
 
 GENERAL = "Args"  # the section of arguments that are in no group
 ACTIONS = (argparse._StoreAction, argparse._StoreTrueAction, argparse.BooleanOptionalAction)  # others act on others
@@ -72,7 +72,7 @@ def _as_shown(value: Any) -> str | int | float | bool | None:
     """Paths in the project's folder start there, so that they mean the same on another machine."""
     if isinstance(value, Path):
         path = value.resolve()
-        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+        return str(path.relative_to(WORK)) if path.is_relative_to(WORK) else str(path)
     if isinstance(value, list | tuple):
         return shlex.join(map(str, value))
     return plain_value(value)
