@@ -13,10 +13,12 @@ import argparse
 
 from segment_anything.embeddings import PRECISIONS
 from segment_anything.options import Sam, SamOptions
+from unet_training.distributed import wait_for_all
 from unet_training.models import ALL, DataOptions, Selection, add_common_arguments
 from utils.cli import run_stage, select_device, stage_parser
 from utils.errors import InputError
 from utils.options import add_options, options_from
+from utils.ranks import Shard, add_shard_argument, work_on
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -28,6 +30,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", choices=("train", "val", "test", "unlabeled"), default="unlabeled",
                         help="which images")
     add_options(parser, SamOptions)
+    add_shard_argument(parser)
     return parser
 
 
@@ -42,9 +45,11 @@ def main(args: argparse.Namespace) -> None:
         stems = options_from(Selection, args).stems(data, labeled)
     else:
         stems = data.stems(args.split)
-    sam.embed_missing(data, stems, device)
+    with work_on(shard := Shard.choose(args.shard)):
+        sam.embed_missing(data, shard.share(stems), device)
+        wait_for_all()
     print(f"embeddings: {sam.folder(data)}")
 
 
 if __name__ == "__main__":
-    run_stage(main, get_args_parser())
+    run_stage(main, get_args_parser(), shared=True)

@@ -14,35 +14,48 @@ import numpy as np
 from segment_anything.embeddings import PRECISIONS
 from segment_anything.refinement.cleaning import SELECTIONS
 from segment_anything.refinement.refine import RefinementOptions
+from unet_training.distributed import track, wait_for_all
 from unet_training.models import Selection, TrainedModel
 from unet_training.pseudo_labels import PSEUDO_LABELS, Mask, PseudoLabels
 from utils.errors import InputError
 from utils.hdf5 import open_hdf5
 from utils.locks import check_writable, exclusive
+from utils.mask_shards import merge_masks, note_begin, note_end
 from utils.mask_store import REMEDY, MaskStore, MaskWriter
 from utils.options import option_values
 from utils.paths import mask_file
 from utils.random_walk import PRESETS
-from utils.tracking.experiment import start
+from utils.ranks import WHOLE, Shard, processes, rank, work_on
 
 
-def save_masks(labels: PseudoLabels, model: TrainedModel, selection: Selection) -> Path:
+def save_masks(labels: PseudoLabels, model: TrainedModel, selection: Selection, shard: Shard = WHOLE) -> Path:
     """Makes the masks of the images without labels as far as they are missing; returns their file.
+
+    A shard makes its own; the file is there once `utils.mask_shards.merge_masks` was called, which the first process of
+    torchrun does when all have ended.
 
     Raises:
         InputError: something that they are made with isn't there, or the file there was made with something else.
     """
     labels = labels.prepare(model)
     path = masks_path(labels, model)
-    with exclusive(path):
-        writer = MaskWriter(path, model.data.description.labels, labels.attributes(model))
+    with exclusive(shard.to_lock(path)), work_on(shard):
+        writer = MaskWriter(path, model.data.description.labels, labels.attributes(model), shard)
         origins = model.data.origins(model.unlabeled_stems(selection))
-        missing = writer.missing(list(origins), origins)
+        missing = writer.missing(shard.share(list(origins)), origins)
         if missing:
             labels.check()
             check_writable(path.parent)
             _make(labels, model, selection, writer, {stem: origins[stem] for stem in missing})
-    print(f"{labels.kind} masks: {path} ({len(missing)} new)")
+        if shard != WHOLE and not writer.is_finished(origins):
+            note_end(writer, list(origins))
+    wait_for_all()
+    if processes() > 1 and rank() == 0:
+        merge_masks(path)
+    wait_for_all()
+    print(f"{labels.kind} masks{'' if shard == WHOLE else f', shard {shard}'}: {path} ({len(missing)} new)")
+    if shard != WHOLE and processes() == 1:
+        print(f"when all shards have ended: python -m scripts.merge_masks {path}")
     if labels.notice:
         print(f"refined masks: {labels.notice}")
     return path
@@ -53,9 +66,10 @@ def _make(labels: PseudoLabels, model: TrainedModel, selection: Selection, write
     description = model.data.description
     parameters = {"stage": labels.stage, "dataset": description.name, "model_id": model.id, "masks": labels.variant,
                   **option_values(selection), **labels.parameters}
-    with start(labels.made_by.partition(".")[2], parameters, (labels.stage, description.name)) as experiment:
+    with track(labels.made_by.partition(".")[2], parameters, (labels.stage, description.name)) as experiment:
         experiment.use_model(model.id)
         estimates: list[np.ndarray] = []
+        note_begin(writer)
         with writer:
             writer.write_all(note_estimates(labels.compute(model, list(origins)), estimates), origins)
         if estimates:

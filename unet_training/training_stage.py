@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from unet_training.distributed import exclusive_for_all, track
 from unet_training.hyper_params import Schedule
 from unet_training.trainer import Prepared, fit, publish
 from utils.datasets.annotated import AnnotatedImages
@@ -16,7 +17,7 @@ from utils.locks import check_writable, exclusive
 from utils.options import is_options, option_values
 from utils.paths import training_state
 from utils.provenance import describe_run
-from utils.tracking.experiment import start
+from utils.ranks import rank
 from utils.tracking.models import find_models
 from utils.tracking.offline_runs import runs_dir
 
@@ -63,12 +64,13 @@ class TrainingStage(ABC):
 
 
 def train(stage: TrainingStage, device: torch.device) -> str:
-    """Runs a training, or resumes it where it was interrupted; returns the model's id.
+    """Runs a training, or resumes it where it was interrupted; returns the model's id, which of several processes the
+    first one knows.
 
     Raises:
         InputError: what it needs isn't there or can't be used.
     """
-    with exclusive(_state_file(stage)):
+    with exclusive_for_all(_state_file(stage)):
         return _train(stage, device)
 
 
@@ -87,10 +89,12 @@ def _train(stage: TrainingStage, device: torch.device) -> str:
     for folder in (state_file.parent, runs_dir() / "models"):
         check_writable(folder)
     prepared = stage.prepare(device)
-    with start(stage.task, stage.parameters, stage.tags) as experiment:
+    with track(stage.task, stage.parameters, stage.tags) as experiment:
         for model_id in stage.input_models:
             experiment.use_model(model_id)
         fit(prepared, stage.schedule, device, experiment, state_file)
+        if rank():
+            return ""
         origin = {**describe_run(), "images": stage.images.origins, "models": list(stage.input_models)}
         model_id = publish(experiment, prepared.network, prepared.training, state_file, origin)
     if notice := getattr(prepared.network, "notice", ""):

@@ -7,10 +7,12 @@
 """
 import argparse
 import errno
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING
 
 from utils.errors import InputError
@@ -18,6 +20,7 @@ from utils.interrupts import on_interrupt
 from utils.left_out import describe_left_out
 from utils.memory import keep_freed_memory
 from utils.provenance import note_arguments
+from utils.ranks import local_rank, processes, rank
 
 if TYPE_CHECKING:
     import torch
@@ -35,15 +38,22 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", 
 
 
 def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser,
-              argv: list[str] | None = None) -> None:
-    """Runs `main(args)`. What the user or the machine must mend becomes one line on standard error and an exit code."""
+              argv: list[str] | None = None, shared: bool = False) -> None:
+    """Runs `main(args)`. What the user or the machine must mend becomes one line on standard error and an exit code.
+
+    Args:
+        shared: whether several processes of torchrun share the stage's work; the first one's output alone is shown
+    """
     on_interrupt(signal.default_int_handler)
     args = parser.parse_args(argv)
     keep_freed_memory()
     note_arguments({name: value for name, value in vars(args).items() if name != "given"})
     _prepare_process(getattr(args, "threads", None), getattr(args, "record_diff", True))
     try:
-        main(args)
+        if processes() > 1 and not shared:
+            raise InputError("this stage doesn't share its work; start it without torchrun")
+        with redirect_stdout(_Silence()) if rank() else nullcontext():
+            main(args)
         if told := describe_left_out():
             _end(parser, f"done, but {told}", 3)
     except InputError as error:
@@ -60,6 +70,13 @@ def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.Argum
             raise
         _end(parser, f"error: out of memory ({str(error).partition('.')[0]}); give a smaller --batch_size, "
                      f"--infer_batch_size or --sam_type, or end other programs; {RESUMES}", 1)
+
+
+class _Silence(io.TextIOBase):
+    """Takes what is printed, and keeps none of it."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 def _prepare_process(threads: int | None, record_diff: bool) -> None:
@@ -114,14 +131,19 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def select_device(gpu_id: int | None) -> "torch.device":
-    """The GPU of that number; without a number the first GPU. The CPU where there is none, with a note if one was asked
-    for: so the paper's commands run there, too.
+    """The GPU of that number; without a number the first GPU, under torchrun each process its own. The CPU where there
+    is none, with a note if one was asked for: so the paper's commands run there, too.
 
     Raises:
         InputError: there are GPUs, but not that one.
     """
     import torch  # takes seconds, and not every stage needs it
     count = torch.cuda.device_count()
+    if count and processes() > 1:
+        if gpu_id is not None or local_rank() >= count:
+            raise InputError(f"each process of torchrun has a GPU of its own: leave out --gpu_id, and give "
+                             f"--nproc_per_node at most {count}, the number of GPUs here")
+        gpu_id = local_rank()
     if count == 0:
         if gpu_id is not None:
             print(f"--gpu_id {gpu_id}: no CUDA GPU was found; computing on the CPU", file=sys.stderr)
