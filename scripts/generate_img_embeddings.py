@@ -40,13 +40,13 @@ def main(args: argparse.Namespace) -> None:
     sam = Sam.choose(options_from(SamOptions, args), data)
     if not sam.stored:
         raise InputError(f"--embeddings none: this stage is for storing them; choose {', '.join(PRECISIONS)}")
-    if args.split == "unlabeled":
-        labeled = len(data.stems("train")) if args.num_train_samples == ALL else args.num_train_samples
-        stems = options_from(Selection, args).stems(data, labeled)
-    else:
-        stems = data.stems(args.split)
     with work_on(shard := Shard.choose(args.shard)):
-        sam.embed_missing(data, shard.share(stems), device)
+        if args.split == "unlabeled":
+            labeled = len(data.stems("train")) if args.num_train_samples == ALL else args.num_train_samples
+            stems = data.readable(shard.share(options_from(Selection, args).choose(data, labeled)))
+        else:
+            stems = shard.share(data.stems(args.split))
+        sam.embed_missing(data, stems, device)
         wait_for_all()
     print(f"embeddings: {sam.folder(data)}")
 

@@ -41,14 +41,15 @@ def save_masks(labels: PseudoLabels, model: TrainedModel, selection: Selection, 
     path = masks_path(labels, model)
     with exclusive(shard.to_lock(path)), work_on(shard):
         writer = MaskWriter(path, model.data.description.labels, labels.attributes(model), shard)
-        origins = model.data.origins(model.unlabeled_stems(selection))
-        missing = writer.missing(shard.share(list(origins)), origins)
+        chosen = selection.choose(model.data, model.num_labeled)
+        origins = model.data.origins(model.data.readable(shard.share(chosen)))
+        missing = writer.missing(list(origins), origins)
         if missing:
             labels.check()
             check_writable(path.parent)
             _make(labels, model, selection, writer, {stem: origins[stem] for stem in missing})
-        if shard != WHOLE and not writer.is_finished(origins):
-            note_end(writer, list(origins))
+        if shard != WHOLE:
+            note_end(writer, chosen)
     wait_for_all()
     if processes() > 1 and rank() == 0:
         merge_masks(path)

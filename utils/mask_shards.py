@@ -11,6 +11,7 @@ What a shard leaves when it has ended is `<parts>/<shard>/ended.json`.
 import glob
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,9 @@ def merge_masks(path: Path) -> None:
                              f"the folder that isn't meant, one of {', '.join(folder.name for folder in folders)}")
         for folder in folders:
             ends = _find_complete(folder)
+            if path.is_file() and not any(folder.rglob("[!.]*.h5")):
+                shutil.rmtree(folder)
+                continue
             attributes = dict(ends[0].attributes)
             labels = list(json.loads(attributes.pop("labels")))
             MaskWriter(path, labels, attributes).unite([end.run for end in ends])

@@ -142,11 +142,6 @@ class MaskWriter:
         made = {stem: image for stem in stems if (image := self._made_of(stem)) is not None}
         return [stem for stem in stems if stem not in made or (images is not None and made[stem] != images[stem])]
 
-    def is_finished(self, images: Mapping[str, str]) -> bool:
-        """Whether the finished file holds all of these masks, arguments as of `missing`."""
-        finished = self._finished.images if self._finished else {}
-        return images.items() <= finished.items()
-
     def __enter__(self) -> "MaskWriter":
         self.own_parts.mkdir(parents=True, exist_ok=True)
         return self

@@ -87,7 +87,10 @@ def test_shards_add_to_a_finished_file_and_one_process_finishes_theirs(tmp_path)
     assert MaskStore(path, LABELS).images == IMAGES  # until it is merged
     assert make(path, images={**more, "g": "newer"}) == ["g"]
     assert MaskStore(path, LABELS).images == {**more, "g": "newer"}
-    assert MaskWriter(path, LABELS, ATTRIBUTES, Shard(1, 2)).is_finished(more)
+    before = path.stat()
+    assert [make(path, Shard(number, 2), more) for number in (1, 2)] == [[], []]
+    merge_masks(path)
+    assert path.stat() == before and [each.name for each in tmp_path.iterdir()] == ["raw.h5"]
 
 
 def test_shards_of_other_settings_or_images_are_refused(tmp_path):
