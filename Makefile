@@ -13,9 +13,10 @@ demo: .venv/installed  ## run the whole pipeline on the phantoms (SEED=1 for ano
 	    --morphology_radius 2 --no-train_from_scratch --max_positive_weight 2 \
 	    --recommended medsam_lite --results_dir results/demo_seed$(SEED)
 
+# The tests' networks are too small for threads, so processes share the cores.
 test: .venv/installed  ## check the style, run all tests
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 test-fast: .venv/installed  ## check the style, run the tests that take less than two seconds each
 	$(BIN)/ruff check .

@@ -257,10 +257,12 @@ def describe(annotations: Annotations, images: Radiographs, size: Sequence[int],
 
 def say_command(values: Mapping[str, Any]) -> str:
     """The command line of arguments that aren't the defaults."""
-    parser, words = get_args_parser(), ["python", "-m", "scripts.init_dataset", values["name"]]
-    for name, value in values.items():
-        if name != "name" and value not in (parser.get_default(name), []):
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    words = ["python", "-m", "scripts.init_dataset", values["name"]]
+    for action in get_args_parser()._actions:
+        value = values.get(action.dest)
+        if action.option_strings and value not in (action.default, None, []):
+            given = [] if value is True else value if isinstance(value, list) else [value]
+            words += [action.option_strings[-1 if value is False else 0], *map(str, given)]
     return shlex.join(words)
 
 

@@ -120,6 +120,9 @@ class FinalOptions:
     ema: float | None = option(
         None, "the network is the moving average of its weights, of which a step keeps this share or, in the first "
               "thousands of steps, less (left out: the weights after the last step)", type=share, metavar="SHARE")
+    drop_unsure: float = option(
+        0.0, "leave out this share of the pseudo-labeled images, those with the lowest estimated Dice", type=share,
+        metavar="SHARE")
 
 
 RECOMMENDED_LOSS = LossOptions(loss="bce_dice", max_positive_weight=1.0)

@@ -176,6 +176,24 @@ def choose_stems(store: MaskStore, model: TrainedModel, selection: Selection) ->
     return made
 
 
+def drop_unsure(stems: Sequence[str], store: MaskStore, share: float) -> list[str]:
+    """The images, in their order, without this share of them: those whose masks have the lowest estimated Dice, as the
+    mean over classes. An image without any mask counts as 0.
+
+    Raises:
+        InputError: the masks have no estimates.
+    """
+    if not share:
+        return list(stems)
+    estimates = {stem: store.estimated_dice(stem) for stem in stems}
+    if any(estimate is None for estimate in estimates.values()):
+        raise InputError(f"{store.path}: its masks have no estimated Dice, which --drop_unsure goes by; leave it out, "
+                         "or take masks that SAM refined")
+    means = {stem: np.nanmean(estimate) if np.isfinite(estimate).any() else 0.0 for stem, estimate in estimates.items()}
+    dropped = set(sorted(stems, key=means.get)[:int(share * len(stems))])
+    return [stem for stem in stems if stem not in dropped]
+
+
 def find_difference(store: MaskStore, labels: PseudoLabels, model: TrainedModel) -> str:
     """With what saved masks were made that these aren't; "" if it is the same."""
     for name, value in labels.attributes(model).items():

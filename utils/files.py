@@ -115,7 +115,7 @@ def read_grey(path: Path, values: GreyValues = STORED) -> np.ndarray:
     except cv2.error as error:  # such as more than 2 ** 30 pixels
         raise InputError(f"{path}: not a readable image ({error.err}); replace the file or remove it") from None
     if image is None:
-        raise InputError(f"{path}: not a readable image; replace the file or remove it")
+        raise InputError(f"{path}: not a readable image of 8 or 16 bits; replace the file or remove it")
     if image.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{path}: has grey values of the type {image.dtype}; save it with 8 or 16 bits, unsigned")
     negative = negative and image.dtype == np.uint16  # OpenCV sees to it in files of 8 bits
@@ -126,12 +126,13 @@ def _read_header(path: Path) -> tuple[bool, int | None]:
     """Whether 0 is white in a TIFF file, and its largest value by its own account; False and None for others.
 
     Raises:
-        InputError: what says how the image is turned is damaged.
+        InputError: what says how the image is turned is damaged, or there are several images.
     """
     try:
         with Image.open(path) as image:
             tags = getattr(image, "tag_v2", {})
             read_orientation(path, image)
+            _check_single(path, image)
     except InputError:
         raise
     except Exception:  # OpenCV decides: it reads more kinds of files, and larger ones
@@ -139,6 +140,17 @@ def _read_header(path: Path) -> tuple[bool, int | None]:
     largest = tags.get(MAX_SAMPLE_VALUE)
     largest = largest[0] if isinstance(largest, tuple) else largest
     return tags.get(PHOTOMETRIC_INTERPRETATION) == 0, largest if isinstance(largest, int) and largest > 0 else None
+
+
+def _check_single(path: Path, image: Image.Image) -> None:
+    """Raises an InputError for a stack of images; a smaller second one is a preview."""
+    count, size = getattr(image, "n_frames", 1), image.size
+    if count == 1:
+        return
+    image.seek(1)
+    if image.size == size:
+        raise InputError(f"{path}: holds {count} images; save each of them as a file of its own")
+    image.seek(0)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -179,9 +191,11 @@ def has_16_bits(path: Path) -> bool:
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """An image by its header, not yet decoded. Raises InputError, also for what happens while it is open."""
+    """An image by its header, not yet decoded. Raises InputError, also for what happens while it is open, and for
+    a file that holds several."""
     try:
         with Image.open(path) as image:
+            _check_single(path, image)
             yield image
     except InputError:
         raise

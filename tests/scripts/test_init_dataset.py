@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -508,3 +509,13 @@ def test_names_of_splits_and_input_sizes():
     assert propose_input_size([(1000, 2000), (990, 2010), (3000, 3000)]) == (192, 416)
     assert propose_input_size([(2000, 1200)]) == (384, 224)
     assert propose_input_size([(40, 70)]) == (32, 64)
+
+
+@pytest.mark.parametrize("words", [
+    "a --images b",
+    "a --images 'b c' --annotations d e --without_shapes empty --fractions 0.5 0.25 0.25 --seed 7 --input_size 32 64"])
+def test_the_command_in_the_description_is_the_one_that_made_it(words):
+    args = init_dataset.get_args_parser().parse_args(shlex.split(words))
+    said = shlex.split(init_dataset.say_command(vars(args)))
+    assert said[:3] == ["python", "-m", "scripts.init_dataset"]
+    assert said[3:] == shlex.split(words)

@@ -7,10 +7,10 @@ import pytest
 
 from unet_training import training_on_pseudo_labels
 from unet_training.pseudo_labels import PSEUDO_LABELS, Raw
-from unet_training.saved_masks import masks_path, open_saved_masks
+from unet_training.saved_masks import drop_unsure, masks_path, open_saved_masks
 from utils.datasets.description import load_description
 from utils.errors import InputError
-from utils.mask_store import MaskWriter
+from utils.mask_store import MaskStore, MaskWriter
 
 LABELS = load_description("phantom").labels
 SAVED = ["--pseudo_label sam --sam_type demo", "--pseudo_label raw",
@@ -67,3 +67,19 @@ def test_other_models_that_have_such_masks_are_named(model):
 def test_nothing_is_named_where_nothing_is(model):
     with pytest.raises(InputError, match=r"no such masks; make them with `python -m scripts\.save_segmentations`$"):
         open_saved_masks(of_arguments("--pseudo_label raw", model), model)
+
+
+def test_the_least_sure_images_are_left_out_in_order(tmp_path):
+    estimates = {"a": [0.9, np.nan], "b": [0.2, 0.4], "c": [np.nan, np.nan], "d": [0.5, 0.9], "e": [0.1, 0.7]}
+    with MaskWriter(tmp_path / "sam.h5", ["left", "right"], {}) as writer:
+        for stem, estimate in estimates.items():
+            writer.write(stem, np.zeros((2, 8, 6), bool), np.array(estimate))
+    store = MaskStore(tmp_path / "sam.h5", ["left", "right"])
+    assert drop_unsure(["e", "d", "c", "b", "a"], store, 0.4) == ["e", "d", "a"]  # of c nothing is known, b has 0.3
+    assert drop_unsure(["e", "d", "c", "b", "a"], store, 0.0) == ["e", "d", "c", "b", "a"]
+
+
+def test_masks_without_estimates_leave_nothing_to_go_by(model):
+    save(Raw(), model)
+    with pytest.raises(InputError, match="no estimated Dice, which --drop_unsure goes by"):
+        drop_unsure(["a"], open_saved_masks(Raw(), model), 0.5)

@@ -105,6 +105,23 @@ def test_more_pixels_than_fit_are_one_line(tmp_path, side):
         read_grey(path)
 
 
+@pytest.mark.parametrize("suffix", [".tif", ".gif"])
+def test_a_stack_is_refused_and_a_preview_is_not_the_image(tmp_path, suffix):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 30, 41), np.uint8)
+    first, *others = map(Image.fromarray, pixels)
+    path = tmp_path / f"image{suffix}"
+    first.save(path, save_all=True, append_images=others)
+    for read in (read_grey, image_size):
+        with pytest.raises(InputError, match=r"image.*: holds 5 images; save each of them as a file of its own"):
+            read(path)
+    first.save(path)
+    assert np.array_equal(read_grey(path), pixels[0])
+    if suffix == ".tif":
+        first.save(path, save_all=True, append_images=[others[0].resize((10, 7))])
+        assert np.array_equal(read_grey(path), pixels[0])
+        assert image_size(path) == (30, 41)
+
+
 def test_other_than_8_or_16_bits_are_refused(tmp_path):
     Image.fromarray(np.zeros((4, 6), np.float32)).save(tmp_path / "image.tif")
     with pytest.raises(InputError, match=r"image\.tif: has grey values of the type float32"):
