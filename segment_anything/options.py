@@ -98,17 +98,24 @@ class Sam:
 
     @classmethod
     def choose(cls, options: EncoderOptions, data: AnnotatedImages) -> "Sam":
-        """The SAM that the options name, or else the data set's own.
+        """The SAM that the options name, or else the data set's own. Raises InputError as `find`."""
+        return cls.find(options, data.data_dir, data.description.sam_type, data.description.grey)
 
+    @classmethod
+    def find(cls, options: EncoderOptions, data_dir: Path, usual_type: str, grey: GreyValues = STORED) -> "Sam":
+        """The SAM that the options name, or else the one of that type.
+
+        Args:
+            data_dir: where checkpoints lie that the options don't name
         Raises:
             InputError: the checkpoint that the options name isn't there, or `sam_model_id` is none of this type.
         """
         model_id = options.sam_model_id if isinstance(options, SamOptions) else None
         tuned = TunedDecoder.fetch(model_id) if model_id else None
-        type_name = options.sam_type or (tuned.type_name if tuned else data.description.sam_type)
+        type_name = options.sam_type or (tuned.type_name if tuned else usual_type)
         if tuned:
             tuned.check_type(type_name)
-        usual, weights = default_checkpoint(type_name, data.data_dir), ""
+        usual, weights = default_checkpoint(type_name, data_dir), ""
         if options.sam_checkpoint:
             check_present(type_name, options.sam_checkpoint)
             weights = identify(options.sam_checkpoint).sha256
@@ -117,7 +124,7 @@ class Sam:
         embeddings = options.embeddings if isinstance(options, SamOptions) else "float32"
         stored = embeddings != "none"
         return cls(type_name, options.sam_checkpoint or usual, embeddings if stored else "float32",
-                   data.description.grey, tuned, stored, weights)
+                   grey, tuned, stored, weights)
 
     def of_type(self, type_name: str, data: AnnotatedImages) -> "Sam":
         """Another type in the place of this one, with its weights at their usual place."""

@@ -5,14 +5,19 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from lxml import etree
 
 from scripts import make_phantoms, save_refined_segmentations
 from tests.stage_runs import SMALL, N, new_workplace, run
+from unet_training.checkpoint import Training, save_checkpoint
+from unet_training.networks.u_net import UNet
 from utils.datasets.description import OWN
 from utils.files import write_png
+from utils.tracking.models import store_model
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("SAM_BURDEN_SHARED") or ROOT.parent / "shared")  # real weights and data
@@ -30,6 +35,7 @@ folder = "masks"
 train = 4
 val = 1
 """
+LABELS, INPUT, MEAN, STD = ("heart", "lung"), (36, 60), 0.5, 0.3  # of `trained`
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -117,3 +123,30 @@ def own(tmp_path):
             write_png(tmp_path / "mine" / name / f"{number}.png", picture)
     (tmp_path / "mine" / OWN).write_text(OWN_DESCRIPTION)
     return tmp_path, images[:4], masks[:4]
+
+
+@pytest.fixture
+def trained(own, tmp_path, monkeypatch) -> tuple[Path, str, UNet]:
+    """The data folder of own data, and a network of random weights for it with its id."""
+    data_dir, _, _ = own
+    monkeypatch.setenv("SAM_BURDEN_RUNS", str(tmp_path / "runs"))
+    measured = f"mean = {MEAN}\nstd = {STD}\nresize_dtype = \"float32\"\npos_weight = [1, 1]\n"
+    (data_dir / "mine" / OWN).write_text(measured + OWN_DESCRIPTION.replace("vit_b", "demo"))
+    torch.manual_seed(2)
+    network = UNet(2, 4, 4).eval()
+    network.out.weight.data *= 20  # far from the threshold
+    save_checkpoint(tmp_path / "unet.pt", network, Training("mine", LABELS, INPUT, MEAN, STD))
+    parameters = {"stage": "initial", "dataset": "mine", "num_train_samples": 4, "architecture": "u_net"}
+    return data_dir, store_model(tmp_path / "unet.pt", parameters, LABELS, (), "task"), network
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """A folder with an image of 8 bits, one of 16 in a folder inside, and one of another size."""
+    rng, folder = np.random.default_rng(5), tmp_path / "new"
+    for name, size, dtype in (("a.png", (120, 90), np.uint8), ("p 1/b.TIF", (70, 133), np.uint16),
+                              ("p 1/a.jpg", (36, 60), np.uint8)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        smooth = cv2.resize(rng.random((6, 5)), size[::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
+        cv2.imwrite(str(folder / name), (smooth * np.iinfo(dtype).max).astype(dtype))
+    return folder

@@ -44,4 +44,12 @@ def test_requirements_are_what_the_code_imports():
     own = OWN | {path.stem for folder in (ROOT / "tests", trainers) for path in folder.glob("*.py")}
     packages = {PACKAGE_OF.get(name, name) for name in imported - own - set(sys.stdlib_module_names)}
     needed = requirements() | requirements("requirements_nnunet.txt") | requirements("requirements_sam2.txt")
-    assert packages == set(needed) - {"ruff"}  # a command
+    assert packages == set(needed) - {"ruff", "pytest-xdist", "setuptools"}  # commands, and what builds the package
+
+
+def test_extras_are_pinned_as_the_requirements_are():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    pinned = requirements() | requirements("requirements_nnunet.txt") | requirements("requirements_sam2.txt")
+    for line in (line for lines in extras.values() for line in lines):
+        name, version = line.split("==")
+        assert pinned[name] == version

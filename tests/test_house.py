@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 
 FLOORS = ("utils", "segment_anything", "unet_training", "scripts")  # from the ground up
 NOWHERE = ("benchmarks", "tests")  # which may import everything, and which nothing may import
+TEXTS = (".md", ".py", ".toml", ".sh", ".txt", ".yml")
 PACKAGES = (*FLOORS, "benchmarks")
 UNPACKING = ("main", "from_args", "options_from_args", "options_from", "get_args_parser")
 TREE_LINE = re.compile(r"(?P<indent> *)(?P<name>[\w./]+)  +(?P<description>\S.*)")
@@ -121,3 +122,9 @@ def test_code_names_no_text_from_outside_the_project():
     own = {path.name for path in files if path.suffix == ".md"}
     assert not [f"{path.relative_to(ROOT)} names {name}" for path in files if path.suffix == ".py"
                 for name in re.findall(r"\w+\.md\b", path.read_text(encoding="utf-8")) if name not in own]
+
+
+def test_no_file_holds_what_a_merge_left():
+    marks = ("<" * 7, ">" * 7)
+    assert not [str(path.relative_to(ROOT)) for path in files_of_the_project() if path.suffix in TEXTS
+                for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(marks)]

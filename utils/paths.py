@@ -1,9 +1,10 @@
 """Where files lie: names are made here, and checked where they are used."""
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT / "data"
-RESULTS = ROOT / "results"
+ROOT = Path(__file__).resolve().parents[1]  # of the project's own files
+WORK = ROOT if __package__ == "utils" else Path.cwd()  # where it was installed as `sam_burden`, nothing is written
+DATA = WORK / "data"
+RESULTS = WORK / "results"
 
 
 def mask_file(data_dir: Path, model_id: str, kind: str) -> Path:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from segment_anything.embeddings import ImageEmbedding
 from segment_anything.refinement.cleaning import SELECTIONS, select_components
-from segment_anything.refinement.prompts import extract_prompts, to_logits
+from segment_anything.refinement.prompts import Prompts, extract_prompts, to_logits
 from segment_anything.refinement.refine import Refined, RefinementOptions, decode_all, refine_in_batches
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.dice import image_dice, multilabel_dice
@@ -158,10 +158,9 @@ def _decode(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decoder: Stored
     for."""
     embeddings = [embedding for _, embedding in images]
     unet = [_cut(probabilities, cuts) for probabilities, _ in images]
-    cleaned = [_select(logits, "largest") for logits in unet]
-    prompts = [extract_prompts(masks, _sigmoid(logits)) for masks, logits in zip(cleaned, unet, strict=True)]
-    answers = [Answer(logits, masks, np.full(logits.shape, np.nan, np.float32), np.full(len(logits), np.nan))
-               for logits, masks in zip(unet, cleaned, strict=True)]
+    prompts = [_prompt(logits) for logits in unet]
+    answers = [Answer(logits, of_image.masks, np.full(logits.shape, np.nan, np.float32), np.full(len(logits), np.nan))
+               for logits, of_image in zip(unet, prompts, strict=True)]
     options = RefinementOptions(prompt1st=names, prompt2nd=())
     decoded = {}
     for number, (low, iou) in decode_all(decoder, embeddings, prompts, options).items():
@@ -171,6 +170,15 @@ def _decode(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decoder: Stored
         answer.estimate[valid] = 2 * iou / (1 + iou)
         decoded[number] = low
     return answers, decoded
+
+
+def prompt_calibrated(probabilities: np.ndarray, calibration: Calibration) -> Prompts:
+    """What SAM's prompts are taken from in `refine_calibrated`."""
+    return _prompt(_cut(probabilities, calibration.cuts))
+
+
+def _prompt(logits: np.ndarray) -> Prompts:
+    return extract_prompts(_select(logits, "largest"), _sigmoid(logits))
 
 
 def _mix(unet: np.ndarray, cleaned: np.ndarray, sam: np.ndarray, estimate: np.ndarray, calibration: Calibration

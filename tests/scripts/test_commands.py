@@ -20,7 +20,8 @@ STAGES = ["scripts.make_phantoms", "scripts.copy_and_process_graz_imgs", "script
           "scripts.upload_offline_runs", "scripts.run_study", "scripts.plot_results", "scripts.search_refinement",
           "scripts.train_nnunet", "scripts.save_nnunet_segmentations", "scripts.plot_prediction",
           "scripts.plot_pseudo_labels", "scripts.import_checkpoint", "scripts.finetune_sam",
-          "scripts.predict_folder", "scripts.export_annotations", "scripts.merge_masks"]
+          "scripts.predict_folder", "scripts.export_annotations", "scripts.refine_masks", "scripts.export_onnx",
+          "scripts.merge_masks"]
 
 
 @pytest.mark.parametrize("module", STAGES)

@@ -2,52 +2,19 @@
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from scripts import predict_folder
-from tests.conftest import OWN_DESCRIPTION
-from unet_training.checkpoint import Training, save_checkpoint
+from scripts.mask_folder.writing import name_images, write_masks
+from tests.conftest import INPUT, LABELS, MEAN, STD
 from unet_training.networks.u_net import UNet
-from utils.datasets.description import OWN
 from utils.datasets.dicom import read_dicom
 from utils.datasets.label_maps import read_label_map
 from utils.errors import InputError
 from utils.files import write_png
-from utils.tracking.models import store_model
-
-INPUT, MEAN, STD = (36, 60), 0.5, 0.3
-LABELS = ("heart", "lung")
-
-
-@pytest.fixture
-def trained(own, tmp_path, monkeypatch) -> tuple[Path, str, UNet]:
-    """The data folder of own data, and a network of random weights for it with its id."""
-    data_dir, _, _ = own
-    monkeypatch.setenv("SAM_BURDEN_RUNS", str(tmp_path / "runs"))
-    measured = f"mean = {MEAN}\nstd = {STD}\nresize_dtype = \"float32\"\npos_weight = [1, 1]\n"
-    (data_dir / "mine" / OWN).write_text(measured + OWN_DESCRIPTION.replace("vit_b", "demo"))
-    torch.manual_seed(2)
-    network = UNet(2, 4, 4).eval()
-    network.out.weight.data *= 20  # far from the threshold
-    save_checkpoint(tmp_path / "unet.pt", network, Training("mine", LABELS, INPUT, MEAN, STD))
-    parameters = {"stage": "initial", "dataset": "mine", "num_train_samples": 4, "architecture": "u_net"}
-    return data_dir, store_model(tmp_path / "unet.pt", parameters, LABELS, (), "task"), network
-
-
-@pytest.fixture
-def images(tmp_path) -> Path:
-    """A folder with an image of 8 bits, one of 16 in a folder inside, and one of another size."""
-    rng, folder = np.random.default_rng(5), tmp_path / "new"
-    for name, size, dtype in (("a.png", (120, 90), np.uint8), ("p 1/b.TIF", (70, 133), np.uint16),
-                              ("p 1/a.jpg", (36, 60), np.uint8)):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        smooth = cv2.resize(rng.random((6, 5)), size[::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
-        cv2.imwrite(str(folder / name), (smooth * np.iinfo(dtype).max).astype(dtype))
-    return folder
 
 
 def run(trained, images: Path, *more: str) -> dict:
@@ -93,9 +60,9 @@ def test_a_rerun_does_what_is_missing(trained, images, monkeypatch):
     first = run(trained, images)
     (images.parent / "out" / first["images"][0]["overlay"]).unlink()
     Image.fromarray(np.zeros((40, 50), np.uint8)).save(images / "p 1" / "a.jpg")  # another image
-    predicted, predict = [], predict_folder.Predictor.predict
-    monkeypatch.setattr(predict_folder.Predictor, "predict",
-                        lambda self, path: predicted.append(path.name) or predict(self, path))
+    predicted, read = [], predict_folder.Predictor.read
+    monkeypatch.setattr(predict_folder.Predictor, "read",
+                        lambda self, path: predicted.append(path.name) or read(self, path))
     again = run(trained, images)
     assert predicted == ["a.png", "a.jpg"]
     assert again["images"][::2] == first["images"][::2] and again["images"][1]["height"] == 40
@@ -128,11 +95,11 @@ def test_sam_refines_at_the_images_size(trained, images, refinement):
 def test_label_maps_where_labels_dont_overlap_and_a_file_each_where_they_do(tmp_path):
     masks = np.zeros((3, 20, 30), bool)
     masks[0, 2:9, 3:20], masks[2, 9:15, 5:30] = True, True
-    files = predict_folder.write_masks(tmp_path, "a/b", masks, ["x", "y", "z"])
+    files = write_masks(tmp_path, "a/b", masks, ["x", "y", "z"])
     assert files == ["a/b.png"]
     np.testing.assert_array_equal(read_label_map(tmp_path / "a/b.png", ["x", "y", "z"], {}), masks)
     masks[1, 8, 5] = True
-    files = predict_folder.write_masks(tmp_path, "a/b", masks, ["x", "Os/y", "z"])
+    files = write_masks(tmp_path, "a/b", masks, ["x", "Os/y", "z"])
     assert files == ["a/b.x.png", "a/b.Os%2Fy.png", "a/b.z.png"]
     assert all((np.array(Image.open(tmp_path / file)) == 255 * mask).all()
                for file, mask in zip(files, masks, strict=True))
@@ -179,10 +146,29 @@ def test_dicom_among_the_images(trained, images):
     assert (table["images"][0]["image"], dicom.shape) == ("IM0001", png.shape)
 
 
+def test_dicom_says_areas_and_gets_a_segmentation(trained, images):
+    pytest.importorskip("highdicom", reason="DICOM segmentations are written by the optional package highdicom")
+    from pydicom import dcmread
+    pixels = np.array(Image.open(images / "a.png")).astype(np.uint16) * 16
+    write_dicom(images / "IM0001", pixels, PixelSpacing=[0.2, 0.5])
+    write_dicom(images / "bare.dcm", pixels, PixelSpacing=None, ImagerPixelSpacing=[0.1, 0.1], PatientID=None)
+    del (header := dcmread(images / "bare.dcm")).StudyInstanceUID
+    header.save_as(images / "bare.dcm")
+    table, out = run(trained, images), images.parent / "out"
+    full, _, bare, *_ = table["images"]
+    masks, segmentation = read_masks(out, full), dcmread(out / full["dicom_seg"])
+    np.testing.assert_array_equal(segmentation.pixel_array.astype(bool), masks)
+    assert [segment.SegmentLabel for segment in segmentation.SegmentSequence] == ["heart", "lung"]
+    assert segmentation.PatientID == dcmread(images / "IM0001").PatientID
+    area = masks.sum(axis=(1, 2)) * 0.2 * 0.5
+    assert [values["area_mm2"] for values in full["labels"].values()] == pytest.approx(area.tolist())
+    assert bare["pixel_spacing"] == [0.1, 0.1] and "dicom_seg" not in bare and bare["files"]
+
+
 def test_names_stay_apart(tmp_path):
     for name in ("a.png", "a.jpg", "b/a.png", "out/c.png", "notes.txt"):
         write_png(tmp_path / (Path(name).stem + "_.png"), np.zeros((2, 2), np.uint8))
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{Path(name).stem}_.png").rename(tmp_path / name)
-    assert predict_folder.name_images(tmp_path, tmp_path / "out") == {
+    assert name_images(tmp_path, tmp_path / "out") == {
         "a.jpg": "a.jpg", "a.png": "a.png", "b/a.png": "b/a"}

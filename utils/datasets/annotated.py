@@ -328,9 +328,14 @@ def load_image(path: Path, description: DatasetDescription) -> np.ndarray:
     Raises:
         InputError: the image is missing or unreadable.
     """
-    scaled = read_scaled(path, description)
+    return normalize(read_scaled(path, description), description, path)
+
+
+def normalize(scaled: np.ndarray, description: DatasetDescription, what: object = "image") -> np.ndarray:
+    """A radiograph as of `read_scaled`, minus mean, over std, float32, (1, H, W). Says where its mean is far from that
+    of the training images; `what` names it then."""
     if (distance := abs(scaled.mean() - description.mean) / description.std) > FARTHEST_MEAN:
-        say_once(f"{path}: its mean as the network gets it is {distance:.1f} standard deviations from that of the "
+        say_once(f"{what}: its mean as the network gets it is {distance:.1f} standard deviations from that of the "
                  "training images; `mean`, `std`, `max_grey_value`, `grey_range` or `invert` of the description may be "
                  "those of other images (scripts.measure_dataset prints what they should be)", kind="mean")
     return ((scaled - description.mean) / description.std).astype(np.float32)[None]
@@ -345,7 +350,11 @@ def read_scaled(path: Path, description: DatasetDescription) -> np.ndarray:
     Raises:
         InputError: the image is missing or unreadable.
     """
-    grey = read_grey(path, description.grey)
+    return scale(read_grey(path, description.grey), description)
+
+
+def scale(grey: np.ndarray, description: DatasetDescription) -> np.ndarray:
+    """Grey values as of `utils.files.read_grey`, uint8 or uint16, as `read_scaled` gives them."""
     largest, (height, width) = np.iinfo(grey.dtype).max, description.input_size
     if description.resize_dtype == "float32":
         return cv2.resize(grey.astype(np.float32) / largest, (width, height), interpolation=cv2.INTER_LINEAR)

@@ -72,6 +72,7 @@ class DatasetDescription(Table, frozen=True):
     invert               whether white stands for black in these files
     resize_dtype         the U-Net's input is resized as whole numbers of the file's 8 or 16 bits ("stored", as the
                          authors' scripts/save_segmentations.py does) or after it was scaled to [0, 1] ("float32")
+    has_splits           false: nothing is trained on these images, so all of them count as test images
     other_places         where in <data_dir> a file or folder lies (key: the first part of its path), if it isn't in the
                          data set's own folder
     """
@@ -98,6 +99,7 @@ class DatasetDescription(Table, frozen=True):
     invert: bool = False
     max_gradient_norm: Annotated[float, Meta(gt=0)] | None = None
     resize_dtype: Literal["stored", "float32"] = "stored"
+    has_splits: bool = True
     other_places: dict[str, str] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:

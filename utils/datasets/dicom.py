@@ -60,6 +60,15 @@ def read_dicom(path: Path) -> DicomImage:
     return DicomImage(pixels, str(dataset.get("PatientID") or "").strip())
 
 
+def read_spacing(path: Path) -> tuple[float, float] | None:
+    """Height and width of a pixel in mm, where a DICOM file says it: of the anatomy, or else of the detector, on which
+    the anatomy is larger than it is."""
+    from pydicom import dcmread
+    dataset = dcmread(path, stop_before_pixels=True)
+    spacing = dataset.get("PixelSpacing") or dataset.get("ImagerPixelSpacing")
+    return (float(spacing[0]), float(spacing[1])) if spacing and min(spacing) > 0 else None
+
+
 def _show(dataset: "Dataset") -> np.ndarray:
     """The values as they are meant to be shown, uint16."""
     from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array

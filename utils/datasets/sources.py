@@ -166,7 +166,7 @@ class ShapeSource(Source):
         self.shapes = Counter(shape.anatomy for image in self._images.values() for shape in image.shapes)
         self.left_out = self._describe_rest()
         for split, stems in self.splits.items():
-            if not stems:
+            if not stems and description.has_splits:
                 raise InputError(f"{folder}: no image is left in the {split} split of {description.name}; the subset "
                                  "in its annotations or the values in its table of images must match its description"
                                  + "".join(f"; left out: {text}" for text in self.left_out))
@@ -508,6 +508,8 @@ def split_stems(where: Path, stems: Sequence[str], description: "DatasetDescript
     Raises:
         InputError: a split is empty.
     """
+    if not description.has_splits:
+        return {"train": [], "val": [], "test": list(stems)}
     if table is None or table.split_of is None:
         return split_by_counts(where, stems, description)
     splits = {split: [stem for stem in stems if table.split_of.get(stem) == split and stem in table.kept]

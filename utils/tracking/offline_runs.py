@@ -15,7 +15,7 @@ import msgspec
 
 from utils.errors import InputError
 from utils.locks import remove_if_abandoned
-from utils.paths import ROOT
+from utils.paths import WORK
 from utils.records import read_intact, read_record, write_record
 
 
@@ -35,7 +35,7 @@ class Session:
 
 def runs_dir() -> Path:
     """The folder of offline sessions and models, absolute."""
-    return Path(os.environ.get("SAM_BURDEN_RUNS") or ROOT / "runs").absolute()
+    return Path(os.environ.get("SAM_BURDEN_RUNS") or WORK / "runs").absolute()
 
 
 class SessionEnd(msgspec.Struct, frozen=True):
