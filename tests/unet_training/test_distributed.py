@@ -77,11 +77,11 @@ def test_losses_of_two_processes_are_those_of_one(workplace, by_two, name, monke
     number = list(TRAININGS).index(name)
     assert not (by_two[0] / f"curves_{number}_rank1.json").exists()  # the first one alone tracks
     together = json.loads((by_two[0] / f"curves_{number}_rank0.json").read_text())
-    assert together.keys() == curves.keys() and len(curves) == 2 * 7
     losses = [key for key in curves if "loss" in key]
+    assert together.keys() == curves.keys() and len(losses) == 2 * 2  # of training and validation, two epochs
     assert [together[key] for key in losses] == pytest.approx([curves[key] for key in losses], abs=1e-4)
     first = [key for key in curves if "learning rate" not in key and key.endswith("0)")]
-    assert [together[key] for key in first] == pytest.approx([curves[key] for key in first], abs=2e-3)
+    assert [together[key] for key in first] == pytest.approx([curves[key] for key in first], rel=5e-3, abs=2e-3)
 
 
 @pytest.mark.slow
