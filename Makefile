@@ -14,7 +14,7 @@ demo: .venv/installed  ## run the whole pipeline on the phantoms (SEED=1 for ano
 	    --recommended medsam_lite --results_dir results/demo_seed$(SEED)
 
 # The tests' networks are too small for threads, so processes share the cores.
-test: .venv/installed  ## check the style, run all tests
+test: .venv/installed .agent/installed  ## check the style, run all tests
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
@@ -27,6 +27,11 @@ stress: .venv/installed  ## kill every stage 20 times, damage 20,000 files (half
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.agent/installed: requirements_agent.txt
+	$(PYTHON) -m venv .agent
+	.agent/bin/python -m pip install --disable-pip-version-check -r requirements_agent.txt
+	touch $@
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

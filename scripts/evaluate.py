@@ -39,6 +39,7 @@ from utils.provenance import describe_run
 from utils.records import read_record, write_record
 from utils.tables import best_median_worst, write_rows
 from utils.tracking.experiment import start
+from utils.tracking.models import name_result
 
 SPLITS = ("train", "val", "test", "unlabeled")
 Values = Mapping[str, torch.Tensor]  # stem -> (C,) in [0, 1], NaN where there is none
@@ -124,20 +125,35 @@ class Evaluation:
         parameters = {"stage": "evaluate", "dataset": data.description.name, "model_id": self.model.id,
                       "split": self.split, "masks": variant, "surface_tolerance": self.surface_tolerance,
                       **option_values(self.selection), **self.labels.parameters}
-        with start("evaluate", parameters, ("evaluate", data.description.name)) as experiment:
+        chosen = {**self.labels.arguments(data), "num_train_samples": self.model.num_labeled,
+                  "results_dir": self.results_dir}
+        with start(self.title, parameters, ("evaluate", data.description.name), kind="testing",
+                   module="scripts.evaluate", chosen=chosen) as experiment:
             experiment.use_model(self.model.id)
             measured = self.measure()
             summaries = {name: self.summarize(values) for name, values in measured.items()}
             for name, path in self.tables.items():
                 write_values(path, measured[name], data.description.labels)
-                experiment.scalar(name, f"{self.split} {variant}", summaries[name].mean, 0)
+                title = f"{name.replace('_', ' ').capitalize()} in %"
+                experiment.scalar(title, self.split, summaries[name].mean, 0)
+                experiment.single_value(f"{title}, {self.split}", summaries[name].mean)
+                experiment.single_value(f"{title}, {self.split}, std", summaries[name].std)
+                experiment.single_value(f"images, {self.split}", summaries[name].count)
+                experiment.artifact(path.stem, path)
+                experiment.table(f"{title}, {self.split}", list_rows(measured[name], data.description.labels))
             for name, picture in self.overlays(measured["dice"]):
                 write_png(self.folder / f"{name}.png", picture)
                 experiment.image("overlay", name, picture, 0)
             write_record(self._record, {"measured": self._fingerprint, "dice": asdict(summaries["dice"]),
                                         "tables": self._digest_tables(), "run": describe_run()})
-        self._print(summaries)
+            self._print(summaries)
         return summaries["dice"]
+
+    @property
+    def title(self) -> str:
+        """In the tracker."""
+        masks = "" if self.labels.kind == "raw" else f", masks {self.labels.kind}"
+        return f"evaluate {self.split}, {name_result(self.model.record.parameters)}{masks}"
 
     def run_if_missing(self) -> Summary:
         """The mean Dice as it was measured before, or else now."""
@@ -218,12 +234,17 @@ class Evaluation:
 
 
 def write_values(path: Path, values: Values, labels: Sequence[str]) -> None:
+    """Writes `list_rows`."""
+    write_rows(path, list_rows(values, labels))
+
+
+def list_rows(values: Values, labels: Sequence[str]) -> list[list[Any]]:
     """A row an image: stem, mean, each class, in percent; empty where there is no value (NaN)."""
     rows: list[list[Any]] = [["stem", "mean", *labels]]
     for stem, classes in values.items():
         cells = [image_dice(classes).item(), *classes.tolist()]
         rows.append([stem, *("" if np.isnan(cell) else f"{100 * cell:.4f}" for cell in cells)])
-    write_rows(path, rows)
+    return rows
 
 
 if __name__ == "__main__":

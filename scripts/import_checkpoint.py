@@ -19,6 +19,7 @@ from utils.cli import run_stage, stage_parser
 from utils.datasets.description import load_description
 from utils.options import add_options, options_from, positive_int
 from utils.tracking.experiment import start
+from utils.tracking.models import name_result
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -42,7 +43,8 @@ def main(args: argparse.Namespace) -> str:
     parameters = {"stage": "initial", "architecture": network.architecture, "dataset": where.dataset,
                   "num_train_samples": args.num_train_samples, "input_size": list(training.input_size),
                   "imported": args.file.name}
-    with start("import_checkpoint", parameters, ("initial", where.dataset)) as experiment, \
+    with start(f"import {name_result(parameters)}", parameters, ("initial", where.dataset), kind="data_processing",
+               module="scripts.import_checkpoint") as experiment, \
             tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "bone_segmentator.pt"
         save_checkpoint(weights, network, training)

@@ -66,14 +66,15 @@ def main(args: argparse.Namespace) -> list[list[str]]:
         drawn["overlays"] = draw_overlays(manifest, of_n(rows, n), title)
     except InputError as error:
         print(f"no overlays: {error}")
-    with start("plot_results", {"stage": "plot", "n": n}) as experiment:
+    with start(f"results {rows[0]['dataset']} n={n}", {"stage": "plot", "n": n}, kind="data_processing",
+               module="scripts.plot_results") as experiment:
         for name, (caption, table) in made.items():
             write_table(folder / name, table, f"{caption}\n{SAM_TYPES[sam_type].notice}")
             experiment.table(caption, table)
         for name, figure in drawn.items():
             figures.save_figure(folder / name, figure)
             picture = cv2.imread(str(folder / f"{name}.png"))[..., ::-1]
-            experiment.image("study", name, np.ascontiguousarray(picture), 0)
+            experiment.figure("study", name, np.ascontiguousarray(picture))
     for name in made:
         print((folder / f"{name}.txt").read_text(encoding="utf-8"))
     print(f"tables and figures: {folder}")

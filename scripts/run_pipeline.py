@@ -37,6 +37,7 @@ from utils.paths import RESULTS
 from utils.provenance import describe_run
 from utils.records import write_record
 from utils.tables import write_rows
+from utils.tracking.experiment import tagged
 
 Row = tuple[str, str, Summary]
 NAMES = {"initial": "initial U-Net", "raw": "raw pseudo labels", "refined": "refined pseudo labels",
@@ -70,7 +71,8 @@ def main(args: argparse.Namespace) -> list[Row]:
     for way in ways:
         way.labels.check()
     check_folder(args.results_dir)
-    return run(setting, ways, args.rounds, args.results_dir)
+    with tagged(f"pipeline {args.results_dir.name}"):
+        return run(setting, ways, args.rounds, args.results_dir)
 
 
 @dataclass(frozen=True)

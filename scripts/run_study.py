@@ -47,10 +47,12 @@ from utils.paths import RESULTS
 from utils.provenance import describe_run
 from utils.records import read_record, write_record
 from utils.tables import read_rows, write_rows
+from utils.tracking.experiment import tagged
 
 MEASURES = ("dice", "surface_dice", "estimated_dice")
 FREE = ("num_train_samples", "seeds", "methods", "results_dir", "data_dir", "derived_dir", "gpu_id", "num_workers",
-        "infer_batch_size", "surface_tolerance", "threads", "record_diff")  # arguments that results don't depend on
+        "infer_batch_size", "surface_tolerance", "threads", "record_diff",
+        "upload_masks")  # arguments that results don't depend on
 COLUMNS = ("dataset", "method", "n", "seed", "image", "class", *MEASURES, "model_id")
 
 
@@ -80,9 +82,10 @@ def main(args: argparse.Namespace) -> Path:
     check_folder(args.results_dir)
     study = Study(args.results_dir, describe_arguments(vars(args)), settings[0].labels["sam"].sam.type_name)
     study.check()
-    for setting in settings:
-        for result in compare(setting, args.methods, args.results_dir, args.surface_tolerance):
-            study.add(result)
+    with tagged(f"study {args.results_dir.name}"):
+        for setting in settings:
+            for result in compare(setting, args.methods, args.results_dir, args.surface_tolerance):
+                study.add(result)
     if notice := settings[0].labels["sam"].notice:
         print(f"refined masks: {notice}")
     print(f"table: {study.table}")

@@ -3,9 +3,12 @@
     with running_server(folder) as server:
         subprocess.run(..., env={**os.environ, **server.environment})
         server.tasks, server.models, server.events      # what the SDK sent, by id
+        server.troubles = {"events.add_batch": "dies"}  # from its first call on
 """
 import base64
+import copy
 import json
+import re
 import threading
 import time
 import uuid
@@ -29,6 +32,8 @@ class ClearMLServer:
         self.events: list[dict] = []
         self.model_uris: list[str] = []  # that models ever had
         self.calls: list[str] = []
+        self.troubles: dict[str, str] = {}  # call -> what the server does from then on: a key of TROUBLES, or "dies"
+        self.trouble = ""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -47,7 +52,8 @@ class ClearMLServer:
         return {"token": ".".join([*parts, "c2lnbmF0dXJl"])}
 
     def projects_get_all(self, body: dict) -> dict:
-        return {"projects": list(self.projects.values())}
+        name = body.get("name", "")
+        return {"projects": [each for each in self.projects.values() if re.search(name, each["name"])]}
 
     def projects_create(self, body: dict) -> dict:
         return {"id": _create(self.projects, body)}
@@ -63,7 +69,8 @@ class ClearMLServer:
         return {"task": self.tasks[body["task"]]}
 
     def tasks_get_all(self, body: dict) -> dict:
-        return {"tasks": [self.tasks[key] for key in body.get("id", self.tasks)]}
+        wanted = [self.tasks[key] for key in body.get("id") or self.tasks if key in self.tasks]
+        return {"tasks": [task for task in wanted if set(body.get("tags") or ()) <= set(task.get("tags") or ())]}
 
     def tasks_edit(self, body: dict) -> dict:
         self.tasks[body["task"]].update({key: body[key] for key in body.keys() - {"task", "force"}})
@@ -72,6 +79,23 @@ class ClearMLServer:
     def tasks_set_requirements(self, body: dict) -> dict:
         self.tasks[body["task"]].setdefault("script", {})["requirements"] = body["requirements"]
         return {"updated": 1, "fields": {}}
+
+    def tasks_add_or_update_artifacts(self, body: dict) -> dict:
+        artifacts = self.tasks[body["task"]]["execution"].setdefault("artifacts", [])
+        names = {artifact["key"] for artifact in body["artifacts"]}
+        artifacts[:] = [*(artifact for artifact in artifacts if artifact["key"] not in names), *body["artifacts"]]
+        return {"updated": 1}
+
+    def tasks_edit_hyper_params(self, body: dict) -> dict:
+        hyperparams = self.tasks[body["task"]].setdefault("hyperparams", {})
+        for item in body["hyperparams"]:
+            hyperparams.setdefault(item["section"], {})[item["name"]] = item
+        return {"updated": 1}
+
+    def tasks_clone(self, body: dict) -> dict:
+        kept = {key: copy.deepcopy(value) for key, value in self.tasks[body["task"]].items()
+                if key in ("project", "type", "script", "hyperparams", "configuration", "tags")}
+        return self.tasks_create({**kept, "name": body["new_task_name"], "parent": body["task"]})
 
     def tasks_add_or_update_model(self, body: dict) -> dict:
         models = self.tasks[body["task"]]["models"]
@@ -111,7 +135,8 @@ class ClearMLServer:
         return {"updated": 1, "fields": {}}
 
     def models_get_all(self, body: dict) -> dict:
-        wanted = [model for key, model in self.models.items() if key in body.get("id", self.models)]
+        wanted = [model for key, model in self.models.items() if key in body.get("id", self.models)
+                  and model.get("project") in body.get("project", [model.get("project")])]
         newest_first = sorted(wanted, key=lambda model: model["created"], reverse=True)
         begin = body.get("page", 0) * body.get("page_size", 500)
         return {"models": newest_first[begin:begin + body.get("page_size", 500)]}
@@ -119,6 +144,23 @@ class ClearMLServer:
     def events_add_batch(self, body: dict) -> dict:
         self.events += body["requests"]
         return {"added": len(body["requests"]), "errors": 0}
+
+
+def _stall(handler: BaseHTTPRequestHandler) -> None:
+    handler.server.stopped.wait(600)
+
+
+def _refuse(handler: BaseHTTPRequestHandler) -> None:
+    handler.connection.close()
+
+
+def _fail(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(500)
+    handler.send_header("Content-Length", "0")
+    handler.end_headers()
+
+
+TROUBLES = {"stalls": _stall, "refuses": _refuse, "fails": _fail}
 
 
 def _create(table: dict[str, dict], record: dict) -> str:
@@ -131,6 +173,13 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         data = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         name = self.path.rpartition("/")[2].partition("?")[0]
+        server = self.server.clearml
+        server.trouble = server.troubles.get(name, server.trouble)
+        if server.trouble == "dies":
+            self.server.die()
+        if server.trouble:
+            TROUBLES.get(server.trouble, _refuse)(self)
+            return
         lines = [json.loads(line) for line in data.splitlines()] or [{}]
         body = {"requests": lines} if name == "events.add_batch" else lines[0]
         code, message, answer = 200, "OK", {}
@@ -162,12 +211,23 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def die(self) -> None:
+        """From a request on nobody listens any more."""
+        self.socket.close()
+
+    def handle_error(self, *args) -> None:
+        """Connections that one side has closed."""
+
+
 @contextmanager
 def running_server(files: Path) -> Iterator[ClearMLServer]:
     """Serves until the block ends; uploaded files land in `files`."""
     files.mkdir(parents=True, exist_ok=True)
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    http.daemon_threads = True
+    http = _Server(("127.0.0.1", 0), _Handler)
+    http.stopped = threading.Event()
     http.clearml = server = ClearMLServer(files)
     server.address = f"http://127.0.0.1:{http.server_port}"
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})
@@ -175,6 +235,7 @@ def running_server(files: Path) -> Iterator[ClearMLServer]:
     try:
         yield server
     finally:
+        http.stopped.set()
         http.shutdown()
         thread.join()
         http.server_close()

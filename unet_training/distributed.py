@@ -5,7 +5,6 @@
 All processes draw the same batches and random numbers; each computes on every so many-th image of a batch, and
 gradients are averaged. The first one alone tracks, saves and publishes. Without torchrun everything here does nothing.
 """
-import atexit
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -32,7 +31,6 @@ def wait_for_all() -> None:
     if not distributed.is_initialized():
         gpus = torch.cuda.is_available() and distributed.is_nccl_available()
         distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
-        atexit.register(distributed.destroy_process_group)
     distributed.all_reduce(torch.zeros(1))
 
 

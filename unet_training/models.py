@@ -93,6 +93,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
                              "differently with another number, so it is recorded with the model")
     parser.add_argument("--record_diff", action=argparse.BooleanOptionalAction, default=True,
                         help="ClearML keeps what is changed in the working tree with a run, whatever it says")
+    parser.add_argument("--upload_masks", action=argparse.BooleanOptionalAction, default=True,
+                        help="masks go to the ClearML server, if there is one, for other machines")
 
 
 def add_seed_argument(parser: argparse.ArgumentParser) -> None:

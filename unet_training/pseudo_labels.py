@@ -19,7 +19,7 @@ from segment_anything.refinement.agreement import AgreementOptions, sam_agreemen
 from segment_anything.refinement.cleaning import clean_masks
 from segment_anything.refinement.recommended import Calibration, calibrate, refine_all_calibrated
 from segment_anything.refinement.refine import RefinementOptions, refine_all
-from segment_anything.registry import get_sam_type
+from segment_anything.registry import default_checkpoint, get_sam_type
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from unet_training.models import TrainedModel
 from unet_training.nnunet.nnunet import NNUNetOptions, find_command, unpack
@@ -80,6 +80,10 @@ class PseudoLabels(ABC):
         """The options, as the tracker takes them."""
         return {}
 
+    def arguments(self, data: AnnotatedImages) -> dict[str, Any]:
+        """The options, as a command takes them."""
+        return {"pseudo_label": self.kind, "refinement": "paper", **self.parameters}
+
     @property
     def notice(self) -> str:
         """What must be said wherever these masks are shown."""
@@ -137,6 +141,10 @@ class _OfSam(PseudoLabels):
     @property
     def parameters(self) -> dict[str, Any]:
         return {**self.sam.parameters, **option_values(self.options)}
+
+    def arguments(self, data: AnnotatedImages) -> dict[str, Any]:
+        is_usual = self.sam.checkpoint == default_checkpoint(self.sam.type_name, data.data_dir)
+        return {**super().arguments(data), "sam_checkpoint": None if is_usual else self.sam.checkpoint}
 
     @property
     def notice(self) -> str:

@@ -26,6 +26,8 @@ from utils.options import option_values
 from utils.paths import mask_file
 from utils.random_walk import PRESETS
 from utils.ranks import WHOLE, Shard, processes, rank, work_on
+from utils.tracking.artifacts import are_uploaded, fetch_file, tag_of
+from utils.tracking.models import name_result
 
 
 def save_masks(labels: PseudoLabels, model: TrainedModel, selection: Selection, shard: Shard = WHOLE) -> Path:
@@ -40,6 +42,8 @@ def save_masks(labels: PseudoLabels, model: TrainedModel, selection: Selection, 
     labels = labels.prepare(model)
     path = masks_path(labels, model)
     with exclusive(shard.to_lock(path)), work_on(shard):
+        if shard == WHOLE and not path.exists():
+            _fetch(labels, model)
         writer = MaskWriter(path, model.data.description.labels, labels.attributes(model), shard)
         chosen = selection.choose(model.data, model.num_labeled)
         origins = model.data.origins(model.data.readable(shard.share(chosen)))
@@ -67,15 +71,32 @@ def _make(labels: PseudoLabels, model: TrainedModel, selection: Selection, write
     description = model.data.description
     parameters = {"stage": labels.stage, "dataset": description.name, "model_id": model.id, "masks": labels.variant,
                   **option_values(selection), **labels.parameters}
-    with track(labels.made_by.partition(".")[2], parameters, (labels.stage, description.name)) as experiment:
+    chosen = {**labels.arguments(model.data), "num_train_samples": model.num_labeled}
+    tags = labels.stage, description.name, tag_of(model.id)
+    with track(f"{labels.stage}, {name_result(model.record.parameters)}", parameters, tags,
+               kind="data_processing" if labels.kind == "random_walk" else "inference", module=labels.made_by,
+               chosen=chosen) as experiment:
         experiment.use_model(model.id)
         estimates: list[np.ndarray] = []
         note_begin(writer)
         with writer:
             writer.write_all(note_estimates(labels.compute(model, list(origins)), estimates), origins)
+        if are_uploaded() and writer.shard == WHOLE:
+            experiment.artifact(writer.path.stem, writer.path)
         if estimates:
-            means = class_means(np.stack(estimates))
-            experiment.histogram("estimated dice per class", means, description.labels, 0)
+            percent = [100 * mean for mean in class_means(np.stack(estimates))]
+            experiment.histogram("Estimated dice in %, per class", percent, description.labels, 0)
+            experiment.single_value("Estimated dice in %", float(np.nanmean(percent)))
+
+
+def _fetch(labels: PseudoLabels, model: TrainedModel) -> bool:
+    """Whether another machine had made the masks and they are here now."""
+    path = masks_path(labels, model)
+
+    def is_wanted(file: Path) -> bool:
+        return not find_difference(MaskStore(file, model.data.description.labels), labels, model)
+
+    return fetch_file(model.id, path.stem, path, is_wanted)
 
 
 def note_estimates(masks: Iterable[Mask], estimates: list[np.ndarray]) -> Iterator[Mask]:
@@ -98,7 +119,7 @@ def open_saved_masks(labels: PseudoLabels, model: TrainedModel) -> MaskStore:
         InputError: there are none, or those are of other labels, another data set or another SAM.
     """
     path = masks_path(labels, model)
-    if not path.is_file():
+    if not path.is_file() and not _fetch(labels, model):
         raise InputError(f"{path}: no such masks; make them with `python -m {labels.made_by}`{list_beside(path)}")
     store = MaskStore(path, model.data.description.labels)
     if difference := find_difference(store, labels, model):

@@ -72,14 +72,14 @@ def fit(prepared: Prepared, schedule: Schedule, device: torch.device, experiment
     optimizer = schedule.optimizer(model)
     scheduler = schedule.scheduler(optimizer)
     history = resume(state_file, model, optimizer, scheduler, device)
-    for epoch, record in enumerate(history):
+    for epoch, record in enumerate([] if experiment.continued else history):
         _report(experiment, record, labels, epoch)
-    saved = time.monotonic()
+    state = _Unsaved(state_file, model, optimizer, scheduler, history, device)
     progress = tqdm(range(len(history), schedule.epochs), desc="training", unit="epoch",
                     initial=len(history), total=schedule.epochs, disable=rank() > 0)
     trained = average_gradients(model, device)
     agree_on_random_numbers(device)
-    with _ending_workers(prepared.train_batches):
+    with _ending_workers(prepared.train_batches), state:
         for epoch in progress:
             lr = optimizer.param_groups[0]["lr"]
             statistics = prepared.run_epoch(trained, prepared.train_batches, prepared.loss, optimizer, device,
@@ -91,10 +91,38 @@ def fit(prepared: Prepared, schedule: Schedule, device: torch.device, experiment
             _report(experiment, history[-1], labels, epoch)
             progress.set_postfix(loss=f"{statistics.loss:.3f}", val_dice=f"{validation.mean_dice:.3f}")
             if epoch % max(1, schedule.epochs // DEBUG_IMAGES) == 0 or epoch == schedule.epochs - 1:
-                _report_prediction(experiment, prepared, device, epoch)
-            if rank() == 0 and time.monotonic() - saved > SECONDS_BETWEEN_STATES:
-                save_state(state_file, model, optimizer, scheduler, history, device)
-                saved = time.monotonic()
+                _report_prediction(experiment, prepared, device, epoch)  # which draws random numbers
+            state.note()
+    _report_result(experiment, history[-1])
+
+
+class _Unsaved:
+    """The state after the last epoch, written from time to time, and at once where a training is interrupted: by Ctrl-C
+    or by a job scheduler's SIGTERM, in the middle of an epoch."""
+
+    def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
+                 scheduler: torch.optim.lr_scheduler.LRScheduler, history: list[dict], device: torch.device):
+        self._path, self._made_of = path, (model, optimizer, scheduler, history, device)
+        self._state, self._saved = None, time.monotonic()
+
+    def note(self) -> None:
+        """That an epoch has ended; of several processes the first one writes."""
+        if rank():
+            return
+        self._state = copy_state(*self._made_of)
+        if time.monotonic() - self._saved > SECONDS_BETWEEN_STATES:
+            self._save()
+
+    def _save(self) -> None:
+        save_tensors(self._path, self._state)
+        self._state, self._saved = None, time.monotonic()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, KeyboardInterrupt | SystemExit) and self._state:
+            self._save()
 
 
 @contextmanager
@@ -143,11 +171,18 @@ def _record(train: EpochStatistics, validation: EpochStatistics, lr: float) -> d
 
 
 def _report(experiment: Experiment, record: dict, labels: tuple[str, ...], epoch: int) -> None:
-    for title in ("loss", "dice", "dice per image"):
-        for series, value in record[title].items():
-            experiment.scalar(title, series, value, epoch)
+    for series in ("train", "validation"):
+        experiment.scalar("loss", series, record["loss"][series], epoch)
+        experiment.scalar("Dice in %", series, 100 * record["dice per image"][series], epoch)
+        experiment.scalar("Dice in %, pooled", series, 100 * record["dice"][series], epoch)
     experiment.scalar("learning rate", "lr", record["lr"], epoch)
-    experiment.histogram("validation dice per class", record["class_dice"], labels, epoch)
+    for label, value in zip(labels, record["class_dice"], strict=True):
+        experiment.scalar("Dice in %, validation, per class", label, 100 * value, epoch)
+
+
+def _report_result(experiment: Experiment, record: dict) -> None:
+    experiment.single_value("Dice in %, validation", 100 * record["dice per image"]["validation"])
+    experiment.single_value("loss, validation", record["loss"]["validation"])
 
 
 @torch.inference_mode()
@@ -159,14 +194,28 @@ def _report_prediction(experiment: Experiment, prepared: Prepared, device: torch
     experiment.image("validation image", "ground truth", overlay(grey, mask[0].cpu().numpy()), epoch)
 
 
+def copy_state(model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler,
+               history: list[dict], device: torch.device) -> dict[str, Any]:
+    """What `resume` needs, as it is now, in the memory of the CPU."""
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
+             "random": torch.get_rng_state(), "history": list(history)}
+    if device.type == "cuda":
+        state["cuda_random"] = torch.cuda.get_rng_state(device)
+    return _copy(state)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copy(each) for key, each in value.items()}
+    return [_copy(each) for each in value] if isinstance(value, list) else value
+
+
 def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
                scheduler: torch.optim.lr_scheduler.LRScheduler, history: list[dict], device: torch.device) -> None:
     """Keeps an unfinished training, with the records of its epochs, for `resume`."""
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(),
-             "random": torch.get_rng_state(), "history": history}
-    if device.type == "cuda":
-        state["cuda_random"] = torch.cuda.get_rng_state(device)
-    save_tensors(path, state)
+    save_tensors(path, copy_state(model, optimizer, scheduler, history, device))
 
 
 def resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,

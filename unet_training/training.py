@@ -78,7 +78,7 @@ class InitialTraining(TrainingStage):
     infer_batch_size: int
     options: InitialOptions = PAPER
 
-    task = "training"
+    module = "unet_training.training"
 
     @property
     def stems(self) -> list[str]:

@@ -92,7 +92,7 @@ class FinalTraining(TrainingStage):
     loss: LossOptions
     machine: Machine
 
-    task = "training_on_pseudo_labels"
+    module = "unet_training.training_on_pseudo_labels"
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class FinalTraining(TrainingStage):
 
     @property
     def tags(self) -> tuple[str, ...]:
-        return "final", self.initial.data.description.name, self.labels.variant
+        return "final", self.initial.data.description.name, self.labels.kind
 
     @property
     def input_models(self) -> tuple[str, ...]:

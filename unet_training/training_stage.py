@@ -18,7 +18,8 @@ from utils.options import is_options, option_values
 from utils.paths import training_state
 from utils.provenance import describe_run
 from utils.ranks import rank
-from utils.tracking.models import find_models
+from utils.tracking.experiment import BegunTask
+from utils.tracking.models import find_models, name_result
 from utils.tracking.offline_runs import runs_dir
 
 CHOOSE_IMAGES = ("split500", "include_annotated", "where", "sample_seed")  # fields of `models.Selection`
@@ -35,7 +36,7 @@ class TrainingStage(ABC):
 
     schedule: Schedule
     seed: int
-    task: ClassVar[str]  # its name in the tracker
+    module: ClassVar[str]  # of its command
 
     @property
     @abstractmethod
@@ -89,7 +90,12 @@ def _train(stage: TrainingStage, device: torch.device) -> str:
     for folder in (state_file.parent, runs_dir() / "models"):
         check_writable(folder)
     prepared = stage.prepare(device)
-    with track(stage.task, stage.parameters, stage.tags) as experiment:
+    chosen = {"model_id": stage.parameters.get("initial_model_id"), "final_epochs": None}
+    begun = BegunTask(state_file)
+    with track(f"train {name_result(stage.parameters)}", stage.parameters, stage.tags, module=stage.module,
+               chosen=chosen, continues=begun.find()) as experiment:
+        if rank() == 0:
+            begun.note(experiment.id)
         for model_id in stage.input_models:
             experiment.use_model(model_id)
         fit(prepared, stage.schedule, device, experiment, state_file)
@@ -97,6 +103,8 @@ def _train(stage: TrainingStage, device: torch.device) -> str:
             return ""
         origin = {**describe_run(), "images": stage.images.origins, "models": list(stage.input_models)}
         model_id = publish(experiment, prepared.network, prepared.training, state_file, origin)
+        begun.forget()
+        experiment.note(f"model id: {model_id}")
     if notice := getattr(prepared.network, "notice", ""):
         print(f"{prepared.network.architecture}: {notice}")
     print(f"model id: {model_id}")

@@ -90,7 +90,7 @@ class MeanTeacherTraining(TrainingStage):
     loss: LossOptions
     machine: Machine
 
-    task = "training_with_mean_teacher"
+    module = "unet_training.training_with_mean_teacher"
 
     @cached_property
     def parameters(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from utils.left_out import describe_left_out
 from utils.memory import keep_freed_memory
 from utils.provenance import note_arguments
 from utils.ranks import local_rank, processes, rank
+from utils.tracking.arguments import command_line_of_task, note_command
 
 if TYPE_CHECKING:
     import torch
@@ -44,11 +46,48 @@ def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.Argum
     Args:
         shared: whether several processes of torchrun share the stage's work; the first one's output alone is shown
     """
+    try:
+        _run(main, parser, argv, shared)
+    except SystemExit as end:
+        _leave(end.code)
+        raise
+    except Exception:
+        if _is_server_lost():
+            traceback.print_exc()
+        _leave(1)
+        raise
+    _leave(0)
+
+
+def _leave(code: object) -> None:
+    """Where a ClearML server was lost, threads still wait for it, and would for hours; where processes of torchrun know
+    each other, threads of theirs may abort one that has ended."""
+    if _is_server_lost() or _has_joined_others():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def _has_joined_others() -> bool:
+    distributed = sys.modules.get("torch.distributed") if processes() > 1 else None
+    return distributed is not None and distributed.is_initialized()
+
+
+def _is_server_lost() -> bool:
+    server = sys.modules.get("utils.tracking.server")  # else there is none
+    return server is not None and server.is_given_up()
+
+
+def _run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: list[str] | None,
+         shared: bool) -> None:
     on_interrupt(signal.default_int_handler)
-    args = parser.parse_args(argv)
+    args = _parse(parser, argv)
     keep_freed_memory()
     note_arguments({name: value for name, value in vars(args).items() if name != "given"})
     _prepare_process(getattr(args, "threads", None), getattr(args, "record_diff", True))
+    if not getattr(args, "upload_masks", True):
+        from utils.tracking.artifacts import keep_files_here  # takes a while, as the tracker does
+        keep_files_here()
     try:
         if processes() > 1 and not shared:
             raise InputError("this stage doesn't share its work; start it without torchrun")
@@ -77,6 +116,17 @@ class _Silence(io.TextIOBase):
 
     def write(self, text: str) -> int:
         return len(text)
+
+
+def _parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Where a ClearML agent runs the stage, what its task shows comes last, so that it counts."""
+    try:
+        of_task = command_line_of_task(parser) if argv is None else []
+    except InputError as error:
+        _end(parser, f"error: {error}", 2)
+    args = parser.parse_args([*(sys.argv[1:] if argv is None else argv), *of_task])
+    note_command(parser, vars(args))
+    return args
 
 
 def _prepare_process(threads: int | None, record_diff: bool) -> None:

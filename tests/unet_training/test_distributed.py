@@ -17,7 +17,7 @@ SCRIPT = """
 import json, sys
 from importlib import import_module
 from pathlib import Path
-from utils.cli import run_stage
+from utils import cli
 from utils.ranks import rank
 from utils.tracking.experiment import Experiment
 
@@ -27,7 +27,8 @@ Experiment.scalar = lambda self, *point: curves.update({repr(point[:2] + point[3
 for number, stage in enumerate(json.loads(Path(stages[0]).read_text())):
     module = import_module(stage[0])
     curves.clear()
-    run_stage(module.main, module.get_args_parser(), stage[1:], shared=True)
+    cli._leave = lambda code: None  # not before the last stage has ended
+    cli.run_stage(module.main, module.get_args_parser(), stage[1:], shared=True)
     if curves:
         (Path(folder) / f"curves_{number}_rank{rank()}.json").write_text(json.dumps(curves))
 """

@@ -65,13 +65,13 @@ class RecordingExperiment:
     """Keeps what a tracker would show."""
 
     def __init__(self):
-        self.scalars, self.histograms, self.images = {}, {}, []
+        self.continued, self.scalars, self.values, self.images = False, {}, {}, []
 
     def scalar(self, title, series, value, step):
         self.scalars[title, series, step] = value
 
-    def histogram(self, title, values, labels, step):
-        self.histograms[step] = dict(zip(labels, values, strict=True))
+    def single_value(self, name, value):
+        self.values[name] = value
 
     def image(self, title, series, image, step):
         self.images.append((series, image.shape, step))
@@ -111,10 +111,12 @@ def test_every_epoch_is_reported(tmp_path):
     rates = [experiment.scalars["learning rate", "lr", epoch] for epoch in range(6)]
     expected = [1e-4 + (1e-2 - 1e-4) * (1 + math.cos(math.pi * epoch / 6)) / 2 for epoch in range(6)]
     assert rates == pytest.approx(expected)
-    curves = {(title, series) for title in ("loss", "dice", "dice per image") for series in ("train", "validation")}
-    assert {key[:2] for key in experiment.scalars} == {*curves, ("learning rate", "lr")}
+    titles = ("loss", "Dice in %", "Dice in %, pooled")
+    curves = {(title, series) for title in titles for series in ("train", "validation")}
+    curves |= {("Dice in %, validation, per class", label) for label in LABELS} | {("learning rate", "lr")}
+    assert {key[:2] for key in experiment.scalars} == curves
+    assert experiment.values["Dice in %, validation"] == experiment.scalars["Dice in %", "validation", 5] > 1
     assert experiment.scalars["loss", "train", 5] < experiment.scalars["loss", "train", 0]
-    assert set(experiment.histograms[5]) == set(LABELS)
     assert ("prediction", (32, 48, 3), 5) in experiment.images
 
 
@@ -138,6 +140,25 @@ def test_interrupted_training_ends_in_the_same_model(tmp_path, monkeypatch):
     resumed, resumed_experiment = run(tmp_path / "state.pt")
     assert same_weights(whole, resumed)
     assert resumed_experiment.scalars == experiment.scalars
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_loses_no_finished_epoch(tmp_path, monkeypatch, interruption):
+    """In the middle of an epoch, which has changed weights, optimizer and random numbers by then."""
+    whole, experiment = run(tmp_path / "whole.pt")
+    step, steps = torch.optim.AdamW.step, iter(range(5))
+
+    def interrupt(optimizer, *arguments):
+        step(optimizer, *arguments)
+        if next(steps, None) is None:
+            raise interruption
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", interrupt)
+        with pytest.raises(interruption):
+            run(tmp_path / "state.pt")
+    resumed, resumed_experiment = run(tmp_path / "state.pt")
+    assert same_weights(whole, resumed) and resumed_experiment.scalars == experiment.scalars
 
 
 def test_the_random_numbers_of_the_gpu_that_trains_go_on(tmp_path, monkeypatch):

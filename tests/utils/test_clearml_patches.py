@@ -38,7 +38,7 @@ with start("observed", {}):
         "report_from_threads": len(find_lasting_forks()),
         "skip_update_check": len(asked),
         "keep_recent_sessions_in": len(list(Path.home().rglob("*.json"))),
-        "release_signals": int(signal.getsignal(signal.SIGINT) is not signal.default_int_handler),
+        "release_signals": int(signal.getsignal(signal.SIGABRT) is not signal.SIG_DFL),
     }), flush=True)
     for process in find_forks():
         process.kill()

@@ -1,4 +1,5 @@
 """Experiment tracking: the flow train -> next stage in two processes, offline and against a loopback server."""
+import io
 import json
 import os
 import re
@@ -8,9 +9,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from scripts import upload_offline_runs
 from tests.clearml_server import ClearMLServer, running_server
@@ -39,6 +42,8 @@ with start("initial training", PARAMETERS, ["phantom", "n=5"]) as experiment:
     experiment.histogram("Dice per class", [0.5, float("nan"), 0.25], LABELS, 2)
     experiment.image("prediction", "first", np.zeros((30, 20, 3), np.uint8), 2)
     experiment.table("summary", [["what", "Dice"], ["initial", 74.3]])
+    experiment.figure("study", "curves", np.arange(60, dtype=np.uint8).reshape(4, 5, 3))
+    experiment.single_value("Dice in %", 74.3)
     print("seen on the console")
     print("model id:", experiment.save_model(folder / "unet.pt", LABELS))
 """
@@ -94,6 +99,26 @@ upload_offline_runs.main(None)
 os.environ["SAM_BURDEN_RUNS"] = elsewhere
 model = fetch_model(new)
 assert model.weights.read_bytes() == b"initial" and model.parameters == PARAMETERS
+"""
+
+RESUMED = """
+from utils.tracking.experiment import BegunTask, start
+from pathlib import Path
+state = Path(sys.argv[1])
+begun = BegunTask(state)
+for interrupted in (True, False):
+    try:
+        with start("train", {"stage": "initial"}, ["initial"], continues=begun.find()) as experiment:
+            begun.note(experiment.id)
+            print("continued:", experiment.continued)
+            experiment.scalar("loss", "train", 0.5, 1 - interrupted)
+            state.write_bytes(b"after the first epoch")
+            if interrupted:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        continue
+begun.forget()
+assert not begun.find()
 """
 
 SERVER_TROUBLE = """
@@ -197,7 +222,7 @@ def test_two_processes_offline(tmp_path):
     session = (runs / "offline" / fetch_model(model_id).task_id)
     reported = {event["metric"] for line in (session / "metrics.jsonl").read_text().splitlines()
                 for event in json.loads(line)}
-    assert reported == {"loss", "Dice per class", "prediction", "summary"}
+    assert reported == {"loss", "Dice per class", "prediction", "summary", "study", "Summary"}
     assert "seen on the console" in (session / "log.jsonl").read_text()
 
 
@@ -206,8 +231,11 @@ def test_two_processes_with_a_server(tmp_path):
     with running_server(tmp_path / "server_files") as server:
         options = {"folder": tmp_path, "runs": tmp_path / "runs", "server": server}
         model_id = printed("model id", run_code(TRAIN, str(tmp_path), **options))
-        unfinished = {**server.models[model_id], "id": "unfinished", "uri": "file:///x/uploading_file"}
-        server.models["unfinished"] = unfinished  # what a kill during the upload leaves
+        others = {"unfinished": {"uri": "file:///x/uploading_file"},  # as older versions left after a kill
+                  "foreign": {"labels": None}, "strange": {"design": {"design": "[1]"}}, "bare": {"design": None},
+                  "other_project": {"project": "other"}}
+        for name, changes in others.items():
+            server.models[name] = {**server.models[model_id], **changes, "id": name}
         output = run_code(NEXT_STAGE, model_id, **options)
     asked = [line for line in output.splitlines() if line.startswith("network:")]
     assert asked and all("127.0.0.1" in line for line in asked)  # nothing but the server, no check for updates
@@ -220,13 +248,16 @@ def test_two_processes_with_a_server(tmp_path):
     assert {name: task["status"] for name, task in tasks.items()} == {
         "initial training": "completed", "prediction": "completed", "crash": "failed", "interruption": "stopped"}
     assert tasks["crash"]["status_message"] == "ValueError: boom"
+    assert any("Traceback" in event.get("msg", "") for event in server.events if event["task"] == tasks["crash"]["id"])
+    assert tasks["prediction"]["parent"] == tasks["initial training"]["id"]
     training = tasks["initial training"]
     assert sorted(training["tags"]) == ["n=5", "phantom"]
     arguments = training["hyperparams"]["Args"]
     assert arguments["num_train_samples"]["value"] == "5" and arguments["input_size"]["value"] == "[96, 56]"
     assert training["models"]["output"] == [{"name": "bone_segmentator", "model": model_id}]
-    assert set(server.models) == {model_id, "unfinished"}  # torch.save itself is not traced
-    assert server.models[model_id]["name"] == "bone_segmentator"
+    assert set(server.models) == {model_id, *others}  # torch.save itself is not traced
+    assert all(output.count(f"left out: model {name}") == 1 for name in ("foreign", "strange", "bare"))
+    assert server.models[model_id]["name"] == "initial phantom n=5"
     assert server.models[model_id]["labels"] == {"Radius": 0, "Ulna": 1, "Os lunatum": 2}
     assert tasks["prediction"]["models"]["input"] == [{"name": "bone_segmentator", "model": model_id},
                                                       {"name": "bone_segmentator_2", "model": model_id}]
@@ -238,6 +269,11 @@ def check_events(server: ClearMLServer, task_id: str) -> None:
     losses = [event["value"] for event in events if event.get("metric") == "loss"]
     assert losses == pytest.approx([1, 1 / 2, 1 / 3])
     assert not [event for event in events if event.get("metric") == "Dice"]  # NaN is no point of a curve
+    figure = json.loads(next(event["plot_str"] for event in events if event.get("metric") == "study"))
+    with urlopen(figure["layout"]["images"][0]["source"]) as picture:
+        pixels = np.asarray(Image.open(io.BytesIO(picture.read())))
+    assert np.array_equal(pixels, np.arange(60).reshape(4, 5, 3))
+    assert [event["value"] for event in events if event.get("variant") == "Dice in %"] == [74.3]
     plots = {event["metric"]: json.loads(event["plot_str"])["data"][0] for event in events if "plot_str" in event}
     assert plots["Dice per class"]["x"] == ["Radius", "Os lunatum"] and plots["Dice per class"]["y"] == [0.5, 0.25]
     assert plots["summary"]["header"]["values"] == ["what", "Dice"]
@@ -259,6 +295,8 @@ def test_upload_of_offline_runs(tmp_path):
         output = run_python(["-m", "scripts.upload_offline_runs"], runs, server)
         new_ids = dict(re.findall(r"^(\S+) -> (\S+)$", output, re.MULTILINE))
         assert len(new_ids) == 4 and set(new_ids.values()) == {*server.tasks, *server.models}
+        assert all("offline" in task["tags"] for task in server.tasks.values())
+        assert "began" in server.tasks[new_ids[fetch_model(initial).task_id]]["hyperparams"]["properties"]
         new = new_ids[initial]
         assert server.models[new]["uri"].startswith(server.files.as_uri())
         tasks = {task["name"]: task for task in server.tasks.values()}
@@ -291,6 +329,16 @@ def test_server_trouble_is_told_in_one_line(tmp_path):
         output = run_code(SERVER_TROUBLE, folder=tmp_path, runs=tmp_path / "runs", server=server)
     assert "http://127.0.0.1:9 can't be reached" in printed("unreachable", output)
     assert "wrong credentials" in printed("refused", output) and "check the credentials" in printed("refused", output)
+
+
+@pytest.mark.slow
+def test_a_training_that_resumes_continues_its_task(tmp_path):
+    with running_server(tmp_path / "server_files") as server:
+        output = run_code(RESUMED, str(tmp_path / "state.pt"), folder=tmp_path, runs=tmp_path / "runs", server=server)
+    assert re.findall("^continued: (.*)$", output, re.MULTILINE) == ["False", "True"]
+    task, = server.tasks.values()
+    assert task["status"] == "completed"
+    assert [event["iter"] for event in server.events if event.get("metric") == "loss"] == [0, 1]
 
 
 def test_models_are_found_newest_first_by_equal_parameters(tmp_path):

@@ -12,7 +12,7 @@ from utils.locks import exclusive
 from utils.options import option_values
 from utils.paths import nnunet_folder
 from utils.tracking.experiment import start
-from utils.tracking.models import Model, fetch_model, find_models
+from utils.tracking.models import Model, fetch_model, find_models, name_result
 
 
 def train_nnunet(options: NNUNetOptions, seed: int, initial: TrainedModel) -> str:
@@ -26,13 +26,16 @@ def train_nnunet(options: NNUNetOptions, seed: int, initial: TrainedModel) -> st
     folder = nnunet_folder(data.derived_dir, data.description.name, len(stems), data.description.input_size, seed)
     nnunet = NNUNet(folder / options.variant, data, options, initial.device)
     parameters = {**identity(options, seed, initial), "initial_model_id": initial.id}
-    with exclusive(nnunet.folder), start("train_nnunet", parameters, ("nnunet", data.description.name)) as experiment:
+    with exclusive(nnunet.folder), \
+            start(f"train {name_result(parameters)}", parameters, ("nnunet", data.description.name),
+                  module="scripts.train_nnunet", chosen={"model_id": initial.id}) as experiment:
         experiment.use_model(initial.id)
         nnunet.train(stems)
         with tempfile.TemporaryDirectory() as scratch:
             archive = Path(scratch) / "nnunet.zip"
             nnunet.pack(archive)
             model_id = experiment.save_model(archive, data.description.labels)
+            experiment.note(f"model id: {model_id}")
     shutil.rmtree(nnunet.folder)
     print(f"model id: {model_id}")
     return model_id

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from segment_anything.embeddings import load_embedding
 from segment_anything.options import Sam
 from segment_anything.refinement.refine import RefinementOptions, refine_all
-from segment_anything.registry import get_sam_type
+from segment_anything.registry import default_checkpoint, get_sam_type
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from segment_anything.tuned_decoder import STAGE
 from unet_training import trainer
@@ -35,6 +35,7 @@ from utils.overlap import map_threaded
 from utils.overlay import overlay, to_grey
 from utils.paths import training_state
 from utils.tracking.experiment import Experiment, start
+from utils.tracking.models import name_result
 from utils.tracking.offline_runs import runs_dir
 
 VALIDATED = {"box": RefinementOptions(prompt2nd=()),  # one pass each
@@ -97,15 +98,24 @@ class DecoderTuning:
         validation = Validation.load(self.initial, self.sam)
         decoder = TrainableDecoder(self.sam.load_prompt_modules(), self.sam.type_name, self.initial.device)
         dataset = self.initial.data.description.name
-        with start("finetune_sam", self.parameters, (STAGE, self.sam.type_name, dataset)) as experiment:
+        with start(f"train {name_result(self.parameters)} {self.sam.type_name}", self.parameters,
+                   (STAGE, self.sam.type_name, dataset), module="scripts.finetune_sam",
+                   chosen={"model_id": self.initial.id, "sam_checkpoint": self._checkpoint}) as experiment:
             experiment.use_model(self.initial.id)
             best = self._fit(decoder, examples, validation, experiment)
             model_id = _publish(best, experiment, self.initial.data.description.labels)
+            experiment.note(f"model id: {model_id}")
         self._state_file.unlink(missing_ok=True)
         if self.sam.notice:
             print(f"fine-tuned SAM: {self.sam.notice}")
         print(f"model id: {model_id}")
         return model_id
+
+    @property
+    def _checkpoint(self) -> Path | None:
+        """As an argument."""
+        usual = default_checkpoint(self.sam.type_name, self.initial.data.data_dir)
+        return None if self.sam.checkpoint == usual else self.sam.checkpoint
 
     def _fit(self, decoder: TrainableDecoder, examples: Sequence[Sequence[Example]], validation: "Validation",
              experiment: Experiment) -> nn.Module:
@@ -209,8 +219,9 @@ def _describe(record: dict[str, dict[str, float]]) -> str:
 
 def _report(experiment: Experiment, record: dict[str, dict[str, float]], epoch: int) -> None:
     for title, curves in record.items():
+        percent = title == "dice per image"
         for series, value in curves.items():
-            experiment.scalar(title, series, value, epoch)
+            experiment.scalar("Dice in %" if percent else title, series, 100 * value if percent else value, epoch)
 
 
 def _publish(mask_decoder: nn.Module, experiment: Experiment, labels: Sequence[str]) -> str:

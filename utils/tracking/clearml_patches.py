@@ -3,10 +3,14 @@
 tests/utils/test_clearml_patches.py fails for each one that a new version of the SDK makes useless. The SDK is imported
 when it is needed: that takes half a second.
 """
+import logging
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 PLACEHOLDERS = ("uploading_file", "failed_uploading")  # the SDK's addresses of weights that aren't there
+
+_agents_tasks = [task_id] if (task_id := os.environ.get("CLEARML_TASK_ID")) else []
 
 
 def report_from_threads() -> None:
@@ -24,6 +28,17 @@ def skip_update_check() -> None:
     CheckPackageUpdates._package_version_checked = True
 
 
+def leave_argparse() -> None:
+    """The SDK's import makes argparse read the arguments of an agent's task by itself, which it can't where they are in
+    sections."""
+    import argparse
+
+    from clearml.binding.args import PatchArgumentParser
+    for name in ("parse_args", "parse_known_args"):
+        if original := getattr(PatchArgumentParser, f"_original_{name}"):
+            setattr(argparse.ArgumentParser, name, original)
+
+
 def keep_recent_sessions_in(folder: Path) -> None:
     """The SDK writes a list of recent sessions to the home directory, and no setting changes where."""
     from clearml.config.cache import SessionCache
@@ -35,6 +50,72 @@ def leave_parents_task() -> None:
     for name in ("CLEARML_PROC_MASTER_ID", "TRAINS_PROC_MASTER_ID"):  # the SDK sets both
         if os.environ.get(name, "").partition(":")[0] != str(os.getpid()):
             os.environ.pop(name, None)
+
+
+def follow_agents_task(is_meant: bool) -> None:
+    """Whether the task that is made next is the one that an agent runs this process for, if one does: the SDK takes it
+    for every task of the process. It is one's own once."""
+    from clearml.config.remote import override_current_task_id
+    override_current_task_id(_agents_tasks.pop() if is_meant and _agents_tasks else None)
+
+
+def name_entry_point(module: str) -> None:
+    """A task is rerun as `python -m <module>`, without the command line of today, which its arguments stand for; "":
+    as it was started. The SDK asks for it from a thread, whose answer takes the place of `Task.set_script`."""
+    from clearml.backend_interface.task.repo.scriptinfo import ScriptInfo
+    ask = vars(ScriptInfo).get("ask_running_module") or vars(ScriptInfo)["detect_running_module"]
+
+    def name_module(_: type, script: dict) -> dict:
+        return {**script, "entry_point": f"-m {module}", "working_dir": "."} if script else script
+
+    ScriptInfo.ask_running_module = ask
+    ScriptInfo.detect_running_module = classmethod(name_module) if module else ask
+
+
+def set_arguments(task, arguments: Mapping) -> None:
+    """Shows arguments in their sections with their help, in two calls of the server. `Task.set_parameter`, which is
+    documented, takes two for each."""
+    names = {name: f"{argument.section}/{name}" for name, argument in arguments.items()}
+    task._set_parameters({names[name]: argument.value for name, argument in arguments.items()}, __update=True,
+                         __parameters_descriptions={names[name]: argument.help for name, argument in arguments.items()})
+
+
+def stop_watching(task) -> None:
+    """The SDK ends a process whose task isn't in progress any more on the server."""
+    task._at_exit_called = True
+    if task._dev_worker:
+        task._dev_worker.unregister()
+
+
+def abandon_task(task) -> None:
+    """Lets go of a task whose server is gone, and goes offline: it is not the process's own any more, and nothing waits
+    for it at the end. `Task.set_offline` would ask the server for its status."""
+    from clearml import Logger, Task
+    from clearml.backend_api import Session
+    from clearml.backend_interface.base import InterfaceBase
+    stop_watching(task)
+    Task._Task__register_at_exit(None)
+    Logger._remove_std_logger()
+    Task._Task__main_task = Task._Task__forked_proc_main_pid = None
+    InterfaceBase._offline_mode = Session._offline_mode = True
+    follow_agents_task(False)
+    for name in ("CLEARML_PROC_MASTER_ID", "TRAINS_PROC_MASTER_ID"):
+        os.environ.pop(name, None)
+
+
+def watch_losses() -> Callable[[], int]:
+    """What counts the reports that the server has refused: the SDK drops them with a line in its log."""
+    counter = _Counter(logging.WARNING)
+    for name in ("clearml.Metrics", "clearml.log"):
+        logging.getLogger(name).addHandler(counter)
+    return lambda: counter.count
+
+
+class _Counter(logging.Handler):
+    count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += "failed" in record.getMessage()
 
 
 def release_signals(task) -> None:

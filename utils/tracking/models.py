@@ -19,13 +19,13 @@ from uuid import uuid4
 import msgspec
 
 from utils.digests import digest_file
-from utils.errors import InputError
+from utils.errors import InputError, say_once
 from utils.locks import hold, remove_leftovers
 from utils.provenance import describe_run
 from utils.records import read_intact, write_record
 from utils.tracking.clearml_patches import get_server_address, is_uploaded
 from utils.tracking.offline_runs import load_uploaded_ids, runs_dir
-from utils.tracking.server import explain_refusals, has_server, prepare_clearml
+from utils.tracking.server import ask_server, explain_refusals, has_server, prepare_clearml
 
 PROJECT = "SAM carries the burden"
 MODEL_NAME = "bone_segmentator"
@@ -33,6 +33,8 @@ OFFLINE = "offline-"  # what ids of models that are files begin with
 PAGE_SIZE = 500  # models that a server lists at once
 TELLING_PARAMETERS = ("stage", "dataset", "num_train_samples")  # what a list of models says beside the id
 LISTED_MODELS = 20
+
+_fetched: list["Model"] = []  # from a server, which may be lost before they are asked for again
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,14 @@ def fetch_model(model_id: str) -> Model:
     Raises:
         InputError: there is no such model, or its weights can't be had. The message lists what there is.
     """
-    for model in load_local_models():
+    for model in (*load_local_models(), *_fetched):
         if model.id == model_id:
             return model
     places = f"in {runs_dir()}"
     if has_server():
         models = _find_server_models(id=[model_id])
         if models:
+            _fetched.append(models[0])
             return models[0]
         places += f" and on {get_server_address()} in the project '{PROJECT}'"
     raise InputError(f"model id {model_id}: there is no such model {places}; there are: {describe(find_models())}")
@@ -83,9 +86,18 @@ def find_models(**parameters) -> list[Model]:
     models = load_local_models()
     if has_server():
         uploaded = set(load_uploaded_ids(get_server_address()).values())
-        models += [model for model in _find_server_models(name=f"^{MODEL_NAME}$") if model.id not in uploaded]
+        models += [model for model in _find_server_models(project=_find_projects()) if model.id not in uploaded]
     matching = [model for model in models if parameters.items() <= model.parameters.items()]
     return sorted(matching, key=attrgetter("created"), reverse=True)
+
+
+def name_result(parameters: Mapping[str, Any]) -> str:
+    """What a model is, in a few words: "final phantom n=20 sam"."""
+    architecture = parameters.get("architecture", "u_net")
+    words = [parameters.get("stage", MODEL_NAME), parameters.get("dataset"),
+             f"n={parameters['num_train_samples']}" if "num_train_samples" in parameters else None,
+             parameters.get("pseudo_label"), architecture if architecture != "u_net" else None]
+    return " ".join(str(word) for word in words if word)
 
 
 def describe(models: Sequence[Model]) -> str:
@@ -158,12 +170,22 @@ def store_model(weights: Path, parameters: Mapping, labels: Sequence[str], tags:
 
 
 def upload_model(task, weights: Path, parameters: Mapping, labels: Sequence[str], tags: Sequence[str]) -> str:
-    """Makes the weights an output model of a ClearML task, and returns its id once they have arrived."""
-    model = prepare_clearml().OutputModel(
-        task, name=MODEL_NAME, framework="PyTorch", tags=list(tags), config_text=json.dumps(dict(parameters)),
+    """Makes the weights an output model of a ClearML task, and returns its id. The server learns of the model when they
+    have arrived, so that an upload that fails leaves none.
+
+    Raises:
+        OSError: they have not arrived.
+    """
+    clearml = prepare_clearml()
+    place = f"{task.output_uri.rstrip('/')}/{PROJECT}/{task.id}/models/{MODEL_NAME}{weights.suffix}"
+    uri = clearml.StorageManager.upload_file(str(weights), place)
+    if not uri:
+        raise OSError(f"{weights} was not uploaded to {place}")
+    model = clearml.OutputModel(
+        task, name=name_result(parameters), framework="PyTorch", tags=list(tags),
+        config_text=json.dumps(dict(parameters)),
         label_enumeration={label: channel for channel, label in enumerate(labels)})
-    model.update_weights(str(weights), target_filename=MODEL_NAME + weights.suffix, auto_delete_file=False,
-                         update_comment=False, async_enable=False)  # the server learns the address after the upload
+    model.update_weights(register_uri=uri, update_comment=False)
     return model.id
 
 
@@ -181,7 +203,15 @@ def link_input_model(task, model_id: str, number: int) -> None:
 def _find_server_models(**query) -> list[Model]:
     """Models on the server with complete weights, newest first."""
     with explain_refusals():
-        return [_from_server(model) for model in _query_server(query) if is_uploaded(model.uri)]
+        found = ask_server(lambda: [model for model in _query_server(query) if is_uploaded(model.uri)])
+    return [model for each in found if (model := _from_server(each))]
+
+
+def _find_projects() -> list[str]:
+    """The ids of this project on the server: a list of one, or of a name that is no id where it has no project yet."""
+    with explain_refusals():
+        found = ask_server(lambda: _open_api().projects.get_all(name=f"^{PROJECT}$", only_fields=["id", "name"]))
+    return [project.id for project in found if project.name == PROJECT] or ["none yet"]
 
 
 def _query_server(query: Mapping) -> Iterator:
@@ -198,18 +228,23 @@ def _open_api():
     return APIClient()
 
 
-def _from_server(model) -> Model:
-    labels = sorted(model.labels or {}, key=model.labels.get)
+def _from_server(model) -> Model | None:
+    """None, with a line, if it can't be one of ours."""
     try:
-        parameters = json.loads((model.design or {}).get("design") or "{}")
-    except ValueError:  # not one of ours
-        parameters = {}
-    return Model(model.id, parameters, tuple(labels), tuple(model.tags or ()), model.task,
-                 model.created.timestamp(), partial(_download, model.id, model.uri))
+        labels = sorted(model.labels, key=model.labels.get)
+        parameters = json.loads(model.design["design"])
+        if not isinstance(parameters, dict):
+            raise ValueError(parameters)
+        return Model(model.id, parameters, tuple(labels), tuple(model.tags or ()), model.task,
+                     model.created.timestamp(), partial(_download, model.id, model.uri))
+    except (AttributeError, KeyError, TypeError, ValueError):  # of whatever somebody else has put there
+        say_once(f"left out: model {model.id} on the server, which doesn't say by its labels and configuration how it "
+                 "was trained here")
+        return None
 
 
 def _download(model_id: str, uri: str) -> Path:
-    file = prepare_clearml().StorageManager.get_local_copy(uri, extract_archive=False)
+    file = ask_server(lambda: prepare_clearml().StorageManager.get_local_copy(uri, extract_archive=False))
     if not file:
         raise InputError(f"model {model_id}: its weights could not be fetched from {uri}; check that the file is there")
     return Path(file)

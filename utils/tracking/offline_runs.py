@@ -6,7 +6,6 @@
         uploaded.json               server -> offline id -> id on that server, for tasks and models
 """
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,12 +20,9 @@ from utils.records import read_intact, read_record, write_record
 
 @dataclass(frozen=True)
 class Session:
-    """An offline session that has ended: `status` is "completed", "failed" or "stopped"."""
+    """An offline session that has ended, and how, see `SessionEnd`."""
     folder: Path
-    started: float
-    status: str
-    reason: str
-    input_models: tuple[str, ...]
+    end: "SessionEnd"
 
     @property
     def id(self) -> str:
@@ -39,25 +35,31 @@ def runs_dir() -> Path:
 
 
 class SessionEnd(msgspec.Struct, frozen=True):
-    """The content of an end.json."""
+    """The content of an end.json. Times are in seconds since 1970, 0 in records of older versions.
+
+    Attributes:
+        artifacts: name -> file, which stays where it is until it is uploaded
+        replaces: the id of the task on a server that was lost on the way; models may know the run by it
+    """
     started: float
     status: Literal["completed", "failed", "stopped"]
     reason: str
     input_models: tuple[str, ...]
+    ended: float = 0
+    artifacts: dict[str, str] = {}
+    replaces: str = ""
 
 
-def end_session(task_id: str, started: float, status: str, reason: str, input_models: Sequence[str]) -> None:
+def end_session(task_id: str, end: SessionEnd) -> None:
     """Records how a session ended. A session without this record is still running, or was killed."""
-    write_record(runs_dir() / "offline" / task_id / "end.json",
-                 SessionEnd(started, status, reason, tuple(input_models)))
+    write_record(runs_dir() / "offline" / task_id / "end.json", end)
 
 
 def find_ended_sessions() -> list[Session]:
     """The sessions that have ended, oldest first, so that a model comes before the runs that use it. What can't be read
     is left out, with a line that names it."""
     ends = read_intact(sorted((runs_dir() / "offline").glob("*/end.json")), SessionEnd)
-    sessions = [Session(path.parent, end.started, end.status, end.reason, end.input_models) for path, end in ends]
-    return sorted(sessions, key=lambda session: session.started)
+    return sorted((Session(path.parent, end) for path, end in ends), key=lambda session: session.end.started)
 
 
 def remove_killed_sessions() -> None:

@@ -1,0 +1,106 @@
+"""Several machines with one ClearML server: an agent runs a stage that was cloned in the web UI, and a second working
+copy finds what the first one has made."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.clearml_server import ClearMLServer, running_server
+from tests.fresh_process import ROOT
+from tests.stage_runs import SMALL, N
+
+AGENT = ROOT / ".agent" / "bin" / "clearml-agent"
+TINY = [*N, *SMALL, "--epochs", "1", "--sam_type", "demo"]
+
+
+def environment_of(folder: Path, server: ClearMLServer) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CLEARML", "TRAINS"))}
+    return {**kept, "SAM_BURDEN_RUNS": str(folder / "runs"), "CLEARML_CONFIG_FILE": str(folder / "clearml.conf"),
+            "HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", **server.environment}
+
+
+def run_stage(module: str, *arguments: str, folder: Path, server: ClearMLServer) -> str:
+    done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment_of(folder, server),
+                          capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def shown(task: dict) -> dict[str, str]:
+    """The arguments of a task by name."""
+    return {name: item["value"] for section in task["hyperparams"].values() for name, item in section.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not AGENT.exists(), reason="no ClearML agent; `make .agent/installed` installs it")
+def test_an_agent_runs_a_cloned_stage_with_the_arguments_that_the_server_shows(phantom_data_dir, tmp_path):
+    """The evaluation of a pipeline is rerun alone; a training with what was changed."""
+    data_dir = str(shutil.copytree(phantom_data_dir, tmp_path / "data"))
+    with running_server(tmp_path / "files") as server:
+        run_stage("unet_training.training", "--dataset", "phantom", "--data_dir", data_dir, *TINY[:-2],
+                  "--lr", "0.004", folder=tmp_path, server=server)
+        original, = server.tasks.values()
+        assert original["script"]["entry_point"] == "-m unet_training.training"
+        assert original["script"]["working_dir"] == "." and original["type"] == "training"
+        assert original["hyperparams"]["training"]["lr"]["description"] == "initial learning rate of AdamW"
+        assert "sha256" not in json.dumps(original["hyperparams"])
+        clone = server.tasks[server.tasks_clone({"task": original["id"], "new_task_name": "clone"})["id"]]
+        for section, name, value in (("training", "epochs", "3"), ("training", "lr", "0.001"), ("Args", "seed", "77"),
+                                     ("initial network", "input_size", "64 96")):
+            clone["hyperparams"][section][name]["value"] = value
+        agent = {"CLEARML_AGENT_SKIP_PYTHON_ENV_INSTALL": "1", "CLEARML_AGENT_FORCE_CODE_DIR": str(ROOT),
+                 "CLEARML_AGENT_SKIP_PIP_VENV_INSTALL": sys.executable}
+        done = subprocess.run([AGENT, "execute", "--id", clone["id"]], cwd=tmp_path, capture_output=True, text=True,
+                              env={**environment_of(tmp_path, server), **agent}, timeout=300, check=False)
+        assert clone["status"] == "completed", done.stdout[-3000:] + done.stderr[-3000:]
+        assert set(server.tasks) == {original["id"], clone["id"]}
+        model = next(model for model in server.models.values() if model["task"] == clone["id"])
+        ran = json.loads(model["design"]["design"])
+        assert (ran["epochs"], ran["lr"], ran["seed"], ran["input_size"]) == (3, 0.001, 77, [64, 96])
+        arguments = shown(clone)
+        assert [arguments[name] for name in ("epochs", "lr", "seed", "input_size")] == ["3", "0.001", "77", "64 96"]
+        losses = [event["iter"] for event in server.events
+                  if event["task"] == clone["id"] and event.get("metric") == "loss" and event["variant"] == "train"]
+        assert losses == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_a_second_working_copy_finds_models_and_masks_of_the_first(phantom_data_dir, tmp_path):
+    with running_server(tmp_path / "files") as server:
+        copies = [tmp_path / name for name in ("first", "second")]
+        for copy in copies:
+            shutil.copytree(phantom_data_dir, copy / "data")
+
+        def run_pipeline(copy: Path, *more: str) -> list[dict]:
+            """The tasks that it adds."""
+            before = set(server.tasks)
+            run_stage("scripts.run_pipeline", "--dataset", "phantom", "--data_dir", str(copy / "data"), *TINY,
+                      "--results_dir", str(copy / "results"), *more, folder=copy, server=server)
+            return [task for key, task in server.tasks.items() if key not in before]
+
+        made = run_pipeline(copies[0])
+        assert {(task["name"], task["type"]) for task in made} == {
+            ("train initial phantom n=3", "training"), ("predict, initial phantom n=3", "inference"),
+            ("refine, initial phantom n=3", "inference"), ("train final phantom n=3 sam", "training"),
+            ("evaluate test, initial phantom n=3", "testing"), ("evaluate unlabeled, initial phantom n=3", "testing"),
+            ("evaluate unlabeled, initial phantom n=3, masks sam", "testing"),
+            ("evaluate test, final phantom n=3 sam", "testing")}
+        assert {model["name"] for model in server.models.values()} == {"initial phantom n=3", "final phantom n=3 sam"}
+        evaluation = made[-1]
+        assert evaluation["script"]["entry_point"] == "-m scripts.evaluate"
+        assert shown(evaluation)["model_id"] == evaluation["models"]["input"][0]["model"]
+        assert shown(evaluation)["split"] == "test" and "rounds" not in shown(evaluation)
+        assert {"dice", "run"} <= {artifact["key"] for artifact in evaluation["execution"]["artifacts"]}
+        summary = {event["variant"]: event["value"] for event in server.events
+                   if event["task"] == evaluation["id"] and event.get("metric") == "Summary"}
+        assert {"Dice in %, test", "Dice in %, test, std", "images, test"} <= set(summary)
+        assert run_pipeline(copies[0]) == []  # nothing to do
+        anew = run_pipeline(copies[1], "--infer_batch_size", "3")
+        assert len(server.models) == 2 and {task["type"] for task in anew} == {"testing"}
+        first, second = ({path.relative_to(copy): path.read_bytes() for path in copy.glob("data/seg_masks/*/*.h5")}
+                         for copy in copies)
+        assert first == second and len(first) == 2
