@@ -52,7 +52,7 @@ def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.Argum
         _leave(end.code)
         raise
     except Exception:
-        if _is_server_lost():
+        if _must_leave():
             traceback.print_exc()
         _leave(1)
         raise
@@ -60,22 +60,19 @@ def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.Argum
 
 
 def _leave(code: object) -> None:
-    """Where a ClearML server was lost, threads still wait for it, and would for hours; where processes of torchrun know
-    each other, threads of theirs may abort one that has ended."""
-    if _is_server_lost() or _has_joined_others():
+    """Ends the process at once where threads would keep it, or abort it."""
+    if _must_leave():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 1)
 
 
-def _has_joined_others() -> bool:
-    distributed = sys.modules.get("torch.distributed") if processes() > 1 else None
-    return distributed is not None and distributed.is_initialized()
-
-
-def _is_server_lost() -> bool:
+def _must_leave() -> bool:
+    """Whether a ClearML server was lost, for which threads wait for hours, or processes of torchrun know each other,
+    whose threads were seen to abort one at its end."""
     server = sys.modules.get("utils.tracking.server")  # else there is none
-    return server is not None and server.is_given_up()
+    distributed = sys.modules.get("torch.distributed") if processes() > 1 else None
+    return (server is not None and server.is_given_up()) or (distributed is not None and distributed.is_initialized())
 
 
 def _run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: list[str] | None,

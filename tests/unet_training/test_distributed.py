@@ -22,15 +22,16 @@ from utils.ranks import rank
 from utils.tracking.experiment import Experiment
 
 folder, *stages = sys.argv[1:]
+leave, cli._leave = cli._leave, lambda code: None  # not before the last stage has ended
 curves, keep = {}, Experiment.scalar
 Experiment.scalar = lambda self, *point: curves.update({repr(point[:2] + point[3:]): point[2]})
 for number, stage in enumerate(json.loads(Path(stages[0]).read_text())):
     module = import_module(stage[0])
     curves.clear()
-    cli._leave = lambda code: None  # not before the last stage has ended
     cli.run_stage(module.main, module.get_args_parser(), stage[1:], shared=True)
     if curves:
         (Path(folder) / f"curves_{number}_rank{rank()}.json").write_text(json.dumps(curves))
+leave(0)
 """
 TRAININGS = {
     "initial": (training, [*N, *SMALL, "--data_aug", "0.1", "--max_gradient_norm", "0.5"]),
