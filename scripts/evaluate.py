@@ -9,15 +9,17 @@ measured where their ground truth is known, as it is for phantoms.
 
 Reads   a model by its id, a labeled split, with `--pseudo_label sam` SAM's weights and embeddings
 Writes  results/<dataset>/<model id>/<split>_<kind>/: dice.csv (a row an image: mean and each class, in percent; empty
-        where the ground truth doesn't show the class), estimated_dice.csv for masks of SAM (what it thinks of each),
+        where the ground truth doesn't show the class; how many masks are of such classes, which Dice ignores),
+        labels.csv (a row a class: images that show it, those of them with a mask, masks where it isn't, mean Dice),
+        estimated_dice.csv for masks of SAM (what it thinks of each),
         with `--surface_tolerance T` surface_dice_<T>px.csv, overlays of the best, the median and the worst image
 """
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,11 +35,11 @@ from utils.errors import InputError
 from utils.files import write_png
 from utils.locks import check_writable
 from utils.options import option_values, options_from, positive_float
-from utils.overlay import overlay, side_by_side, to_grey
+from utils.overlay import add_class_legend, overlay, shrink_to_panel, side_by_side, to_grey
 from utils.paths import RESULTS
 from utils.provenance import describe_run
 from utils.records import read_record, write_record
-from utils.tables import best_median_worst, write_rows
+from utils.tables import best_median_worst, read_rows, write_rows
 from utils.tracking.experiment import start
 from utils.tracking.models import name_result
 
@@ -47,14 +49,33 @@ Values = Mapping[str, torch.Tensor]  # stem -> (C,) in [0, 1], NaN where there i
 
 @dataclass(frozen=True)
 class Summary:
-    """Dice in percent over images: mean, sample standard deviation (NaN for one image), number of images."""
+    """Dice in percent over images: mean, sample standard deviation (NaN for one image), number of images; and how many
+    masks are of labels that the ground truth of their image doesn't show."""
 
     mean: float
     std: float
     count: int
+    false_positives: int = 0
 
     def __str__(self) -> str:
         return f"{self.mean:.2f} ± {self.std:.2f} % ({self.count} images)"
+
+
+class OfLabel(NamedTuple):
+    """What was measured of one label.
+
+    Attributes:
+        shown: images whose ground truth shows it
+        found: those of them with a mask of it
+        false_positives: images with a mask of it whose ground truth doesn't show it
+        dice: mean over the images that show it, in percent; NaN if none does
+    """
+
+    label: str
+    shown: int
+    found: int
+    false_positives: int
+    dice: float
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -119,6 +140,10 @@ class Evaluation:
             tables["estimated_dice"] = self.folder / "estimated_dice.csv"
         return tables
 
+    @property
+    def _files(self) -> dict[str, Path]:
+        return {**self.tables, "labels": self.folder / "labels.csv"}
+
     def run(self) -> Summary:
         """Measures, writes tables and overlays, and prints the means; returns that of the Dice."""
         variant, data = self.labels.variant, self.model.data
@@ -130,17 +155,22 @@ class Evaluation:
         with start(self.title, parameters, ("evaluate", data.description.name), kind="testing",
                    module="scripts.evaluate", chosen=chosen) as experiment:
             experiment.use_model(self.model.id)
-            measured = self.measure()
+            measured, found = self.measure()
+            false = {stem: int(np.sum(masks & measured["dice"][stem].isnan().numpy())) for stem, masks in found.items()}
             summaries = {name: self.summarize(values) for name, values in measured.items()}
+            summaries["dice"] = replace(summaries["dice"], false_positives=sum(false.values()))
             for name, path in self.tables.items():
-                write_values(path, measured[name], data.description.labels)
+                rows = list_rows(measured[name], data.description.labels,
+                                 {"false_positives": false} if name == "dice" else {})
+                write_rows(path, rows)
                 title = f"{name.replace('_', ' ').capitalize()} in %"
                 experiment.scalar(title, self.split, summaries[name].mean, 0)
                 experiment.single_value(f"{title}, {self.split}", summaries[name].mean)
                 experiment.single_value(f"{title}, {self.split}, std", summaries[name].std)
                 experiment.single_value(f"images, {self.split}", summaries[name].count)
                 experiment.artifact(path.stem, path)
-                experiment.table(f"{title}, {self.split}", list_rows(measured[name], data.description.labels))
+                experiment.table(f"{title}, {self.split}", rows)
+            write_rows(self._files["labels"], [OfLabel._fields, *self.summarize_labels(measured["dice"], found)])
             for name, picture in self.overlays(measured["dice"]):
                 write_png(self.folder / f"{name}.png", picture)
                 experiment.image("overlay", name, picture, 0)
@@ -162,14 +192,19 @@ class Evaluation:
         print(f"already measured: {self.folder}")
         return Summary(**self._read()["dice"])
 
+    def of_labels(self) -> list[OfLabel]:
+        """What was measured of each label."""
+        return [OfLabel(row["label"], *(int(row[name]) for name in OfLabel._fields[1:4]), float(row["dice"]))
+                for row in read_rows(self._files["labels"], OfLabel._fields)]
+
     def is_done(self) -> bool:
         """Whether it was measured on these images, ground truth and masks, and the tables are as they were written."""
         known = self._read()
-        return (all(path.is_file() for path in self.tables.values()) and known.get("measured") == self._fingerprint
+        return (all(path.is_file() for path in self._files.values()) and known.get("measured") == self._fingerprint
                 and known["tables"] == self._digest_tables())
 
     def _digest_tables(self) -> dict[str, str]:
-        return {name: digest_file(path) for name, path in self.tables.items()}
+        return {name: digest_file(path) for name, path in self._files.items()}
 
     def _read(self) -> dict[str, Any]:
         """What was measured before; {} if nothing was, or the record of it is damaged."""
@@ -189,18 +224,28 @@ class Evaluation:
         return {"images": images.origins, "weights_sha256": digest_file(self.model.record.weights),
                 **self.labels.attributes(self.model)}
 
-    def measure(self) -> dict[str, Values]:
-        """Dice, and with it surface Dice and estimates where the tables have them."""
-        measured = {name: {} for name in self.tables}
+    def measure(self) -> tuple[dict[str, Values], dict[str, np.ndarray]]:
+        """Dice, and with it surface Dice and estimates where the tables have them; and of each image, which classes
+        have a mask, bool (C,)."""
+        measured, found = {name: {} for name in self.tables}, {}
         for stem, mask, estimate in masks_of(self.labels, self.model, self.stems):
             ground_truth = self.model.data.mask(stem)
+            found[stem] = mask.any(axis=(1, 2))
             measured["dice"][stem] = multilabel_dice(torch.from_numpy(mask), torch.from_numpy(ground_truth))
             if "surface_dice" in measured:
                 distance = surface_dice(mask, ground_truth, self.surface_tolerance)
                 measured["surface_dice"][stem] = torch.from_numpy(distance)
             if "estimated_dice" in measured:
                 measured["estimated_dice"][stem] = torch.from_numpy(estimate)
-        return measured
+        return measured, found
+
+    def summarize_labels(self, dice: Values, found: Mapping[str, np.ndarray]) -> Iterator[OfLabel]:
+        """Over all images."""
+        values, masks = torch.stack([dice[stem] for stem in self.stems]), np.stack([found[stem] for stem in self.stems])
+        shown = ~values.isnan().numpy()
+        counts = (count.sum(axis=0).tolist() for count in (shown, masks & shown, masks & ~shown))
+        means = (100 * values.double().nanmean(dim=0)).tolist()
+        return map(OfLabel, self.model.data.description.labels, *counts, means)
 
     def summarize(self, values: Values) -> Summary:
         """Over the images that count."""
@@ -216,10 +261,11 @@ class Evaluation:
         chosen = best_median_worst(scores)
         masks = {stem: mask for stem, mask, _ in masks_of(self.labels, self.model, sorted(set(chosen.values())))}
         for name, stem in chosen.items():
-            grey = to_grey(data.read_grey(stem))
+            grey = shrink_to_panel(to_grey(data.read_grey(stem)))
             panels = [overlay(grey, mask) for mask in ((), data.mask(stem), masks[stem])]
             title = f"{self.labels.kind}, Dice {100 * image_dice(dice[stem]):.1f} %"
-            yield f"{name}_{stem}", side_by_side(panels, [stem[:24], "ground truth", title])
+            picture = side_by_side(panels, [stem, "ground truth", title])
+            yield f"{name}_{stem}", add_class_legend(picture, data.description.labels)
 
     def _print(self, summaries: Mapping[str, Summary]) -> None:
         left_out = [stem for stem in self.stems if stem in self.model.data.description.left_out_of_averages]
@@ -227,23 +273,22 @@ class Evaluation:
         for name, summary in summaries.items():
             print(f"{self.split}, {self.labels.variant}: {name.replace('_', ' ').replace('dice', 'Dice')} "
                   f"{summary}{without}")
+        if false := summaries["dice"].false_positives:
+            print(f"masks of labels that their image doesn't show, which the Dice doesn't count: {false}")
         print(f"per image and class, and overlays: {self.folder}")
         if self.labels.notice:
             print(f"refined masks: {self.labels.notice}")
         self.model.print_notice()
 
 
-def write_values(path: Path, values: Values, labels: Sequence[str]) -> None:
-    """Writes `list_rows`."""
-    write_rows(path, list_rows(values, labels))
-
-
-def list_rows(values: Values, labels: Sequence[str]) -> list[list[Any]]:
-    """A row an image: stem, mean, each class, in percent; empty where there is no value (NaN)."""
-    rows: list[list[Any]] = [["stem", "mean", *labels]]
+def list_rows(values: Values, labels: Sequence[str], counts: Mapping[str, Mapping[str, int]]) -> list[list[Any]]:
+    """A row an image: stem, mean, each class, in percent; empty where there is no value (NaN); then the counts by their
+    names."""
+    rows: list[list[Any]] = [["stem", "mean", *labels, *counts]]
     for stem, classes in values.items():
         cells = [image_dice(classes).item(), *classes.tolist()]
-        rows.append([stem, *("" if np.isnan(cell) else f"{100 * cell:.4f}" for cell in cells)])
+        rows.append([stem, *("" if np.isnan(cell) else f"{100 * cell:.4f}" for cell in cells),
+                     *(of_images[stem] for of_images in counts.values())])
     return rows
 
 

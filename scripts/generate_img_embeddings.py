@@ -14,7 +14,7 @@ import argparse
 from segment_anything.embeddings import PRECISIONS
 from segment_anything.options import Sam, SamOptions
 from unet_training.distributed import wait_for_all
-from unet_training.models import ALL, DataOptions, Selection, add_common_arguments
+from unet_training.models import DataOptions, Selection, add_common_arguments, count_labeled
 from utils.cli import run_stage, select_device, stage_parser
 from utils.errors import InputError
 from utils.options import add_options, options_from
@@ -25,8 +25,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.generate_img_embeddings", __doc__)
     add_common_arguments(parser)
     add_options(parser, Selection)
-    parser.add_argument("--num_train_samples", type=int, default=43,
-                        help="labeled images, where the unlabeled ones are the rest of the training split; -1: all")
+    parser.add_argument("--num_train_samples", type=int, metavar="N",
+                        help="labeled images, where the unlabeled ones are the rest of the training split (left out: "
+                             "all of your own data set, 43 of ours); -1: all")
     parser.add_argument("--split", choices=("train", "val", "test", "unlabeled"), default="unlabeled",
                         help="which images")
     add_options(parser, SamOptions)
@@ -42,8 +43,8 @@ def main(args: argparse.Namespace) -> None:
         raise InputError(f"--embeddings none: this stage is for storing them; choose {', '.join(PRECISIONS)}")
     with work_on(shard := Shard.choose(args.shard)):
         if args.split == "unlabeled":
-            labeled = len(data.stems("train")) if args.num_train_samples == ALL else args.num_train_samples
-            stems = data.readable(shard.share(options_from(Selection, args).choose(data, labeled)))
+            chosen = options_from(Selection, args).choose(data, count_labeled(args.num_train_samples, data))
+            stems = data.readable(shard.share(chosen))
         else:
             stems = shard.share(data.stems(args.split))
         sam.embed_missing(data, stems, device)

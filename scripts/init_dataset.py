@@ -3,9 +3,10 @@
     python -m scripts.init_dataset NAME --images FOLDER --annotations EXPORT
     python -m scripts.init_dataset NAME --images FOLDER --annotations EXPORT --patient '^[^_]+' --mirror _R_
     python -m scripts.init_dataset NAME --images FOLDER     # what annotations may be, and the keys of a description
-    python -m scripts.run_pipeline --dataset NAME --num_train_samples -1     # then
+    python -m scripts.run_pipeline --dataset NAME --preset quick     # then
 
-Run it again when more was annotated: images keep their split, and new ones get one.
+Run it again when more was annotated: images keep their split, and new ones get one (`--fractions 1 0 0`: they are for
+training).
 
 Reads   FOLDER: PNG, JPEG, TIFF, BMP of 8 to 16 bits, or DICOM (with or without a suffix), in folders or not
         EXPORT, a file, a folder, or a ZIP file as downloaded: CVAT for images 1.1, COCO (polygons, run lengths),
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,14 @@ import numpy as np
 from msgspec.structs import replace
 
 from scripts.measure_dataset import find_negatives, measure, measure_max_grey_value
-from scripts.own_data.annotations import Annotations, Export, Wishes, open_exports, read_exports
+from scripts.own_data.annotations import (
+    Annotations,
+    Export,
+    Wishes,
+    open_exports,
+    read_exports,
+    unpack_embedded,
+)
 from scripts.own_data.description import HEAD, explain_keys, write_toml
 from scripts.own_data.images import Radiographs, describe_left_out, list_images, propose_input_size, take_in
 from scripts.own_data.mask_files import guess_masks, keep_labels
@@ -47,12 +55,12 @@ from utils.datasets.sources import SPLITS
 from utils.errors import InputError
 from utils.files import atomic_path, write_png
 from utils.names import name_some
-from utils.options import positive_float, positive_int
+from utils.options import non_negative, positive_int
 from utils.paths import DATA
 from utils.tables import read_rows, write_rows
 
 TABLE, PREPARED, PAGE = "images.csv", "prepared", "overlays.png"
-COLUMNS = ("stem", "file", "split", "patient", "mirrored")
+COLUMNS, KEPT = ("stem", "file", "split", "patient", "mirrored"), "kept"
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -82,8 +90,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--splits", type=Path, metavar="FILE",
                         help="a CSV file of stem and split, or a folder with train.txt, val.txt, test.txt; left out: "
                              "those of before, CVAT's subsets or folders of such names, else by --fractions")
-    parser.add_argument("--fractions", type=positive_float, nargs=3, default=(0.7, 0.15, 0.15), metavar="SHARE",
-                        help="of the annotated images for training, validation, testing")
+    parser.add_argument("--fractions", type=non_negative(float), nargs=3, default=(0.7, 0.15, 0.15), metavar="SHARE",
+                        help="of the annotated images for training, validation, testing; 1 0 0 in a run after the "
+                             "first one trains on all that was annotated since")
     parser.add_argument("--seed", type=int, default=42, help="of the split by fractions")
     parser.add_argument("--input_size", type=positive_int, nargs=2, metavar=("H", "W"),
                         help="of the network's input; left out: by the median aspect of the images")
@@ -97,12 +106,14 @@ def main(args: argparse.Namespace) -> Path | None:
     folder = args.data_dir / args.name
     for option in ("mirror", "mirrored", "patient"):
         check_pattern(option, getattr(args, option))
+    if not sum(args.fractions):
+        raise InputError("--fractions: are all 0; give the shares of training, validation and testing, such as 7 2 1")
     check_folder(args.name, folder, [args.images, *args.annotations])
     prepared = folder / PREPARED
     with tempfile.TemporaryDirectory() as unpacked, naming_originals(Path(unpacked), args.annotations):
         exports = open_exports(args.annotations, Path(unpacked) / "exports")
         (prepared / "img").mkdir(parents=True, exist_ok=True)
-        images = take_in(list_images(args.images, find_masks(exports, args.images)), prepared / "img", args.mirror,
+        images = take_in(find_images(args.images, exports, prepared / "embedded"), prepared / "img", args.mirror,
                          args.mirrored, args.patient)
         tell("images", [images.describe()])
         tell("left out", describe_left_out(images.left_out, "images"))
@@ -122,16 +133,25 @@ def main(args: argparse.Namespace) -> Path | None:
             shutil.rmtree(prepared / name, ignore_errors=True)
             if (new / name).exists():
                 shutil.move(new / name, prepared / name)
-    write_images(folder / TABLE, images, split_of)
+    withheld = find_withheld(images, split_of)
+    write_images(folder / TABLE, images, split_of, withheld)
     size = args.input_size or propose_input_size([image.size for image in images.images.values()])
     command = say_command(vars(args))
-    write_description(folder, describe(annotations, images, size, args.sam_type, command, len(split_of)))
+    write_description(folder, describe(annotations, images, size, args.sam_type, command, len(split_of), withheld))
     data = open_dataset(args.name, args.data_dir)
     write_png(folder / PAGE, draw_page(data, choose_pictured({stem: annotations.shown[stem] for stem in split_of}),
                                        split_of))
     print(f"\n{folder / OWN}\n{folder / PAGE}: look whether the masks lie where they should, then\n"
-          f"python -m scripts.run_pipeline --dataset {shlex.quote(args.name)} --num_train_samples -1")
+          f"python -m scripts.run_pipeline --dataset {shlex.quote(args.name)} --preset quick"
+          + say_number(data))
     return folder / OWN
+
+
+def say_number(data: AnnotatedImages) -> str:
+    """The argument that leaves images for pseudo labels where all are annotated."""
+    if data.description.unlabeled == "not_annotated":
+        return ""
+    return f" --num_train_samples {max(1, len(data.stems('train')) // 2)}"
 
 
 def tell(title: str, lines: Sequence[str]) -> None:
@@ -174,6 +194,17 @@ def naming_originals(unpacked: Path, annotations: Sequence[Path]) -> Iterator[No
             for place in (f"{new}/{number}/", f"{unpacked}/exports/{number}/", *alone):
                 text = text.replace(place, f"{original}/")
         raise InputError(text) from None
+
+
+def find_images(images: Path, exports: list[Export], place: Path) -> dict[str, Path]:
+    """Name -> file: those in the folder; if it holds none, those inside labelme's files, which are unpacked to `place`.
+    """
+    try:
+        return list_images(images, find_masks(exports, images))
+    except InputError:
+        if not (unpacked := unpack_embedded(exports, place)):
+            raise
+        return list_images(unpacked)
 
 
 def find_masks(exports: Sequence[Export], images: Path) -> list[Path]:
@@ -233,18 +264,32 @@ def drop_untrained(annotations: Annotations, split_of: Mapping[str, str]) -> Non
         raise InputError("no training image shows a label; annotate more images, or split them otherwise (--splits)")
 
 
-def write_images(path: Path, images: Radiographs, split_of: Mapping[str, str]) -> None:
-    write_rows(path, [COLUMNS, *([stem, image.name, split_of.get(stem, ""), image.patient, int(image.is_mirrored)]
-                                 for stem, image in images.images.items())])
+def find_withheld(images: Radiographs, split_of: Mapping[str, str]) -> set[str]:
+    """The images that nobody annotated of patients whom the network is validated or tested on: it must not be trained
+    on them either."""
+    patients = {images.images[stem].patient for stem, chosen in split_of.items() if chosen != "train"} - {""}
+    withheld = {stem for stem, image in images.images.items() if stem not in split_of and image.patient in patients}
+    if withheld:
+        tell("left out", [f"{len(withheld)} images that aren't annotated, of patients for validation or testing "
+                          f"({name_some(sorted(withheld))}): they get no pseudo labels"])
+    return withheld
+
+
+def write_images(path: Path, images: Radiographs, split_of: Mapping[str, str], withheld: Collection[str]) -> None:
+    write_rows(path, [(*COLUMNS, KEPT), *(
+        [stem, image.name, split_of.get(stem, ""), image.patient, int(image.is_mirrored), int(stem not in withheld)]
+        for stem, image in images.images.items())])
 
 
 def describe(annotations: Annotations, images: Radiographs, size: Sequence[int], sam_type: str, prepare: str,
-             annotated: int) -> dict[str, Any]:
+             annotated: int, withheld: Collection[str]) -> dict[str, Any]:
     """The description as a table, without what is measured."""
     suffixes = sorted({image.place.suffix for image in images.images.values()})
     metadata = {"file": TABLE, "stem_column": "stem", "split_column": "split"}
     if any(image.is_mirrored for image in images.images.values()):
         metadata["mirror"] = {"mirrored": "1"}
+    if withheld:
+        metadata["keep"] = {KEPT: "1"}
     table = {"labels": annotations.labels, "input_size": list(size), "image_folder": f"{PREPARED}/img",
              "image_suffix": suffixes if len(suffixes) > 1 else suffixes[0], "prepare": prepare,
              "unlabeled": "not_annotated" if annotated < len(images.images) else "rest_of_train", "sam_type": sam_type}

@@ -5,37 +5,58 @@
 
 The first line is the paper's setting. A rerun with the same arguments skips what is already there.
 
+    python -m scripts.run_pipeline --dataset NAME --preset quick
+    python -m scripts.run_pipeline --dataset NAME --preset recommended
+
+First masks of your own images within minutes, and then the way that measured best on real radiographs.
+
     python -m scripts.run_pipeline --dataset phantom --num_train_samples 5 --recommended medsam_lite --rounds 2
 
 `--recommended` goes on, after the paper's way, with the recommended refinement and training: rows of their own tell
 which helps more. `--rounds 2` puts the final U-Net in the initial one's place and labels and trains once more.
 
 Reads   the images and annotations of the data set, SAM's weights
-Writes  what the stages write, and in --results_dir: results.csv, results.json, pipeline.png,
-        dice.csv and overlays of each row
+Writes  what the stages write, and in --results_dir: report.html to look at, table.csv, masks/ and pipeline.png (the
+        worst, median and best images, and the first ones, with their masks), results.json (what the table came from),
+        refinement_check.csv (what the refinement makes of the labeled validation images, measured before anything is
+        trained on it), and of each row, in a folder of its model's id, what scripts.evaluate writes
 """  # noqa: E501 (a command to copy)
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from scripts.evaluate import Evaluation, Summary
+from scripts.report import ReportOptions, write_report
+from scripts.report_page.places import Places
 from scripts.study.methods import Setting, add_setting_arguments
-from unet_training.hyper_params import RECOMMENDED_FINAL, RECOMMENDED_LOSS, FinalOptions, LossOptions, Schedule
-from unet_training.models import TrainedModel, add_seed_argument
-from unet_training.pseudo_labels import PseudoLabels, add_pseudo_label_argument
+from scripts.study.refinement_check import check_refinement, describe_drawn, write_checks
+from segment_anything.embeddings import embedding_path
+from segment_anything.options import SamOptions, embedding_bytes
+from unet_training.hyper_params import (
+    RECOMMENDED_FINAL,
+    RECOMMENDED_LOSS,
+    FinalOptions,
+    LossOptions,
+    Sampling,
+    Schedule,
+)
+from unet_training.models import DataOptions, TrainedModel, add_seed_argument
+from unet_training.pseudo_labels import PseudoLabels, Recommended, SamRefined, add_pseudo_label_argument
 from unet_training.saved_masks import open_saved_masks, save_masks
 from utils.cli import run_stage, stage_parser
 from utils.errors import InputError
 from utils.files import write_png
 from utils.locks import check_writable
-from utils.options import positive_int
-from utils.overlay import overlay, side_by_side, stack, to_grey
+from utils.options import Preset, add_options, argument_group, positive_int
+from utils.overlay import add_class_legend, overlay, shrink_to_panel, side_by_side, stack, to_grey
 from utils.paths import RESULTS
 from utils.provenance import describe_run
-from utils.records import write_record
+from utils.records import read_record, write_record
 from utils.tables import write_rows
 from utils.tracking.experiment import tagged
 
@@ -44,20 +65,38 @@ NAMES = {"initial": "initial U-Net", "raw": "raw pseudo labels", "refined": "ref
          "final": "final U-Net", "recommended": "recommended pseudo labels",
          "recommended_final": "recommended final U-Net"}
 PICTURED = 2
+PRESETS = {"paper": {}, "recommended": {"refinement": "recommended", "initial_training": "recommended",
+                                        "training": "recommended", "rounds": 2}}
+PRESETS["quick"] = {**PRESETS["recommended"], "rounds": 1, "sam_type": "medsam_lite", "input_side": 192,
+                    "base_width": 8, "n_last_channel": 8, "epochs": 40, "final_epochs": 20, "batch_size": 4,
+                    "lr": 4e-3}  # on two CPU cores, without a download
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.run_pipeline", __doc__)
-    add_seed_argument(parser)
-    add_pseudo_label_argument(parser, default="sam")
-    parser.add_argument("--rounds", type=positive_int, default=1,
-                        help="how often pseudo labels are made and trained on, by the final U-Net of the round before")
-    parser.add_argument("--recommended", nargs="?", const="", metavar="TYPE",
-                        help="also refine and train in the recommended ways, with this type of SAM (nothing after the "
-                             "argument: --sam_type)")
+    add_options(parser, DataOptions, only=("dataset",))
+    parser.add_argument("--preset", action=Preset, values=PRESETS, default="paper", help=describe_presets())
+    add_options(parser, Sampling, only=("num_train_samples",))
+    add_options(parser, SamOptions, only=("sam_type",))
     parser.add_argument("--results_dir", type=Path, default=RESULTS, help="folder of the table and the pictures")
+    group = argument_group(parser, "pipeline")
+    add_pseudo_label_argument(group, default="sam")
+    group.add_argument("--rounds", type=positive_int, default=1,
+                       help="how often pseudo labels are made and trained on, by the final U-Net of the round before")
+    group.add_argument("--recommended", nargs="?", const="", metavar="TYPE",
+                       help="also refine and train in the recommended ways, with this type of SAM (nothing after the "
+                            "argument: --sam_type)")
+    add_seed_argument(group)
     add_setting_arguments(parser)
     return parser
+
+
+def describe_presets() -> str:
+    """For the help."""
+    options = {name: " ".join(f"--{option} {value}" for option, value in values.items())
+               for name, values in PRESETS.items()}
+    return ("; ".join(f"{name}: {values or 'all defaults'}" for name, values in options.items())
+            + "; each as far as it isn't given")
 
 
 def main(args: argparse.Namespace) -> list[Row]:
@@ -71,6 +110,7 @@ def main(args: argparse.Namespace) -> list[Row]:
     for way in ways:
         way.labels.check()
     check_folder(args.results_dir)
+    tell_costs(setting, ways)
     with tagged(f"pipeline {args.results_dir.name}"):
         return run(setting, ways, args.rounds, args.results_dir)
 
@@ -97,6 +137,20 @@ def recommend(setting: Setting, sam_type: str) -> Way:
                RECOMMENDED_FINAL, RECOMMENDED_LOSS)
 
 
+def tell_costs(setting: Setting, ways: Sequence[Way]) -> None:
+    """Says what will be stored of the images before they are embedded."""
+    unlabeled = setting.selection.stems(setting.data, setting.num_labeled)
+    stems = {*unlabeled, *setting.data.stems("val")}
+    print(f"{setting.num_labeled} labeled, {len(setting.data.stems('val'))} validation, {len(unlabeled)} unlabeled "
+          f"images; input {' x '.join(map(str, setting.data.description.input_size))} (H x W)")
+    for sam in dict.fromkeys(way.labels.sam for way in ways if isinstance(way.labels, SamRefined | Recommended)):
+        missing = [stem for stem in stems if not embedding_path(sam.folder(setting.data), stem).is_file()]
+        if missing and sam.stored:
+            size = len(missing) * embedding_bytes(sam.type_name, sam.precision) / 1e6
+            print(f"SAM {sam.type_name} will look at {len(missing)} images once and keep {size:,.0f} MB of them in "
+                  f"{sam.folder(setting.data)} (--embeddings float16: half of it; none: nothing)")
+
+
 def check_folder(results_dir: Path) -> None:
     """Raises an InputError where results have no place."""
     if results_dir.is_file():
@@ -106,7 +160,7 @@ def check_folder(results_dir: Path) -> None:
 
 def run(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -> list[Row]:
     """All stages, for each of the ways; returns the rows of the table."""
-    raw, measurements = setting.labels["raw"], []
+    raw, measurements, checks = setting.labels["raw"], [], []
     headline(NAMES["initial"])
     initial = setting.train_initial()
     headline(NAMES["raw"])
@@ -120,7 +174,14 @@ def run(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -
             labeler = final
             headline(NAMES[way.refined] + of_round)
             labels = way.labels.prepare(labeler)
+            if labels.kind != raw.kind:
+                checks.append(check_refinement(way.refined, number + 1, labels, labeler, setting.selection,
+                                               results_dir))
+                checks[-1].print()
+                write_checks(results_dir / "refinement_check.csv", checks)
             save_masks(labels, labeler, setting.selection)
+            if drawn := describe_drawn(labels, labeler, labeler.unlabeled_stems(setting.selection)):
+                print(drawn)
             headline(NAMES[way.final] + of_round)
             final = setting.train_final(labeler, labels.kind, labels=labels, schedule=way.schedule, options=way.options,
                                         loss=way.loss)
@@ -129,21 +190,36 @@ def run(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -
             measurements.append((way.refined, labeler, labels, "unlabeled"))
         measurements.append((way.final, final, raw, "test"))
     headline("evaluation")
+    recorded = [{"what": name, "title": NAMES[name], "split": split, "model_id": model.id, "masks": labels.variant,
+                 "notice": labels.notice} for name, model, labels, split in measurements]
     if not all(setting.data.has_ground_truth(stem) for stem in initial.unlabeled_stems(setting.selection)):
         measurements = [measured for measured in measurements if measured[-1] != "unlabeled"]
     evaluations = [Evaluation(model, masks, split, setting.selection, results_dir)
                    for _, model, masks, split in measurements]
-    picture, is_done = results_dir / "pipeline.png", all(evaluation.is_done() for evaluation in evaluations)
+    record, picture = results_dir / "results.json", results_dir / "pipeline.png"
+    is_shown = (all(evaluation.is_done() for evaluation in evaluations) and read_rows_of(record) == recorded
+                and picture.exists() and (results_dir / "report.html").exists())
     rows = [(name, evaluation.split, evaluation.run_if_missing())
             for (name, *_), evaluation in zip(measurements, evaluations, strict=True)]
-    write_table(results_dir / "results.csv", rows)
+    write_table(results_dir / "table.csv", rows)
     folders = [str(evaluation.folder.relative_to(results_dir)) for evaluation in evaluations]
-    write_record(results_dir / "results.json", {"evaluations": folders, "run": describe_run()})
-    if not (is_done and picture.exists()):
+    places = Places(setting.device, setting.data.data_dir, setting.data.derived_dir)
+    write_record(record, {"evaluations": folders, "rows": recorded, "run": describe_run(),
+                          "data": {"dataset": setting.data.description.name, **places.recorded()}})
+    if not is_shown:
         write_png(picture, picture_pipeline(setting, initial, raw, prepared))
+        headline("report")
+        write_report(results_dir, ReportOptions(), places, masks_dir=results_dir / "masks")
     print_table(setting, prepared, rows)
-    print(f"table and overlays: {results_dir}")
+    print(f"report, table and masks: {results_dir}")
     return rows
+
+
+def read_rows_of(record: Path) -> Any:
+    """Which models and masks the results that are there came from; None without such results."""
+    with suppress(InputError):
+        return read_record(record, dict[str, Any]).get("rows")
+    return None
 
 
 def headline(text: str) -> None:
@@ -151,9 +227,11 @@ def headline(text: str) -> None:
 
 
 def write_table(path: Path, rows: list[Row]) -> None:
-    """Columns what, split, dice_mean, dice_std (both in percent), n_images."""
-    write_rows(path, [["what", "split", "dice_mean", "dice_std", "n_images"],
-                      *([what, split, f"{s.mean:.4f}", f"{s.std:.4f}", s.count] for what, split, s in rows)])
+    """Columns what, split, dice_mean, dice_std (both in percent), n_images, and false_positives: masks of labels that
+    their image doesn't show, which the Dice doesn't count."""
+    write_rows(path, [["what", "split", "dice_mean", "dice_std", "n_images", "false_positives"],
+                      *([what, split, f"{s.mean:.4f}", f"{s.std:.4f}", s.count, s.false_positives]
+                        for what, split, s in rows)])
 
 
 def picture_pipeline(setting: Setting, initial: TrainedModel, raw: PseudoLabels, refined: Sequence[PseudoLabels]
@@ -163,12 +241,12 @@ def picture_pipeline(setting: Setting, initial: TrainedModel, raw: PseudoLabels,
     stores |= {labels.title: open_saved_masks(labels, initial) for labels in refined if labels.kind != raw.kind}
     rows = []
     for stem in initial.unlabeled_stems(setting.selection)[:PICTURED]:
-        grey = to_grey(initial.data.read_grey(stem))
+        grey = shrink_to_panel(to_grey(initial.data.read_grey(stem)))
         masks = {"ground truth": initial.data.mask(stem)} if initial.data.has_ground_truth(stem) else {}
         masks |= {title: store.mask(stem) for title, store in stores.items()}
         panels = [overlay(grey, mask) for mask in ((), *masks.values())]
-        rows.append(side_by_side(panels, [stem[:24], *masks]))
-    return stack(rows)
+        rows.append(side_by_side(panels, [stem, *masks]))
+    return add_class_legend(stack(rows), initial.data.description.labels)
 
 
 def print_table(setting: Setting, refined: Sequence[PseudoLabels], rows: list[Row]) -> None:
@@ -177,6 +255,8 @@ def print_table(setting: Setting, refined: Sequence[PseudoLabels], rows: list[Ro
     print(f"{'':26}{'images':>18}  Dice in %, mean ± std")
     for what, split, summary in rows:
         print(f"{NAMES[what]:26}{f'{summary.count} {split}':>18}  {summary.mean:6.2f} ± {summary.std:5.2f}")
+    if false := [f"{NAMES[what]} {summary.false_positives}" for what, _, summary in rows if summary.false_positives]:
+        print(f"masks of labels that their image doesn't show, which the Dice doesn't count: {', '.join(false)}")
     for notice in dict.fromkeys(labels.notice for labels in refined if labels.notice):
         print(f"refined masks: {notice}")
 

@@ -73,6 +73,13 @@ class SamOptions(EncoderOptions):
                                             "own; says the --sam_type", metavar="ID")
 
 
+def embedding_bytes(type_name: str, precision: str) -> float:
+    """About so many bytes has an image's embedding on disk: SAM's feature map is 256 x 64 x 64, the demo SAM's
+    128 x 48 x 48; SAM 2 has three."""
+    of_float32 = 1.2e6 if type_name == "demo" else 16.8e6 if type_name.startswith("sam2") else 4.2e6
+    return of_float32 / (1 if precision == "float32" else 2)
+
+
 @dataclass(frozen=True)
 class Sam:
     """One SAM, and what it needs to know of the images.

@@ -2,13 +2,14 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from unet_training.epoch import BCEDiceLoss, bce_loss
 from utils.datasets.description import DatasetDescription
 from utils.errors import InputError
-from utils.options import add_options, non_negative, option, positive_float, positive_int
+from utils.options import add_options, argument_group, non_negative, option, positive_float, positive_int
 
 RELIABLE = 0.85  # agreement of SAM, a Dice, from which on a mask enters as a label where no other is given
 
@@ -17,6 +18,7 @@ RELIABLE = 0.85  # agreement of SAM, a Dice, from which on a mask enters as a la
 class Schedule:
     """How a network is trained; the optimizer is AdamW."""
 
+    title: ClassVar[str] = "training"
     epochs: int = option(350, "passes over the training data", type=positive_int)
     lr: float = option(1e-3, "initial learning rate of AdamW", type=positive_float)
     lr_scheduler: str = option("cosine", "learning rate over the epochs; cosine ends at lr / 100",
@@ -51,6 +53,7 @@ class Schedule:
 class Machine:
     """What makes a training faster or slower, and leaves its result as it is."""
 
+    title: ClassVar[str] = "machine"
     infer_batch_size: int = option(16, "images in a batch of validation or prediction", type=positive_int)
     num_workers: int = option(0, "processes that read images beside the training; worth it for thousands of images",
                               type=non_negative(int))
@@ -58,9 +61,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which images the initial training sees. `num_train_samples` is -1 for all labeled ones."""
+    """Which images the initial training sees; `num_train_samples` as `models.count_labeled` takes it."""
 
-    num_train_samples: int = option(43, "labeled images to train on, the first n of the list; -1 for all", type=int)
+    title: ClassVar[str] = "initial network"
+    num_train_samples: int | None = option(
+        None, "labeled images to train on, the first n of the list (left out: all of your own data set, 43 of ours, as "
+              "in the paper); -1: all", type=int, metavar="N")
     data_sample_per_epoch: int = option(48, "images drawn with replacement in an epoch", type=positive_int)
 
 
@@ -68,6 +74,7 @@ class Sampling:
 class LossOptions:
     """What a training on pseudo labels minimizes."""
 
+    title: ClassVar[str] = "final network"
     loss: str = option("bce", "bce: binary cross entropy; bce_dice: and the soft Dice", choices=("bce", "bce_dice"))
     max_positive_weight: float | None = option(
         None, "after the initial training, cap on pos_weight, the loss's weights per class (left out: the data set's "
@@ -91,10 +98,14 @@ def share(text: str) -> float:
 class InitialOptions:
     """How the initial network learns from its few labeled images."""
 
+    title: ClassVar[str] = "initial network"
     initial_training: str = option(
         "paper", "recommended: the sum of cross entropy without pos_weight and soft Dice, and the average of the "
                  "weights (--loss bce_dice --max_positive_weight 1 --ema 0.999 of the final training)",
         choices=("paper", "recommended"))
+    start_from: str | None = option(
+        None, "start from this network of the same labels, architecture and width, such as the final one of the round "
+              "before more was annotated (left out: random weights)", metavar="ID")
 
     @property
     def loss(self) -> LossOptions:
@@ -110,6 +121,7 @@ class InitialOptions:
 class FinalOptions:
     """Where the final training starts from, and what it sees."""
 
+    title: ClassVar[str] = "final network"
     train_from_scratch: bool = option(True, "start the final U-Net from random weights, or else fine-tune the initial "
                                             "one")
     mixed: str | None = option(
@@ -127,20 +139,10 @@ class FinalOptions:
 
 RECOMMENDED_LOSS = LossOptions(loss="bce_dice", max_positive_weight=1.0)
 RECOMMENDED_FINAL = FinalOptions(train_from_scratch=False, mixed="half", ema=0.999)
-PRESETS = {"paper": {}, "recommended": {
+TRAININGS = {"paper": {}, "recommended": {
     "loss": RECOMMENDED_LOSS.loss, "max_positive_weight": RECOMMENDED_LOSS.max_positive_weight,
     "train_from_scratch": RECOMMENDED_FINAL.train_from_scratch, "mixed": RECOMMENDED_FINAL.mixed,
     "ema": RECOMMENDED_FINAL.ema}}
-
-
-class SetPreset(argparse.Action):
-    """`--training NAME` gives other options the values of a preset, where the command line doesn't say otherwise."""
-
-    def __call__(self, parser, namespace, name, option_string=None):
-        setattr(namespace, self.dest, name)
-        for option_name, value in PRESETS[name].items():
-            if getattr(namespace, option_name) == parser.get_default(option_name):
-                setattr(namespace, option_name, value)
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,8 @@ class MeanTeacherOptions:
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("training")
-    add_options(group, Schedule)
-    group.add_argument("--no-lr_scheduler", dest="lr_scheduler", action="store_const", const="constant",
-                       help="the same as --lr_scheduler constant")
-    add_options(group, Machine)
+    add_options(parser, Schedule)
+    argument_group(parser, Schedule.title).add_argument(
+        "--no-lr_scheduler", dest="lr_scheduler", action="store_const", const="constant",
+        help="the same as --lr_scheduler constant")
+    add_options(parser, Machine)

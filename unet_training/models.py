@@ -8,12 +8,14 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from unet_training.checkpoint import Network, Training, load_checkpoint
 from unet_training.data import ImageDataset
+from unet_training.hyper_params import Machine
 from unet_training.networks.u_net import UNet
 from unet_training.prediction import predict
 from unet_training.training_stage import data_parameters
@@ -21,11 +23,12 @@ from utils.cli import select_device
 from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.datasets.description import DATASET_NAMES, OWN
 from utils.errors import InputError
-from utils.options import add_options, option, options_from, positive_int
+from utils.options import add_options, argument_group, option, options_from, positive_int
 from utils.paths import DATA
 from utils.tracking.models import Model, describe, fetch_model, find_models
 
 ALL = -1  # labeled images
+PAPER_LABELED = 43
 AUXILIARY = ("nnunet", "fold", "sam_decoder")  # stages of models that nobody means without naming them
 
 
@@ -33,15 +36,20 @@ AUXILIARY = ("nnunet", "fold", "sam_decoder")  # stages of models that nobody me
 class DataOptions:
     """Which data set, and where it lies."""
 
+    title: ClassVar[str] = "folders"
     dataset: str = option("graz", f"{', '.join(DATASET_NAMES)}, or your own, described by <data_dir>/NAME/{OWN}",
                           metavar="NAME")
     data_dir: Path = option(DATA, "folder of all data sets", type=Path)
     derived_dir: Path | None = option(None, "folder of the embeddings and masks that are made of the images (left out: "
                                             "<data_dir>, which then can't be read-only)", type=Path)
 
-    def open(self, input_size: Sequence[int] | None = None) -> AnnotatedImages:
-        """At that size (H, W) of the network's input, or the description's. Raises InputError as `open_dataset`."""
+    def open(self, input_size: Sequence[int] | None = None, input_side: int | None = None) -> AnnotatedImages:
+        """At that size (H, W) of the network's input; or at the description's, made so small that its longest side is
+        `input_side`. Raises InputError as `open_dataset`."""
         data = open_dataset(self.dataset, self.data_dir, input_size)
+        if input_side and not input_size:
+            described = data.description
+            data = data.with_input(fit_side(described.input_size, input_side), described.mean, described.std)
         data.derived_dir = self.derived_dir or self.data_dir
         return data
 
@@ -50,9 +58,12 @@ class DataOptions:
 class ModelOptions:
     """Which trained network."""
 
+    title: ClassVar[str] = "initial network"
     model_id: str | None = option(None, "the network (left out: the newest of the data set as it is, "
                                         "--num_train_samples and, if that is given, --seed)")
-    num_train_samples: int = option(43, "labeled images that the network was trained on; -1: all", type=int)
+    num_train_samples: int | None = option(
+        None, "labeled images that the network was trained on (left out: all of your own data set, 43 of ours); -1: "
+              "all", type=int, metavar="N")
     transfer: bool = option(False, "take a network of another data set, or of images that were read in another way")
 
 
@@ -64,6 +75,7 @@ class Selection:
         InputError: `where` isn't of the form COLUMN=VALUE.
     """
 
+    title: ClassVar[str] = "images for pseudo labels"
     split500: bool = option(True, "only the list of 500 unlabeled images, not all of them")
     include_annotated: bool = option(False, "all images that are there, annotated ones, too")
     where: tuple[str, ...] = option((), "all images that are there whose row of the data set's table has these values, "
@@ -85,19 +97,35 @@ class Selection:
         return data.unlabeled_stems(num_labeled, self.split500, self.sample_seed)
 
 
+def fit_side(size: Sequence[int], side: int, step: int = 16) -> tuple[int, int]:
+    """That size (H, W) scaled down to a longest side, in steps that a U-Net halves four times; never scaled up."""
+    scale = min(1, side / max(size))
+    return tuple(max(2 * step, step * round(scale * length / step)) for length in size)
+
+
+def count_labeled(number: int | None, data: AnnotatedImages) -> int:
+    """How many labeled images are meant: `ALL`, so many, or, with None, all of a data set of the user's own and the
+    paper's number of one of ours."""
+    if number is None:
+        number = PAPER_LABELED if data.description.name in DATASET_NAMES else ALL
+    return len(data.stems("train")) if number == ALL else number
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, DataOptions)
+    add_options(parser, DataOptions, only=("dataset",))
     parser.add_argument("--gpu_id", type=int, help="GPU to use (left out: the first one, or the CPU)")
-    parser.add_argument("--threads", type=positive_int, metavar="N",
-                        help="of an operation on the CPU (left out: as many as there are cores); weights are rounded "
-                             "differently with another number, so it is recorded with the model")
-    parser.add_argument("--record_diff", action=argparse.BooleanOptionalAction, default=True,
-                        help="ClearML keeps what is changed in the working tree with a run, whatever it says")
-    parser.add_argument("--upload_masks", action=argparse.BooleanOptionalAction, default=True,
-                        help="masks go to the ClearML server, if there is one, for other machines")
+    add_options(parser, DataOptions)
+    group = argument_group(parser, Machine.title)
+    group.add_argument("--threads", type=positive_int, metavar="N",
+                       help="of an operation on the CPU (left out: as many as there are cores); weights are rounded "
+                            "differently with another number, so it is recorded with the model")
+    group.add_argument("--record_diff", action=argparse.BooleanOptionalAction, default=True,
+                       help="ClearML keeps what is changed in the working tree with a run, whatever it says")
+    group.add_argument("--upload_masks", action=argparse.BooleanOptionalAction, default=True,
+                       help="masks go to the ClearML server, if there is one, for other machines")
 
 
-def add_seed_argument(parser: argparse.ArgumentParser) -> None:
+def add_seed_argument(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--seed", type=int, default=42, help="seed of all random numbers")
 
 
@@ -105,6 +133,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Of a stage that starts from a trained network and the images without labels."""
     add_common_arguments(parser)
     add_seed_argument(parser)
+    add_options(parser, ModelOptions, only=("model_id", "num_train_samples"))
     add_options(parser, ModelOptions)
     add_options(parser, Selection)
 
@@ -116,7 +145,8 @@ def add_saving_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_batch_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--infer_batch_size", type=positive_int, default=16, help="images the network sees at once")
+    argument_group(parser, Machine.title).add_argument(
+        "--infer_batch_size", type=positive_int, default=16, help="images the network sees at once")
 
 
 @dataclass(frozen=True)
@@ -207,8 +237,7 @@ def choose_record(data: AnnotatedImages, which: ModelOptions, stage: str | None 
     """
     if which.model_id:
         return fetch_model(which.model_id)
-    dataset, number = data.description.name, which.num_train_samples
-    number = len(data.stems("train")) if number == ALL else number
+    dataset, number = data.description.name, count_labeled(which.num_train_samples, data)
     wanted = {"dataset": dataset, "num_train_samples": number} | ({} if seed is None else {"seed": seed})
     if stage == "initial":
         wanted |= {"stage": stage, "architecture": architecture}

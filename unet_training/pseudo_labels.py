@@ -28,7 +28,7 @@ from unet_training.training_stage import data_parameters
 from utils.datasets.annotated import AnnotatedImages, read_scaled
 from utils.errors import InputError, say_once
 from utils.locks import exclusive
-from utils.options import add_options, option, option_values, options_from
+from utils.options import add_options, argument_group, option, option_values, options_from
 from utils.paths import mask_file
 from utils.random_walk import RandomWalkOptions, random_walk_masks
 from utils.records import read_record, write_record
@@ -183,8 +183,8 @@ class SamRefined(_OfSam):
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        add_options(parser.add_argument_group("SAM"), SamOptions)
-        group = parser.add_argument_group("refinement")
+        add_options(argument_group(parser, "SAM"), SamOptions)
+        group = argument_group(parser, "refinement")
         add_options(group, RecommendedOptions)
         add_options(group, RefinementOptions)
 
@@ -305,7 +305,7 @@ class RandomWalk(PseudoLabels):
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        group = parser.add_argument_group("random walk")
+        group = argument_group(parser, "random walk")
         add_options(group, RandomWalkOptions)
         add_options(group, RefinementOptions, only=("ccl_selection",))
 
@@ -343,7 +343,7 @@ class NNUNetMasks(PseudoLabels):
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        add_options(parser.add_argument_group("nnU-Net"), NNUNetOptions)
+        add_options(argument_group(parser, "nnU-Net"), NNUNetOptions)
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, data: AnnotatedImages) -> "NNUNetMasks":
@@ -394,7 +394,7 @@ class Agreement(_OfSam):
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        group = parser.add_argument_group("SAM")
+        group = argument_group(parser, "SAM")
         add_options(group, SamOptions)
         add_options(group, AgreementOptions)
 
@@ -409,7 +409,7 @@ PSEUDO_LABELS: dict[str, type[PseudoLabels]] = {labels.kind: labels for labels i
                                                 (Raw, SamRefined, RandomWalk, NNUNetMasks)}
 
 
-def add_pseudo_label_argument(parser: argparse.ArgumentParser, default: str) -> None:
+def add_pseudo_label_argument(parser: argparse._ActionsContainer, default: str) -> None:
     parser.add_argument("--pseudo_label", choices=tuple(PSEUDO_LABELS), default=default,
                         help="the U-Net's masks as they are, refined by SAM, or by a random walk; or nnU-Net's masks")
 

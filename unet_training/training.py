@@ -23,19 +23,21 @@ import torch
 from torch.utils.data import RandomSampler
 
 from segment_anything.options import EncoderOptions
-from unet_training.checkpoint import Training
+from unet_training.checkpoint import Network, Training
 from unet_training.data import LabeledDataset, resident_batches
 from unet_training.epoch import Averaged, train_epoch
 from unet_training.hyper_params import InitialOptions, Sampling, Schedule, add_training_arguments
-from unet_training.models import ALL, DataOptions, add_common_arguments, add_seed_argument
+from unet_training.models import DataOptions, TrainedModel, add_common_arguments, add_seed_argument, count_labeled
 from unet_training.networks.registry import Architecture, add_architecture_arguments
 from unet_training.networks.stored_features import StoredFeatures
 from unet_training.trainer import Prepared
 from unet_training.training_stage import Images, TrainingStage, train
 from utils.cli import run_stage, select_device, stage_parser
 from utils.datasets.annotated import AnnotatedImages
-from utils.options import add_options, option_values, options_from, positive_int
+from utils.errors import InputError
+from utils.options import add_options, argument_group, option_values, options_from, positive_int
 from utils.paths import embedding_folder
+from utils.tracking.models import fetch_model
 
 PAPER = InitialOptions()
 
@@ -45,24 +47,26 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_common_arguments(parser)
     add_seed_argument(parser)
     add_initial_arguments(parser)
-    add_options(parser.add_argument_group("SAM"), EncoderOptions)
+    add_options(argument_group(parser, "SAM"), EncoderOptions)
     add_training_arguments(parser)
     return parser
 
 
 def add_initial_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("initial network")
-    add_options(group, Sampling)
-    add_options(group, InitialOptions)
+    add_options(parser, Sampling)
+    add_options(parser, InitialOptions)
+    group = argument_group(parser, InitialOptions.title)
     group.add_argument("--input_size", type=positive_int, nargs=2, metavar=("H", "W"),
                        help="size of the network's input (left out: the data set's)")
+    group.add_argument("--input_side", type=positive_int, metavar="PIXELS",
+                       help="longest side of the network's input, at the data set's aspect, in the place of both")
     add_architecture_arguments(group)
 
 
 def main(args: argparse.Namespace) -> str:
     """Returns the id of the trained model."""
     device = select_device(args.gpu_id)
-    data = options_from(DataOptions, args).open(args.input_size)
+    data = options_from(DataOptions, args).open(args.input_size, args.input_side)
     training = InitialTraining(options_from(Schedule, args), args.seed, data, Architecture.from_args(args, data),
                                options_from(Sampling, args), args.infer_batch_size, options_from(InitialOptions, args))
     return train(training, device)
@@ -83,8 +87,7 @@ class InitialTraining(TrainingStage):
     @property
     def stems(self) -> list[str]:
         """The labeled images."""
-        number = self.sampling.num_train_samples
-        return self.data.stems("train", None if number == ALL else number)
+        return self.data.stems("train", count_labeled(self.sampling.num_train_samples, self.data))
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
@@ -100,12 +103,18 @@ class InitialTraining(TrainingStage):
     def tags(self) -> tuple[str, ...]:
         return "initial", self.architecture.name, self.data.description.name
 
+    @property
+    def input_models(self) -> tuple[str, ...]:
+        return (self.options.start_from,) if self.options.start_from else ()
+
     def prepare(self, device: torch.device) -> Prepared:
         labeled = LabeledDataset(self.data, self.stems)
         validation = LabeledDataset(self.data, self.data.stems("val"))
         torch.manual_seed(self.seed)
         description, shown = self.data.description, validation[0][0]
         network = self.architecture.build(description).to(device)
+        if self.options.start_from:
+            network.load_state_dict(self._read_start(network).state_dict())
         model: torch.nn.Module = network
         if network.features_name and not self.schedule.data_aug:  # then its frozen part sees each image once
             model = network.head
@@ -125,6 +134,15 @@ class InitialTraining(TrainingStage):
                         resident_batches(validation, self.infer_batch_size, device),
                         self.options.loss.build(description.pos_weight, device), training,
                         self.schedule.gradient_bound(description), run_epoch, shown)
+
+    def _read_start(self, like: Network) -> Network:
+        """The network to start from, on the CPU. Raises an InputError where its weights don't fit."""
+        model = TrainedModel.load(fetch_model(self.options.start_from), self.data, torch.device("cpu"))
+        for name, value in {"architecture": like.architecture, **like.config}.items():
+            there = model.network.architecture if name == "architecture" else model.network.config.get(name)
+            if there != value:
+                raise InputError(f"--start_from {model.id}: its {name} is {there}, not {value}; give --{name} {there}")
+        return model.network
 
 
 if __name__ == "__main__":

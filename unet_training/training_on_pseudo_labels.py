@@ -29,12 +29,11 @@ from unet_training.data import (
 )
 from unet_training.epoch import Averaged, random_similarity, train_epoch
 from unet_training.hyper_params import (
-    PRESETS,
+    TRAININGS,
     FinalOptions,
     LossOptions,
     Machine,
     Schedule,
-    SetPreset,
     add_training_arguments,
 )
 from unet_training.models import Selection, TrainedModel, add_model_arguments
@@ -46,7 +45,7 @@ from unet_training.trainer import Prepared
 from unet_training.training_stage import Images, TrainingStage, train
 from utils.cli import run_stage, stage_parser
 from utils.mask_store import MaskStore
-from utils.options import add_options, option_values, options_from, positive_int
+from utils.options import Preset, add_options, argument_group, option_values, options_from, positive_int
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -60,8 +59,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def add_final_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("final network")
-    group.add_argument("--training", choices=tuple(PRESETS), default="paper", action=SetPreset,
+    group = argument_group(parser, FinalOptions.title)
+    group.add_argument("--training", default="paper", action=Preset, values=TRAININGS,
                        help="recommended: --no-train_from_scratch --mixed --loss bce_dice --max_positive_weight 1 "
                             "--ema 0.999, each as far as it isn't given")
     add_options(group, FinalOptions)

@@ -8,10 +8,12 @@
 import argparse
 import errno
 import io
+import logging
 import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING
@@ -20,6 +22,7 @@ from utils.errors import InputError
 from utils.interrupts import on_interrupt
 from utils.left_out import describe_left_out
 from utils.memory import keep_freed_memory
+from utils.options import Preset
 from utils.provenance import note_arguments
 from utils.ranks import local_rank, processes, rank
 from utils.tracking.arguments import command_line_of_task, note_command
@@ -127,6 +130,9 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.
 
 
 def _prepare_process(threads: int | None, record_diff: bool) -> None:
+    if not sys.warnoptions:  # those of libraries are for programmers; what a user must know is an `InputError`
+        warnings.simplefilter("ignore")
+    logging.getLogger("clearml.Repository Detection").setLevel(logging.ERROR)  # a checkout may have no remote
     if threads:
         import torch  # takes seconds, and not every stage computes
         torch.set_num_threads(threads)
@@ -167,11 +173,20 @@ class _StageParser(argparse.ArgumentParser):
         untouched = argparse.Namespace(**dict.fromkeys((action.dest for action in self._actions), self))
         super().parse_args(argv, untouched)
         parsed.given = frozenset(name for name, value in vars(untouched).items() if value is not self)
+        for action in self._actions:
+            if isinstance(action, Preset):
+                action.apply(vars(parsed), parsed.given)
         return parsed
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the docstring's line breaks and shows defaults, except where there is none to show."""
+    """Keeps the docstring's line breaks and shows defaults, except where there is none to show. Its first line names
+    only what must be given."""
+
+    def add_usage(self, usage, actions, groups, prefix=None):
+        self._prog += " [options]"
+        super().add_usage(usage, [action for action in actions if action.required or not action.option_strings], [],
+                          prefix)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)

@@ -9,7 +9,7 @@
 """
 import argparse
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,16 +29,42 @@ def option(default: Any, help: str, **arguments: Any) -> Any:
 
 def add_options(parser: argparse._ActionsContainer, options: type, only: Collection[str] = (), **defaults: Any) -> None:
     """Adds the argument `--<field>` of each field that was made by `option`, or of those that `only` names; `defaults`
-    replace those of the fields.
+    replace those of the fields. A class with a `title` has a group of that title in `--help`, but for those that `only`
+    names.
 
     One that is there already is left out: option dataclasses may share fields.
     """
+    if not only and isinstance(parser, argparse.ArgumentParser) and hasattr(options, "title"):
+        parser = argument_group(parser, options.title)
     for field in dataclasses.fields(options):
         wanted = "argument" in field.metadata and (not only or field.name in only)
         if wanted and f"--{field.name}" not in parser._option_string_actions:
             default = defaults.get(field.name, field.default)
             arguments = {**_infer(default), **field.metadata["argument"]}
             parser.add_argument(f"--{field.name}", default=default, **arguments)
+
+
+def argument_group(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
+    """The parser's group of that title, a new one where there is none yet."""
+    known = [group for group in parser._action_groups if group.title == title]
+    return known[0] if known else parser.add_argument_group(title)
+
+
+class Preset(argparse.Action):
+    """An argument whose value gives other options their values, as far as these aren't given: `values` holds them by
+    name. A stage's parser (`utils.cli.stage_parser`) applies it, in the order of its arguments."""
+
+    def __init__(self, *names: Any, values: Mapping[str, Mapping[str, Any]], **arguments: Any):
+        super().__init__(*names, choices=tuple(values), **arguments)
+        self.values = values
+
+    def __call__(self, parser, namespace, name, option_string=None):
+        setattr(namespace, self.dest, name)
+
+    def apply(self, arguments: dict[str, Any], given: Collection[str]) -> None:
+        """Changes the parsed arguments, by name, that aren't `given`."""
+        preset = self.values.get(arguments[self.dest], {})
+        arguments.update({name: value for name, value in preset.items() if name not in given})
 
 
 def _infer(default: Any) -> dict[str, Any]:

@@ -1,12 +1,18 @@
 """Masks drawn over radiographs, for people to look at."""
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
+if TYPE_CHECKING:
+    from PIL import ImageFont
+
 FILL = 0.4  # share of the class color inside a mask
+PANEL_HEIGHT = 480  # pixels
 LEGEND_LINE = 21  # pixels
+TITLE_SIZES = range(14, 8, -1)  # pixels, the largest that fits
 
 
 def class_colors(count: int) -> np.ndarray:
@@ -36,6 +42,11 @@ def shrink(grey: np.ndarray, longest: int) -> np.ndarray:
     return grey if factor >= 1 else cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
 
 
+def shrink_to_panel(grey: np.ndarray) -> np.ndarray:
+    """An (H, W) image that is hardly larger than a panel of `side_by_side` shows: drawing on it takes less time."""
+    return shrink(grey, 2 * PANEL_HEIGHT)
+
+
 def overlay(grey: np.ndarray, masks: np.ndarray, colors: np.ndarray | None = None) -> np.ndarray:
     """Fills and outlines each class in its color.
 
@@ -61,11 +72,10 @@ def overlay(grey: np.ndarray, masks: np.ndarray, colors: np.ndarray | None = Non
 def add_legend(picture: np.ndarray, entries: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     """A picture, uint8 RGB (H, W, 3), with a strip to the right that names colors: (text, uint8 RGB (3,)) each. In
     columns where there are more than its height holds."""
-    import matplotlib  # has a font of all alphabets, but isn't needed elsewhere in this module
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
     if not entries:
         return picture
-    font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", LEGEND_LINE * 2 // 3)
+    font = _font(LEGEND_LINE * 2 // 3)
     lines = max(1, picture.shape[0] // LEGEND_LINE)
     columns = [entries[start:start + lines] for start in range(0, len(entries), lines)]
     widths = [LEGEND_LINE * 2 + round(max(font.getlength(text) for text, _ in column)) for column in columns]
@@ -80,19 +90,40 @@ def add_legend(picture: np.ndarray, entries: Sequence[tuple[str, np.ndarray]]) -
     return np.concatenate([picture, np.asarray(strip)], axis=1)
 
 
+def add_class_legend(picture: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """A picture of overlays, uint8 RGB (H, W, 3), with the names of all classes in their `class_colors`."""
+    return add_legend(picture, list(zip(labels, class_colors(len(labels)), strict=True)))
+
+
+def _font(size: int) -> "ImageFont.FreeTypeFont":
+    import matplotlib  # has a font of all alphabets, but isn't needed elsewhere in this module
+    from PIL import ImageFont
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
+
+
 def stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
     """Joins RGB pictures top to bottom, filled up with black to the widest."""
     width = max(picture.shape[1] for picture in pictures)
     return np.concatenate([np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0))) for picture in pictures])
 
 
-def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str], height: int = 480) -> np.ndarray:
+def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str], height: int = PANEL_HEIGHT) -> np.ndarray:
     """Joins RGB panels of one size left to right under their titles, scaled to `height` pixels."""
     scaled = []
     for panel, title in zip(panels, titles, strict=True):
         width = max(1, round(panel.shape[1] * height / panel.shape[0]))
         picture = cv2.resize(panel, (width, height), interpolation=cv2.INTER_CUBIC)
         picture = cv2.copyMakeBorder(picture, 28, 4, 4, 4, cv2.BORDER_CONSTANT)
-        cv2.putText(picture, title, (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
-        scaled.append(picture)
+        scaled.append(_write_title(picture, title))
     return np.concatenate(scaled, axis=1)
+
+
+def _write_title(picture: np.ndarray, title: str) -> np.ndarray:
+    """In the strip above a picture, in the largest letters that fit; what doesn't fit in the smallest ones is cut."""
+    from PIL import Image, ImageDraw
+    image, width = Image.fromarray(picture), picture.shape[1] - 8
+    font = next((font for font in map(_font, TITLE_SIZES) if font.getlength(title) <= width), _font(TITLE_SIZES[-1]))
+    while title and font.getlength(title) > width:
+        title = title.removesuffix("…")[:-1] + "…" if len(title) > 1 else ""
+    ImageDraw.Draw(image).text((6, 14), title, font=font, anchor="lm")
+    return np.asarray(image)

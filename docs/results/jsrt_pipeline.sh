@@ -11,4 +11,4 @@ python -m scripts.run_pipeline --dataset jsrt --num_train_samples 20 --sam_type 
     --epochs 40 --batch_size 4 --lr 4e-3 --base_width 8 --n_last_channel 8 --input_size 128 128 \
     --results_dir results/jsrt_pipeline
 mkdir -p docs/results/jsrt_pipeline
-cp results/jsrt_pipeline/results.csv docs/results/jsrt_pipeline/
+cp results/jsrt_pipeline/table.csv docs/results/jsrt_pipeline/results.csv

@@ -1,9 +1,12 @@
 """What people annotated, by whatever tool: found, matched with the images, brought into the folder of the data set."""
+import shutil
 import zipfile
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from lxml import etree
@@ -146,7 +149,11 @@ def read_exports(exports: Sequence[Export], images: Radiographs, wishes: Wishes,
         found = read_mask_files(exports[0].folder, exports[0].names, images, wishes.labels, table, place / "masks")
         annotations = Annotations(**found)
     else:
-        annotations = _read_shapes(kind, _copy(exports, place / "annotations"), images, wishes, place)
+        paths = _copy(exports, place / "annotations")
+        if kind == "cvat" and images.in_folders:
+            for path in paths:
+                _part_subsets(path)
+        annotations = _read_shapes(kind, paths, images, wishes, place)
     for stem in annotations.shown:
         for part in (annotations.subsets.get(stem, ""), images.images[stem].subset):
             if split := split_named(part):
@@ -167,6 +174,35 @@ def _copy(exports: Sequence[Export], place: Path) -> list[Path]:
             paths.append(place / (inner if len(exports) == 1 else f"{number}/{inner}"))
             copy(export.folder / name, paths[-1])
     return paths
+
+
+def _part_subsets(path: Path) -> None:
+    """Gives images of one name, but of several subsets of a CVAT project, the folder of their subset, in which CVAT
+    exports them."""
+    with suppress(etree.XMLSyntaxError):  # its reader says what is wrong
+        tree = etree.parse(str(path), etree.XMLParser(resolve_entities=False, no_network=True))
+        elements = tree.getroot().findall("image")
+        names = Counter(element.get("name") for element in elements)
+        twins = [element for element in elements if names[element.get("name")] > 1 and element.get("subset")]
+        for element in twins:
+            element.set("name", f"{element.get('subset')}/{element.get('name')}")
+        if twins:
+            tree.write(str(path), encoding="utf-8", xml_declaration=True)
+
+
+def unpack_embedded(exports: Sequence[Export], place: Path) -> Path | None:
+    """Writes the images that labelme's files hold (`imageData`) into the folder `place`, and returns it; None if there
+    are none."""
+    shutil.rmtree(place, ignore_errors=True)  # of a run before
+    for path in [export.folder / name for export in exports if export.kind == "labelme" for name in export.names]:
+        table = read_json(path)
+        if data := table.get("imageData"):
+            place.mkdir(parents=True, exist_ok=True)
+            try:
+                (place / PureWindowsPath(table["imagePath"]).name).write_bytes(b64decode(data))
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{path}: its imageData isn't readable ({error}); save it again in labelme") from None
+    return place if place.is_dir() else None
 
 
 def _read_shapes(kind: str, paths: Sequence[Path], images: Radiographs, wishes: Wishes, place: Path) -> Annotations:

@@ -34,6 +34,8 @@ PARTS = re.compile(r"([\W_]+)")  # what parts the words of a name
 MOST_VALUES = 64
 NO_LABEL = {"mask", "masks", "label", "labels", "labelstr", "segmentation", "segmentations", "seg", "annotation",
             "annotations", "gt", "ground", "truth", "images", "image", "png", "export", "data"}
+LISTS = ("classes.txt", "class_names.txt", "labels.txt", "label_names.txt")
+NAMES, VALUES = ("label", "name", "class"), (("value",), ("id",), ("r", "g", "b"), ("red", "green", "blue"))  # columns
 Pattern = tuple[str, str]  # what stands before and after the name of the image
 
 
@@ -48,7 +50,8 @@ class MaskTable:
     @classmethod
     def read(cls, folder: Path, wishes: Sequence[str]) -> "MaskTable":
         """Of `LABEL=VALUE` and `LABEL=R,G,B`, or a file; else of a table in the folder of the masks or above it: CVAT's
-        labelmap.txt, nnU-Net's dataset.json, or a CSV file with the columns label and value.
+        labelmap.txt, nnU-Net's dataset.json, a CSV file with the columns label and value (or r, g, b), or a list of
+        names such as labelme's class_names.txt.
 
         Raises:
             InputError: one says nothing, or isn't readable.
@@ -78,8 +81,9 @@ class MaskTable:
                 if pairs and all(name.isdigit() for name, _ in pairs):  # as older versions of nnU-Net have it
                     pairs = [(value, name) for name, value in pairs]
             elif path.suffix.lower() == ".csv":
-                rows = read_rows(path, ["label", "value"])
-                pairs = [(row["label"], row["value"]) for row in rows]
+                pairs = _read_pairs(path)
+            elif path.name.lower() in LISTS:
+                pairs = _read_list(path)
             else:
                 pairs = [(name, ",".join(map(str, color))) for name, color in read_colors(path).items()]
             return cls._of_pairs(pairs, path.name)
@@ -104,6 +108,25 @@ class MaskTable:
             raise InputError(f"{source}: give each label a value, or each one a color")
         values = {name: value for name, value in values.items() if value != 0}
         return cls(values, colors, source)
+
+
+def _read_pairs(path: Path) -> list[tuple[str, str]]:
+    """Name and value, or name and color, of the rows of a CSV file."""
+    rows = [{plain(column).casefold(): plain(cell) for column, cell in row.items() if column}
+            for row in read_rows(path, [])]
+    name = next((column for column in NAMES if rows and column in rows[0]), None)
+    for columns in VALUES:
+        if name and set(columns) <= set(rows[0]):
+            return [(row[name], ",".join(row[column] for column in columns)) for row in rows]
+    raise InputError(f"{path}: needs the columns 'label' and 'value', or 'label', 'r', 'g' and 'b'")
+
+
+def _read_list(path: Path) -> list[tuple[str, str]]:
+    """Names of values, one a line: from 0 on if the first one is the background, as labelme has it, else from 1 on."""
+    names = [plain(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if plain(line)]
+    names = [name for name in names if name != "__ignore__"]
+    first = 0 if names and names[0].strip("_").casefold() == BACKGROUND else 1
+    return [(name, str(value)) for value, name in enumerate(names, first)]
 
 
 def choose_labels(found: Sequence[str], wished: Sequence[str]) -> list[str]:
@@ -171,15 +194,16 @@ def match_masks(names: Sequence[str], images: Radiographs) -> tuple[dict[Pattern
         end = stem.split(FOLDER_MARK)[-1]
         by_name |= {end: stem} if ends[end] == 1 else {}
     shared = common_folder(names)
-    for known in (by_name, _shorten(images)):
+    for exact in (by_name, _shorten(images)):
+        known = {name.casefold(): stem for name, stem in exact.items()}
         groups, strangers = {}, []
         for name in names:
             inner = name[len(shared):-len(Path(name).suffix)]
-            place = next((span for span in _spans(inner) if inner[slice(*span)] in known), None)
+            place = next((span for span in _spans(inner) if inner[slice(*span)].casefold() in known), None)
             if place is None:
                 strangers.append(name)
                 continue
-            pattern, stem = (inner[:place[0]], inner[place[1]:]), known[inner[slice(*place)]]
+            pattern, stem = (inner[:place[0]], inner[place[1]:]), known[inner[slice(*place)].casefold()]
             if stem in groups.setdefault(pattern, {}):
                 raise InputError(f"{name}: is a mask of the same image as {groups[pattern][stem]}; keep one")
             groups[pattern][stem] = name

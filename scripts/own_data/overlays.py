@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from utils.datasets.annotated import AnnotatedImages
-from utils.overlay import add_legend, class_colors, overlay, shrink, side_by_side, stack, to_grey
+from utils.overlay import add_class_legend, class_colors, overlay, shrink, side_by_side, stack, to_grey
 
 PICTURED, PER_ROW, HEIGHT = 12, 4, 320
 
@@ -31,4 +31,4 @@ def draw_page(data: AnnotatedImages, stems: list[str], split_of: Mapping[str, st
                   for stem in chosen]
         rows.append(np.concatenate([side_by_side([panel], [f"{split_of[stem]}: {stem}"], HEIGHT)
                                     for panel, stem in zip(panels, chosen, strict=True)], axis=1))
-    return add_legend(stack(rows), list(zip(labels, colors, strict=True)))
+    return add_class_legend(stack(rows), labels)

@@ -26,7 +26,14 @@ from unet_training.hyper_params import (
     Schedule,
     add_training_arguments,
 )
-from unet_training.models import ALL, DataOptions, Selection, TrainedModel, add_common_arguments
+from unet_training.models import (
+    ALL,
+    DataOptions,
+    Selection,
+    TrainedModel,
+    add_common_arguments,
+    count_labeled,
+)
 from unet_training.networks.registry import Architecture
 from unet_training.pseudo_labels import (
     PSEUDO_LABELS,
@@ -83,7 +90,7 @@ class Setting:
     def from_args(cls, args: argparse.Namespace, **changes: Any) -> "Setting":
         """Of the arguments of `add_setting_arguments`; `changes` take the place of some."""
         args = argparse.Namespace(**{**vars(args), **changes})
-        data = options_from(DataOptions, args).open(args.input_size)
+        data = options_from(DataOptions, args).open(args.input_size, getattr(args, "input_side", None))
         labels = {kind: made.from_args(args, data) for kind, made in PSEUDO_LABELS.items()}
         sam, refinement = labels["sam"].sam, options_from(RefinementOptions, args)
         labels["medsam"] = SamRefined(sam.of_type("medsam", data),
@@ -101,8 +108,7 @@ class Setting:
 
     @property
     def num_labeled(self) -> int:
-        number = self.sampling.num_train_samples
-        return len(self.data.stems("train")) if number == ALL else number
+        return count_labeled(self.sampling.num_train_samples, self.data)
 
     def check(self, final: bool) -> None:
         """Tells mistakes in what comes late before the hours of training.

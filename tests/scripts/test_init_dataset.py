@@ -124,6 +124,26 @@ def test_a_cvat_project_with_subsets_boxes_ellipses_points_and_a_label_nobody_as
         run(tmp_path, images, "--annotations", export, "--labels", "tibea")
 
 
+def test_subsets_of_a_cvat_project_may_have_images_of_one_name(tmp_path):
+    """Which CVAT exports into a folder for each subset."""
+    subsets, elements = {"Train": range(4), "Validation": range(4, 6), "Test": range(6, 8)}, ""
+    rng = np.random.default_rng(0)
+    for subset, numbers in subsets.items():
+        for place, number in enumerate(numbers):
+            write_png(tmp_path / "images" / subset / f"{place}.png", rng.integers(0, 256, (HEIGHT, WIDTH), np.uint8))
+            elements += (f'<image id="{number}" name="{place}.png" subset="{subset}" width="{WIDTH}" height="{HEIGHT}">'
+                         + "".join(cvat_polygon(label, number) for label in BONES) + "</image>")
+    with zipfile.ZipFile(tmp_path / "project.zip", "w") as archive:
+        archive.writestr("annotations.xml", f"<annotations><version>1.1</version>{elements}</annotations>")
+    for _ in range(2):  # a second run reads the same
+        run(tmp_path, tmp_path / "images", "--annotations", tmp_path / "project.zip")
+    data = open_dataset("mine", tmp_path)
+    for split, (subset, numbers) in zip(("train", "val", "test"), subsets.items(), strict=True):
+        assert data.stems(split) == [f"{subset}__{place}" for place in range(len(numbers))]
+        for stem, number in zip(data.stems(split), numbers, strict=True):
+            np.testing.assert_array_equal(data.mask(stem), [drawn(label, number) for label in BONES])
+
+
 def test_an_attribute_of_cvat_says_what_a_shape_shows(images, tmp_path):
     def shape(label: str, number: int) -> str:
         return cvat_polygon(label, number).replace(f'label="{label}"', 'label="bone"').replace(
@@ -242,7 +262,28 @@ def test_labelme_files_beside_the_images(images, tmp_path, capsys):
         assert (np.abs(np.hypot(*(odd - [40, 10]).T) - 5) < 1).all()  # on the circle
 
 
-@pytest.mark.parametrize("form", ["colors", "palette", "values", "value table", "names only"])
+def test_labelme_files_that_hold_their_images(tmp_path):
+    """Written on Windows, without the images beside them."""
+    rng, pixels = np.random.default_rng(0), {}
+    for number in range(COUNT):
+        pixels[str(number)] = rng.integers(0, 256, (HEIGHT, WIDTH), np.uint8)
+        png = io.BytesIO()
+        Image.fromarray(pixels[str(number)]).save(png, "PNG")
+        table = {"version": "5.4.1", "flags": {}, "imagePath": f"..\\x-rays\\{number}.png", "imageHeight": HEIGHT,
+                 "imageWidth": WIDTH, "imageData": base64.b64encode(png.getvalue()).decode(),
+                 "shapes": [{"label": "femur", "points": corners("femur", number).tolist(), "shape_type": "polygon"}]}
+        (tmp_path / "json").mkdir(exist_ok=True)
+        (tmp_path / "json" / f"{number}.json").write_text(json.dumps(table))
+    for _ in range(2):
+        run(tmp_path, tmp_path / "json", "--annotations", tmp_path / "json")
+    data = open_dataset("mine", tmp_path)
+    for stem in data.stems("train"):
+        np.testing.assert_array_equal(data.read_grey(stem), pixels[stem])
+        assert (data.mask(stem)[0] & drawn("femur", int(stem))).sum() > 0.98 * drawn("femur", int(stem)).sum()
+
+
+@pytest.mark.parametrize("form", ["colors", "palette", "values", "value table", "class_names.txt", "classes.txt",
+                                  "class_dict.csv", "names only"])
 def test_label_maps(images, tmp_path, form, capsys):
     """CVAT's 'Segmentation mask 1.1', grey and with a palette; values with a table and without."""
     folder = tmp_path / ("export/SegmentationClass" if form in ("colors", "palette") else "masks")
@@ -254,8 +295,8 @@ def test_label_maps(images, tmp_path, form, capsys):
         index = np.zeros((HEIGHT, WIDTH), np.uint8)
         for label, value in values.items():
             index[drawn(label, number)] = value
-        picture = Image.fromarray(palette[index] if form == "colors" else index)
-        if form == "palette":
+        picture = Image.fromarray(palette[index] if form in ("colors", "class_dict.csv") else index)
+        if form in ("palette", "class_names.txt"):
             picture.putpalette(palette.tobytes())
         picture.save(folder / (f"{number}.png" if form != "names only" else f"seg_{number}.png"))
     export, more = folder, []
@@ -270,8 +311,13 @@ def test_label_maps(images, tmp_path, form, capsys):
                     archive.write(images / path.name, f"SegmentationObject/{path.name}")
     elif form == "value table":
         (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "femur": 3, "tibia": 7}}))
-    else:
+    elif form in ("values", "names only"):
         more = ["--labels", "femur", "tibia"]
+    else:  # as labelme's examples, YOLO's tools and CamVid have them
+        (tmp_path / form).write_text({"class_names.txt": "__ignore__\n_background_\nfemur\ntibia\n",
+                                      "classes.txt": "femur\ntibia\n",
+                                      "class_dict.csv": "name,r,g,b\nvoid,0,0,0\nfemur,250,50,83\ntibia,52,209,183\n"
+                                      }[form])
     run(tmp_path, images, "--annotations", export, *more)
     open_mine(tmp_path, drawn)
 
@@ -397,6 +443,24 @@ def test_dicom_without_a_suffix_of_patients_with_several_images(tmp_path):
     data = open_dataset("mine", tmp_path)
     np.testing.assert_array_equal(data.read_grey(stem), before[:, ::-1])
     np.testing.assert_array_equal(data.mask(stem)[0], mask[:, ::-1])
+
+
+def test_nothing_of_a_patient_for_testing_is_trained_on(images, tmp_path, capsys):
+    """Also not what nobody annotated, and neither after more was annotated."""
+    for path in list(images.iterdir()):
+        path.rename(images / f"P{int(path.stem) % 5}_{path.name}")  # P3_8 and P4_9 have no annotation
+    export, splits = tmp_path / "a.xml", tmp_path / "splits.csv"
+    export.write_text(cvat_xml(cvat_polygon, "{}.png"))
+    text = re.sub(r'name="(\d)', lambda name: f'name="P{int(name[1]) % 5}_{name[1]}', export.read_text())
+    export.write_text(text)
+    splits.write_text("file,split\n" + "".join(f"P{n % 5}_{n}.png,{s}\n" for n, s in enumerate(
+        ["train", "train", "val", "test", "train"])))
+    for _ in range(2):
+        run(tmp_path, images, "--annotations", export, "--patient", "^[^_]+", "--splits", splits)
+        data = open_dataset("mine", tmp_path)
+        assert data.unlabeled_stems(1, False, 0) == ["P4_9"]
+        assert [data.stems(split) for split in ("val", "test")] == [["P2_2", "P2_7"], ["P3_3"]]
+        assert "1 images that aren't annotated, of patients for validation or testing (P3_8)" in capsys.readouterr().out
 
 
 def test_a_second_run_keeps_splits_and_takes_what_was_annotated_since(images, tmp_path, capsys):

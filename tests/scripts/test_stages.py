@@ -2,6 +2,7 @@
 import csv
 import dataclasses
 import json
+import re
 
 import h5py
 import numpy as np
@@ -21,14 +22,16 @@ from scripts import (
     save_refined_segmentations,
     save_segmentations,
 )
+from scripts.study.refinement_check import check_refinement, describe_drawn, write_checks
 from segment_anything.options import Sam, SamOptions
 from segment_anything.refinement.cleaning import clean_masks
+from segment_anything.refinement.refine import RefinementOptions
 from segment_anything.registry import default_checkpoint
 from tests.stage_runs import SMALL, N, run
 from tests.unet_training.test_checkpoint import authors_forward, authors_weights, save_authors
 from unet_training import pseudo_labels, training, training_on_pseudo_labels, training_with_mean_teacher
 from unet_training.checkpoint import load_checkpoint
-from unet_training.models import TrainedModel
+from unet_training.models import Selection, TrainedModel
 from unet_training.pseudo_labels import Raw, Recommended, RecommendedOptions, SamRefined
 from utils.datasets import annotated
 from utils.datasets.annotated import load_image, open_dataset
@@ -303,6 +306,46 @@ def test_evaluation_refines_a_labeled_split_on_the_spot(workplace, tmp_path):
     assert raw.mean != refined.mean
 
 
+def test_what_is_told_of_a_refinement_is_what_the_masks_are(workplace, refined, tmp_path):
+    data_dir, model_id = workplace
+    model = TrainedModel.load(fetch_model(model_id), open_dataset("phantom", data_dir), torch.device("cpu"))
+    data, stems = model.data, model.data.stems("val")
+    labels = SamRefined(Sam.choose(SamOptions(sam_type="demo"), data), RefinementOptions())
+    check = check_refinement("refined", 1, labels, model, Selection(), tmp_path)
+    truth = np.stack([data.mask(stem) for stem in stems])
+    raw = np.stack([probabilities > 0.5 for _, probabilities in model.probabilities(stems)])
+    made = list(labels.compute(model, stems))
+    drawn_by_sam = np.stack([mask.mask for mask in made])
+
+    def dice(masks: np.ndarray) -> np.ndarray:
+        both, total = ((each).sum(axis=(2, 3)) for each in (masks & truth, masks.astype(int) + truth))
+        return np.where(truth.any(axis=(2, 3)), 200 * both / np.maximum(total, 1), np.nan)
+
+    shown, found, after = (masks.any(axis=(2, 3)) for masks in (truth, raw, drawn_by_sam))
+    for number, row in enumerate(check.of_labels[:-1]):
+        assert row.label == data.description.labels[number]
+        assert (row.shown, row.found) == (shown[:, number].sum(), (shown & found)[:, number].sum())
+        assert row.drawn == sum(not np.isnan(mask.estimated_dice[number]) for mask in made)
+        assert (row.false_before, row.false_after) == tuple((each & ~shown)[:, number].sum() for each in (found, after))
+        assert (row.dice_before, row.dice_after) == pytest.approx(
+            tuple(np.nanmean(dice(each)[:, number]) for each in (raw, drawn_by_sam)), abs=1e-3)
+    total = check.of_labels[-1]
+    assert total.dice_after == pytest.approx(np.nanmean(np.nanmean(dice(drawn_by_sam), axis=1)), abs=1e-3)
+    assert total.shown == shown.sum() and total.false_before == (found & ~shown).sum() > 0
+    again = check_refinement("refined", 1, labels, model, Selection(), tmp_path)  # read, not measured
+    np.testing.assert_array_equal([row[1:] for row in again.of_labels], [row[1:] for row in check.of_labels])
+    write_checks(tmp_path / "check.csv", [check])
+    with (tmp_path / "check.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 18 and rows[-1]["label"] == "all labels" and int(rows[-1]["drawn"]) == total.drawn
+    summary = evaluate.Evaluation(model, Raw(), "val", Selection(), tmp_path).run_if_missing()
+    assert summary.false_positives == total.false_before
+    told = describe_drawn(labels, model, model.unlabeled_stems(Selection()))
+    drawn, = re.findall(rf"SAM drew (\d+) of {12 * 17} masks of 12 images", told)
+    others = re.findall(r"of (\d+) the U-Net found nothing", told) + re.findall(r"(\d+) of the U-Net's lie", told)
+    assert int(drawn) + sum(map(int, others)) == 12 * 17
+
+
 def test_images_left_out_of_averages_stay_in_the_table(workplace, tmp_path, monkeypatch, capsys):
     data_dir, model_id = workplace
     stem = open_dataset("phantom", data_dir).stems("test")[2]
@@ -317,7 +360,7 @@ def test_pipeline_passes_ids_and_skips_what_is_there(workplace, tmp_path, capsys
     data_dir, _ = workplace
     arguments = (*N, *SMALL, "--seed", "7", "--results_dir", str(tmp_path))
     rows = run(run_pipeline, data_dir, *arguments)
-    with (tmp_path / "results.csv").open(newline="") as file:
+    with (tmp_path / "table.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert [f"{row['what']}/{row['split']}" for row in table] == [
         "initial/test", "raw/unlabeled", "refined/unlabeled", "final/test"]

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.stage_runs import N
+from tests.stage_runs import SMALL, N, run
 from unet_training import training, training_on_pseudo_labels, training_stage, training_with_mean_teacher
+from unet_training.checkpoint import load_checkpoint
 from unet_training.training_stage import TrainingStage, fingerprint, identity, train_if_missing
 from utils.datasets.description import OWN
+from utils.errors import InputError
 from utils.files import write_png
-from utils.tracking.models import Model
+from utils.tracking.models import Model, fetch_model
 
 CPU = torch.device("cpu")
 
@@ -56,6 +58,27 @@ def test_all_labeled_images_are_a_number_of_them(stage_of, is_found_again, mine)
     everything = stage_of(training, *arguments, "--num_train_samples", "-1")
     assert everything.parameters["num_train_samples"] == 4
     assert is_found_again(everything.parameters, stage_of(training, *arguments, "--num_train_samples", "4"))
+
+
+def test_without_a_number_all_of_own_data_and_43_of_the_papers_are_labeled(stage_of, mine, graz):
+    _, arguments = mine
+    assert stage_of(training, *arguments[:-2]).parameters["num_train_samples"] == 4
+    ours = stage_of(training, "--data_dir", str(graz.parent))
+    everything = stage_of(training, "--data_dir", str(graz.parent), "--num_train_samples", "43")
+    assert ours.parameters == everything.parameters and len(ours.stems) == 43
+
+
+@pytest.mark.slow
+def test_a_training_starts_from_an_earlier_network(workplace):
+    data_dir, model_id = workplace
+    own = (*N, *SMALL, "--data_aug", "0", "--lr", "1e-30")  # which changes no weight
+    started = fetch_model(run(training, data_dir, *own, "--start_from", model_id))
+    before, after = (load_checkpoint(model.weights, CPU)[0] for model in (fetch_model(model_id), started))
+    for name, weights in before.named_parameters():
+        torch.testing.assert_close(weights, after.get_parameter(name), rtol=0, atol=1e-20)
+    assert started.parameters["start_from"] == model_id
+    with pytest.raises(InputError, match="its base_width is 4, not 8; give --base_width 4"):
+        run(training, data_dir, *own, "--base_width", "8", "--start_from", model_id)
 
 
 def test_the_authors_names_of_arguments_mean_the_same(stage_of, mine):

@@ -86,6 +86,15 @@ def test_the_shell_starts_a_stage_in_this_way():
     assert error == "interrupted; nothing was begun\n" and process.returncode == 130
 
 
+def test_warnings_of_libraries_stay_away_unless_asked_for():
+    program = ("import argparse, warnings; from utils.cli import run_stage;"
+               "run_stage(lambda _: warnings.warn('of a library'), argparse.ArgumentParser(), [])")
+    for flags, told in (([], False), (["-W", "default"], True)):
+        done = subprocess.run([sys.executable, *flags, "-c", program], cwd=ROOT, capture_output=True, text=True,
+                              check=True)
+        assert ("of a library" in done.stderr) is told
+
+
 def test_device(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert select_device(None) == torch.device("cpu") and not capsys.readouterr().err

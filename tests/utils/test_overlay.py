@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from skimage.color import deltaE_cie76, rgb2lab
 
-from utils.overlay import add_legend, class_colors, overlay, shrink, side_by_side, stack, to_grey
+from utils.overlay import add_class_legend, add_legend, class_colors, overlay, shrink, side_by_side, stack, to_grey
 
 
 def test_classes_are_drawn_where_they_are_and_in_their_colors():
@@ -36,6 +36,19 @@ def test_panels_stand_side_by_side():
     stacked = stack([joined, joined[:, :50]])
     assert stacked.shape == (160, 80, 3)
     assert stacked[60, 60, 0] == 200 and stacked[140, 60, 0] == 0
+
+
+@pytest.mark.parametrize("title", ["Zähne №7", "a title that no letters are small enough for, so it is cut"])
+def test_titles_stay_above_their_panel(title):
+    joined = side_by_side([np.zeros((40, 25, 3), np.uint8)] * 2, [title, ""], height=160)
+    text = (joined[:28] > 128).any(axis=(0, 2))
+    assert text[:54].any() and not text[104:].any()
+    assert not joined[28:].any()
+
+
+def test_all_classes_are_in_the_legend():
+    shown = add_class_legend(np.zeros((200, 30, 3), np.uint8), ["a", "b", "c"])
+    assert all((shown[:, 30:] == color).all(axis=-1).sum() >= 100 for color in class_colors(3))
 
 
 @pytest.mark.parametrize(("count", "least"), [(17, 35), (32, 25)])

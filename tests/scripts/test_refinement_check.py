@@ -1,0 +1,54 @@
+"""What the pipeline advises before it trains on refined masks; its presets, and what its help begins with."""
+import re
+
+from scripts import run_pipeline
+from scripts.study.refinement_check import LabelCheck, RefinementCheck
+from segment_anything.options import Sam
+from segment_anything.refinement.refine import RefinementOptions
+from unet_training.hyper_params import TRAININGS
+from unet_training.pseudo_labels import Recommended, RecommendedOptions, SamRefined
+
+
+def advice(before: float, after: float, found: int = 10, drawn: int = 10, recommended: bool = False) -> str:
+    kind = Recommended if recommended else SamRefined
+    row = LabelCheck("femur", 10, found, drawn, before, after, 0, 0)
+    labels = kind(Sam("demo", None), RecommendedOptions() if recommended else RefinementOptions())
+    check = RefinementCheck("refined", 1, labels, 10, [row, row._replace(label="all labels")])
+    return "; ".join(check.advise())
+
+
+def test_advice_says_what_to_do():
+    assert advice(80, 85) == "the refinement gains 5.0 points of Dice"
+    worse = advice(80, 60)
+    assert "by 20.0 points" in worse and "--refinement recommended" in worse and "--pseudo_label raw" in worse
+    assert "--refinement recommended" not in advice(80, 60, recommended=True)
+    assert "finds 3 of 10" in advice(80, 85, found=3, drawn=3) and "--epochs" in advice(80, 85, found=3, drawn=3)
+    assert "2 masks were drawn of the U-Net's 10" in advice(80, 85, drawn=2)
+    assert "train longer" in advice(20, 30)
+
+
+def parse(*arguments: str):
+    return run_pipeline.get_args_parser().parse_args(arguments)
+
+
+def test_presets_give_what_is_not_given():
+    assert vars(parse("--preset", "paper")) == {**vars(parse()), "given": frozenset({"preset"})}
+    args = parse("--preset", "recommended")
+    assert (args.refinement, args.rounds, args.initial_training) == ("recommended", 2, "recommended")
+    assert {name: getattr(args, name) for name in TRAININGS["recommended"]} == TRAININGS["recommended"]
+    for order in (("--loss", "bce", "--preset", "recommended"), ("--preset", "recommended", "--loss", "bce")):
+        args = parse(*order, "--rounds", "1")  # also what is a default
+        assert (args.loss, args.rounds, args.ema, args.given) == ("bce", 1, 0.999, {"loss", "preset", "rounds"})
+    assert parse("--preset", "recommended", "--training", "paper").train_from_scratch
+    args = parse("--preset", "quick", "--epochs", "3")
+    assert (args.epochs, args.sam_type, args.mixed) == (3, "medsam_lite", "half")
+
+
+def test_the_help_begins_with_what_people_need():
+    text = run_pipeline.get_args_parser().format_help()
+    options = re.findall(r"^  (?:-\w, )?(--\w+)", text, re.MULTILINE)
+    assert set(options[1:7]) == {"--dataset", "--preset", "--num_train_samples", "--sam_type", "--results_dir",
+                                 "--gpu_id"}
+    titles = re.findall(r"^(\w.*):$", text, re.MULTILINE)
+    assert len(titles) == len(set(titles)) and {"training", "initial network", "final network", "SAM"} <= set(titles)
+    assert "--refinement recommended --initial_training recommended" in " ".join(text.split())
