@@ -157,10 +157,10 @@ def report(options: ReportOptions, benchmark: str, device: torch.device, what: s
             temporary.write_text(json.dumps([{**asdict(step), "ratio": step.ratio} for step in steps], indent=1))
     if options.record:
         title = f"python -m benchmarks.{benchmark} ({processor(device)})"
-        _record(title, "\n".join(["", machine, "", what, "", *rows, ""]))
+        record(title, "\n".join(["", machine, "", what, "", *rows, ""]))
 
 
-def _record(title: str, text: str) -> None:
+def record(title: str, text: str) -> None:
     """Replaces the section of that title, and sums up all of them."""
     sections = RESULTS.read_text(encoding="utf-8").split("\n## ")[1:] if RESULTS.exists() else []
     kept = [section for section in sections if section.partition("\n")[0] != title]

@@ -13,10 +13,12 @@ import argparse
 
 from segment_anything.embeddings import PRECISIONS
 from segment_anything.options import Sam, SamOptions
+from unet_training.distributed import wait_for_all
 from unet_training.models import DataOptions, Selection, add_common_arguments, count_labeled
 from utils.cli import run_stage, select_device, stage_parser
 from utils.errors import InputError
 from utils.options import add_options, options_from
+from utils.ranks import Shard, add_shard_argument, work_on
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -29,6 +31,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", choices=("train", "val", "test", "unlabeled"), default="unlabeled",
                         help="which images")
     add_options(parser, SamOptions)
+    add_shard_argument(parser)
     return parser
 
 
@@ -38,13 +41,16 @@ def main(args: argparse.Namespace) -> None:
     sam = Sam.choose(options_from(SamOptions, args), data)
     if not sam.stored:
         raise InputError(f"--embeddings none: this stage is for storing them; choose {', '.join(PRECISIONS)}")
-    if args.split == "unlabeled":
-        stems = options_from(Selection, args).stems(data, count_labeled(args.num_train_samples, data))
-    else:
-        stems = data.stems(args.split)
-    sam.embed_missing(data, stems, device)
+    with work_on(shard := Shard.choose(args.shard)):
+        if args.split == "unlabeled":
+            chosen = options_from(Selection, args).choose(data, count_labeled(args.num_train_samples, data))
+            stems = data.readable(shard.share(chosen))
+        else:
+            stems = shard.share(data.stems(args.split))
+        sam.embed_missing(data, stems, device)
+        wait_for_all()
     print(f"embeddings: {sam.folder(data)}")
 
 
 if __name__ == "__main__":
-    run_stage(main, get_args_parser())
+    run_stage(main, get_args_parser(), shared=True)

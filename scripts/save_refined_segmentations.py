@@ -18,11 +18,13 @@ from unet_training.pseudo_labels import SamRefined
 from unet_training.saved_masks import save_masks
 from utils.cli import run_stage, stage_parser
 from utils.options import options_from
+from utils.ranks import Shard, add_shard_argument
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.save_refined_segmentations", __doc__)
     add_saving_arguments(parser)
+    add_shard_argument(parser)
     SamRefined.add_arguments(parser)
     return parser
 
@@ -30,8 +32,9 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> Path:
     """Returns the file of refined masks."""
     model = TrainedModel.from_args(args)
-    return save_masks(SamRefined.from_args(args, model.data), model, options_from(Selection, args))
+    labels, selection = SamRefined.from_args(args, model.data), options_from(Selection, args)
+    return save_masks(labels, model, selection, Shard.choose(args.shard))
 
 
 if __name__ == "__main__":
-    run_stage(main, get_args_parser())
+    run_stage(main, get_args_parser(), shared=True)

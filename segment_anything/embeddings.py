@@ -34,6 +34,7 @@ from utils.memory import most_that_fit
 from utils.overlap import batched, map_side_by_side, map_threaded
 from utils.precision import full_float32
 from utils.provenance import describe_run
+from utils.ranks import current_shard
 
 PRECISIONS = ("float32", "float16", "bf16")
 IMAGES_AT_ONCE = {"cpu": 1, "cuda": 4}  # in the encoder; more don't pay on a CPU
@@ -261,7 +262,7 @@ def save_missing_embeddings(images: Sequence[tuple[str, Path]], folder: Path, sa
     digests = digests or {stem: digest_file(path) for stem, path in images}
     origins = {stem: describe_origin(digests[stem], identify(checkpoint), get_sam_type(sam_type).preprocessing, grey)
                for stem, _ in images}
-    with exclusive(folder):
+    with exclusive(current_shard().to_lock(folder)):
         missing = [(stem, path) for stem, path in images
                    if not is_embedded(embedding_path(folder, stem), origins[stem])]
         if missing:

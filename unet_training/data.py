@@ -14,13 +14,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    TensorDataset,
+)
 from tqdm import tqdm
 
+from unet_training.distributed import share_batches
 from utils.datasets.annotated import AnnotatedImages, load_image, open_dataset
 from utils.errors import InputError
 from utils.mask_store import MaskStore
 from utils.paths import DATA
+from utils.ranks import processes
 
 MOST_KEPT_IMAGES = 1000  # pseudo-labeled images of up to about 0.6 MB each that are kept after they were decoded once
 
@@ -51,6 +61,8 @@ def resident_batches(labeled: LabeledDataset, batch_size: int, device: torch.dev
     """
     everything = TensorDataset(*(torch.stack(each).to(device) for each in zip(*labeled, strict=True)))
     order = BatchSampler(sampler or SequentialSampler(labeled), batch_size, drop_last=False)
+    if sampler:  # validation's batches stay whole
+        order = share_batches(order)
     return DataLoader(everything, batch_size=None, sampler=order)
 
 
@@ -88,10 +100,14 @@ class EpochLoader(DataLoader):
 
     def __init__(self, images: Dataset, batch_size: int = 1, num_workers: int = 0,
                  batch_sampler: Sampler[list[int]] | None = None, **options: Any):
-        """The arguments are those of `DataLoader`."""
+        """The arguments are those of `DataLoader`. Several processes share batches that are shuffled and whole."""
         workers = 0 if batch_sampler else num_workers
         if workers < num_workers:
             print("--num_workers: these batches are drawn one by one, so no other process reads images ahead")
+        if processes() > 1:
+            shuffled = BatchSampler(RandomSampler(images), batch_size, drop_last=True)
+            batch_size, batch_sampler = 1, share_batches(batch_sampler or shuffled)
+            options = {**options, "shuffle": None, "drop_last": False}
         super().__init__(images, batch_size, batch_sampler=batch_sampler, num_workers=workers, **{
             **options, "persistent_workers": workers > 0, "worker_init_fn": _leave_interrupts,
             "multiprocessing_context": _worker_context() if workers else None})

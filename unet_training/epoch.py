@@ -2,13 +2,16 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
+from unet_training.distributed import draw_share, join_batches, join_shares, sum_over_processes
 from utils.dice import image_dice, multilabel_dice
+from utils.ranks import processes, rank
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class BCEDiceLoss(nn.Module):
     def forward(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """Logits and masks, float (B, C, H, W), to a scalar."""
         probabilities = logits.sigmoid()
-        both = (probabilities * masks).sum(dim=(0, 2, 3))
-        total = (probabilities + masks).sum(dim=(0, 2, 3))
+        both = sum_over_processes((probabilities * masks).sum(dim=(0, 2, 3)))
+        total = sum_over_processes((probabilities + masks).sum(dim=(0, 2, 3)))
         return self.bce(logits, masks) + 1 - ((2 * both + 1) / (total + 1)).mean()
 
 
@@ -160,12 +163,15 @@ def train_epoch(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Te
             `random_affine`
         after_step: is called after each step of the optimizer
     """
+    def draw(images: torch.Tensor) -> torch.Tensor:
+        return draw_matrices(images) if draw_matrices else random_affine(len(images), data_aug, device)
+
     model.train()
     losses, dice = [], []
     for images, masks in batches:
         images, masks = images.to(device), masks.to(device).float()
         if data_aug:
-            matrices = draw_matrices(images) if draw_matrices else random_affine(len(images), data_aug, device)
+            matrices = draw_share(draw, images)
             images, masks = warp(images, matrices, "bilinear"), warp(masks, matrices, "nearest")
         logits = logits_of(model, images, bf16)
         loss = loss_function(logits, masks)
@@ -174,18 +180,20 @@ def train_epoch(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Te
             after_step()
         losses.append(loss.detach())
         dice.append(multilabel_dice(logits.detach() > 0, masks > 0.5))
-    return EpochStatistics(torch.stack(losses).mean().item(), torch.cat(dice).cpu())
+    mean_losses, all_dice = join_shares(torch.stack(losses), torch.cat(dice))
+    return EpochStatistics(mean_losses.mean().item(), all_dice.cpu())
 
 
 @torch.inference_mode()
 def validate(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], loss_function: nn.Module,
              device: torch.device) -> EpochStatistics:
-    """Loss and Dice on labeled images, as `train_epoch` without training."""
+    """Loss and Dice on labeled images, as `train_epoch` without training. Several processes share the batches."""
     model.eval()
     losses, dice = [], []
-    for images, masks in batches:
+    for images, masks in islice(batches, rank(), None, processes()):
         masks = masks.to(device)
         logits = model(images.to(device))
         losses.append(loss_function(logits, masks.float()))
         dice.append(multilabel_dice(logits > 0, masks))
+    losses, dice = join_batches(losses, dice)
     return EpochStatistics(torch.stack(losses).mean().item(), torch.cat(dice).cpu())

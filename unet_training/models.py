@@ -88,11 +88,13 @@ class Selection:
 
     def stems(self, data: AnnotatedImages, num_labeled: int) -> list[str]:
         """As seen from a network that was trained on so many labeled images; those that can't be read are left out."""
+        return data.readable(self.choose(data, num_labeled))
+
+    def choose(self, data: AnnotatedImages, num_labeled: int) -> list[str]:
+        """As `stems`, without a look at the images."""
         if self.include_annotated or self.where:
-            stems = data.select(self.include_annotated, dict(rule.split("=", 1) for rule in self.where))
-        else:
-            stems = data.unlabeled_stems(num_labeled, self.split500, self.sample_seed)
-        return data.readable(stems)
+            return data.select(self.include_annotated, dict(rule.split("=", 1) for rule in self.where))
+        return data.unlabeled_stems(num_labeled, self.split500, self.sample_seed)
 
 
 def fit_side(size: Sequence[int], side: int, step: int = 16) -> tuple[int, int]:

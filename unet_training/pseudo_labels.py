@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -26,6 +27,7 @@ from unet_training.nnunet.training import find_nnunet, train_nnunet_if_missing
 from unet_training.training_stage import data_parameters
 from utils.datasets.annotated import AnnotatedImages, read_scaled
 from utils.errors import InputError, say_once
+from utils.locks import exclusive
 from utils.options import add_options, argument_group, option, option_values, options_from
 from utils.paths import mask_file
 from utils.random_walk import RandomWalkOptions, random_walk_masks
@@ -260,6 +262,10 @@ class Recommended(_OfSam):
     def calibrate(self, model: TrainedModel) -> Calibration:
         """What the validation images say, read if it was asked before of the same images, network and SAM."""
         path = mask_file(model.data.derived_dir, model.id, self.variant).with_suffix(".json")
+        with exclusive(path):  # of several shards the first one asks
+            return self._calibrate(model, path)
+
+    def _calibrate(self, model: TrainedModel, path: Path) -> Calibration:
         stems, attributes = model.data.stems("val"), self.attributes(model)
         with suppress(InputError):  # it isn't there, or damaged
             known = read_record(path, _KnownCalibration)

@@ -14,39 +14,53 @@ import numpy as np
 from segment_anything.embeddings import PRECISIONS
 from segment_anything.refinement.cleaning import SELECTIONS
 from segment_anything.refinement.refine import RefinementOptions
+from unet_training.distributed import track, wait_for_all
 from unet_training.models import Selection, TrainedModel
 from unet_training.pseudo_labels import PSEUDO_LABELS, Mask, PseudoLabels
 from utils.errors import InputError
 from utils.hdf5 import open_hdf5
 from utils.locks import check_writable, exclusive
+from utils.mask_shards import merge_masks, note_begin, note_end
 from utils.mask_store import REMEDY, MaskStore, MaskWriter
 from utils.options import option_values
 from utils.paths import mask_file
 from utils.random_walk import PRESETS
+from utils.ranks import WHOLE, Shard, processes, rank, work_on
 from utils.tracking.artifacts import are_uploaded, fetch_file, tag_of
-from utils.tracking.experiment import start
 from utils.tracking.models import name_result
 
 
-def save_masks(labels: PseudoLabels, model: TrainedModel, selection: Selection) -> Path:
+def save_masks(labels: PseudoLabels, model: TrainedModel, selection: Selection, shard: Shard = WHOLE) -> Path:
     """Makes the masks of the images without labels as far as they are missing; returns their file.
+
+    A shard makes its own; the file is there once `utils.mask_shards.merge_masks` was called, which the first process of
+    torchrun does when all have ended.
 
     Raises:
         InputError: something that they are made with isn't there, or the file there was made with something else.
     """
     labels = labels.prepare(model)
     path = masks_path(labels, model)
-    with exclusive(path):
-        if not path.exists():
+    with exclusive(shard.to_lock(path)), work_on(shard):
+        if shard == WHOLE and not path.exists():
             _fetch(labels, model)
-        writer = MaskWriter(path, model.data.description.labels, labels.attributes(model))
-        origins = model.data.origins(model.unlabeled_stems(selection))
+        writer = MaskWriter(path, model.data.description.labels, labels.attributes(model), shard)
+        chosen = selection.choose(model.data, model.num_labeled)
+        origins = model.data.origins(model.data.readable(shard.share(chosen)))
         missing = writer.missing(list(origins), origins)
         if missing:
             labels.check()
             check_writable(path.parent)
             _make(labels, model, selection, writer, {stem: origins[stem] for stem in missing})
-    print(f"{labels.kind} masks: {path} ({len(missing)} new)")
+        if shard != WHOLE:
+            note_end(writer, chosen)
+    wait_for_all()
+    if processes() > 1 and rank() == 0:
+        merge_masks(path)
+    wait_for_all()
+    print(f"{labels.kind} masks{'' if shard == WHOLE else f', shard {shard}'}: {path} ({len(missing)} new)")
+    if shard != WHOLE and processes() == 1:
+        print(f"when all shards have ended: python -m scripts.merge_masks {path}")
     if labels.notice:
         print(f"refined masks: {labels.notice}")
     return path
@@ -59,14 +73,15 @@ def _make(labels: PseudoLabels, model: TrainedModel, selection: Selection, write
                   **option_values(selection), **labels.parameters}
     chosen = {**labels.arguments(model.data), "num_train_samples": model.num_labeled}
     tags = labels.stage, description.name, tag_of(model.id)
-    with start(f"{labels.stage}, {name_result(model.record.parameters)}", parameters, tags,
+    with track(f"{labels.stage}, {name_result(model.record.parameters)}", parameters, tags,
                kind="data_processing" if labels.kind == "random_walk" else "inference", module=labels.made_by,
                chosen=chosen) as experiment:
         experiment.use_model(model.id)
         estimates: list[np.ndarray] = []
+        note_begin(writer)
         with writer:
             writer.write_all(note_estimates(labels.compute(model, list(origins)), estimates), origins)
-        if are_uploaded():
+        if are_uploaded() and writer.shard == WHOLE:
             experiment.artifact(writer.path.stem, writer.path)
         if estimates:
             percent = [100 * mean for mean in class_means(np.stack(estimates))]

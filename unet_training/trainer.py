@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from unet_training.checkpoint import Network, Training, is_finite, save_checkpoint
 from unet_training.data import EpochLoader
+from unet_training.distributed import agree_on_random_numbers, average_gradients
 from unet_training.epoch import EpochStatistics, train_epoch, validate
 from unet_training.hyper_params import Schedule
 from unet_training.networks.lraspp import FeatureHead
@@ -21,6 +22,7 @@ from unet_training.networks.u_net import UNet
 from utils.errors import InputError
 from utils.files import explain_damage, load_tensors, save_tensors
 from utils.overlay import overlay, to_grey
+from utils.ranks import rank
 from utils.tracking.experiment import Experiment
 
 SECONDS_BETWEEN_STATES = 30
@@ -74,11 +76,13 @@ def fit(prepared: Prepared, schedule: Schedule, device: torch.device, experiment
         _report(experiment, record, labels, epoch)
     state = _Unsaved(state_file, model, optimizer, scheduler, history, device)
     progress = tqdm(range(len(history), schedule.epochs), desc="training", unit="epoch",
-                    initial=len(history), total=schedule.epochs)
+                    initial=len(history), total=schedule.epochs, disable=rank() > 0)
+    trained = average_gradients(model, device)
+    agree_on_random_numbers(device)
     with _ending_workers(prepared.train_batches), state:
         for epoch in progress:
             lr = optimizer.param_groups[0]["lr"]
-            statistics = prepared.run_epoch(model, prepared.train_batches, prepared.loss, optimizer, device,
+            statistics = prepared.run_epoch(trained, prepared.train_batches, prepared.loss, optimizer, device,
                                             schedule.data_aug, schedule.bf16, prepared.max_gradient_norm)
             validation = validate(model, prepared.val_batches, prepared.loss, device)
             check_finite(epoch, model, {"loss": statistics.loss, "validation loss": validation.loss})
@@ -102,7 +106,9 @@ class _Unsaved:
         self._state, self._saved = None, time.monotonic()
 
     def note(self) -> None:
-        """That an epoch has ended."""
+        """That an epoch has ended; of several processes the first one writes."""
+        if rank():
+            return
         self._state = copy_state(*self._made_of)
         if time.monotonic() - self._saved > SECONDS_BETWEEN_STATES:
             self._save()

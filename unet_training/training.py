@@ -146,4 +146,4 @@ class InitialTraining(TrainingStage):
 
 
 if __name__ == "__main__":
-    run_stage(main, get_args_parser())
+    run_stage(main, get_args_parser(), shared=True)

@@ -156,4 +156,4 @@ class FinalTraining(TrainingStage):
 
 
 if __name__ == "__main__":
-    run_stage(main, get_args_parser())
+    run_stage(main, get_args_parser(), shared=True)

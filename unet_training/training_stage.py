@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from unet_training.distributed import exclusive_for_all, track
 from unet_training.hyper_params import Schedule
 from unet_training.trainer import Prepared, fit, publish
 from utils.datasets.annotated import AnnotatedImages
@@ -16,7 +17,8 @@ from utils.locks import check_writable, exclusive
 from utils.options import is_options, option_values
 from utils.paths import training_state
 from utils.provenance import describe_run
-from utils.tracking.experiment import BegunTask, start
+from utils.ranks import rank
+from utils.tracking.experiment import BegunTask
 from utils.tracking.models import find_models, name_result
 from utils.tracking.offline_runs import runs_dir
 
@@ -63,12 +65,13 @@ class TrainingStage(ABC):
 
 
 def train(stage: TrainingStage, device: torch.device) -> str:
-    """Runs a training, or resumes it where it was interrupted; returns the model's id.
+    """Runs a training, or resumes it where it was interrupted; returns the model's id, which of several processes the
+    first one knows.
 
     Raises:
         InputError: what it needs isn't there or can't be used.
     """
-    with exclusive(_state_file(stage)):
+    with exclusive_for_all(_state_file(stage)):
         return _train(stage, device)
 
 
@@ -89,12 +92,15 @@ def _train(stage: TrainingStage, device: torch.device) -> str:
     prepared = stage.prepare(device)
     chosen = {"model_id": stage.parameters.get("initial_model_id"), "final_epochs": None}
     begun = BegunTask(state_file)
-    with start(f"train {name_result(stage.parameters)}", stage.parameters, stage.tags, module=stage.module,
+    with track(f"train {name_result(stage.parameters)}", stage.parameters, stage.tags, module=stage.module,
                chosen=chosen, continues=begun.find()) as experiment:
-        begun.note(experiment.id)
+        if rank() == 0:
+            begun.note(experiment.id)
         for model_id in stage.input_models:
             experiment.use_model(model_id)
         fit(prepared, stage.schedule, device, experiment, state_file)
+        if rank():
+            return ""
         origin = {**describe_run(), "images": stage.images.origins, "models": list(stage.input_models)}
         model_id = publish(experiment, prepared.network, prepared.training, state_file, origin)
         begun.forget()

@@ -7,6 +7,7 @@
 """
 import argparse
 import errno
+import io
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING
 
 from utils.errors import InputError
@@ -22,6 +24,7 @@ from utils.left_out import describe_left_out
 from utils.memory import keep_freed_memory
 from utils.options import Preset
 from utils.provenance import note_arguments
+from utils.ranks import local_rank, processes, rank
 from utils.tracking.arguments import command_line_of_task, note_command
 
 if TYPE_CHECKING:
@@ -40,35 +43,43 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", 
 
 
 def run_stage(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser,
-              argv: list[str] | None = None) -> None:
-    """Runs `main(args)`. What the user or the machine must mend becomes one line on standard error and an exit code."""
+              argv: list[str] | None = None, shared: bool = False) -> None:
+    """Runs `main(args)`. What the user or the machine must mend becomes one line on standard error and an exit code.
+
+    Args:
+        shared: whether several processes of torchrun share the stage's work; the first one's output alone is shown
+    """
     try:
-        _run(main, parser, argv)
+        _run(main, parser, argv, shared)
     except SystemExit as end:
-        _end_without_server(end.code)
+        _leave(end.code)
         raise
     except Exception:
-        if _is_server_lost():
+        if _must_leave():
             traceback.print_exc()
-        _end_without_server(1)
+        _leave(1)
         raise
-    _end_without_server(0)
+    _leave(0)
 
 
-def _end_without_server(code: object) -> None:
-    """Where a ClearML server was lost, threads still wait for it, and would for hours."""
-    if _is_server_lost():
+def _leave(code: object) -> None:
+    """Ends the process at once where threads would keep it, or abort it."""
+    if _must_leave():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 1)
 
 
-def _is_server_lost() -> bool:
+def _must_leave() -> bool:
+    """Whether a ClearML server was lost, for which threads wait for hours, or processes of torchrun know each other,
+    whose threads were seen to abort one at its end."""
     server = sys.modules.get("utils.tracking.server")  # else there is none
-    return server is not None and server.is_given_up()
+    distributed = sys.modules.get("torch.distributed") if processes() > 1 else None
+    return (server is not None and server.is_given_up()) or (distributed is not None and distributed.is_initialized())
 
 
-def _run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: list[str] | None) -> None:
+def _run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: list[str] | None,
+         shared: bool) -> None:
     on_interrupt(signal.default_int_handler)
     args = _parse(parser, argv)
     keep_freed_memory()
@@ -78,7 +89,10 @@ def _run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPa
         from utils.tracking.artifacts import keep_files_here  # takes a while, as the tracker does
         keep_files_here()
     try:
-        main(args)
+        if processes() > 1 and not shared:
+            raise InputError("this stage doesn't share its work; start it without torchrun")
+        with redirect_stdout(_Silence()) if rank() else nullcontext():
+            main(args)
         if told := describe_left_out():
             _end(parser, f"done, but {told}", 3)
     except InputError as error:
@@ -95,6 +109,13 @@ def _run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPa
             raise
         _end(parser, f"error: out of memory ({str(error).partition('.')[0]}); give a smaller --batch_size, "
                      f"--infer_batch_size or --sam_type, or end other programs; {RESUMES}", 1)
+
+
+class _Silence(io.TextIOBase):
+    """Takes what is printed, and keeps none of it."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
@@ -172,14 +193,19 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def select_device(gpu_id: int | None) -> "torch.device":
-    """The GPU of that number; without a number the first GPU. The CPU where there is none, with a note if one was asked
-    for: so the paper's commands run there, too.
+    """The GPU of that number; without a number the first GPU, under torchrun each process its own. The CPU where there
+    is none, with a note if one was asked for: so the paper's commands run there, too.
 
     Raises:
         InputError: there are GPUs, but not that one.
     """
     import torch  # takes seconds, and not every stage needs it
     count = torch.cuda.device_count()
+    if count and processes() > 1:
+        if gpu_id is not None or local_rank() >= count:
+            raise InputError(f"each process of torchrun has a GPU of its own: leave out --gpu_id, and give "
+                             f"--nproc_per_node at most {count}, the number of GPUs here")
+        gpu_id = local_rank()
     if count == 0:
         if gpu_id is not None:
             print(f"--gpu_id {gpu_id}: no CUDA GPU was found; computing on the CPU", file=sys.stderr)

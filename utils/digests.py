@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from utils.errors import InputError
+from utils.locks import exclusive
 from utils.overlap import map_threaded
 from utils.provenance import describe_run
 from utils.records import read_record, write_record
@@ -38,16 +39,20 @@ def digest_file(path: Path) -> str:
 
 def digest_files(paths: Sequence[Path], index: Path) -> list[str]:
     """Of many files, which `index` keeps for later runs where it can be written. Raises OSError."""
-    kept: dict[str, tuple[str, str]] = {}
-    with suppress(InputError):  # it isn't there, or damaged: then it is made anew
-        kept = read_record(index, dict[str, tuple[str, str]])
+    kept = _read_index(index)
     _known.update({**kept, **_known})
     digests = list(map_threaded(digest_file, paths, READERS))
     names = [str(path.resolve()) for path in paths]
     if new := {name: _known[name] for name in names if name in _known and kept.get(name) != _known[name]}:
-        with suppress(OSError):
-            write_record(index, {**kept, **new})
+        with suppress(OSError), exclusive(index):
+            write_record(index, {**_read_index(index), **new})
     return digests
+
+
+def _read_index(path: Path) -> dict[str, tuple[str, str]]:
+    with suppress(InputError):  # it isn't there, or damaged: then it is made anew
+        return read_record(path, dict[str, tuple[str, str]])
+    return {}
 
 
 class _Prepared(msgspec.Struct):

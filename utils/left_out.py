@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from utils.ranks import WHOLE, current_shard
+
 FILE = "left_out.csv"
 
 _left_out: dict[Path, dict[str, str]] = {}  # list -> stem -> reason
@@ -18,7 +20,8 @@ def leave_out(reasons: Mapping[str, str], folder: Path) -> None:
     """Notes the images, stem -> reason, of the data set whose derived files lie in `folder`; with none of them its list
     of earlier ones goes."""
     from utils.tables import write_rows  # OpenCV and NumPy, which the start of a stage has no time for
-    path = folder / FILE
+    shard = current_shard()
+    path = folder / (FILE if shard == WHOLE else f"left_out_{shard.name}.csv")
     known = _left_out.setdefault(path, {})
     new = {stem: reason for stem, reason in reasons.items() if stem not in known}
     known.update(new)

@@ -5,13 +5,14 @@
     attributes                 labels (JSON: name -> channel); clearml_model_id, refine_params (JSON) as the writer says
     runs                       what made them (JSON)
 
-Until all are there each mask is a file of its own in the folder `<name>.<digest of labels and attributes>.part`.
+Until all are there each mask is a file of its own in the folder `<name>.<digest of labels and attributes>.part`, those
+that a shard makes in a sub-folder of its name.
 """
 import glob
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from utils.files import explain_damage
 from utils.hdf5 import check_intact, new_hdf5, open_hdf5, read_origin
 from utils.overlap import map_threaded
 from utils.provenance import describe_run
+from utils.ranks import WHOLE, Shard
 
 GROUP, IMAGE, ESTIMATE, RUNS = "segmentation_mask", "image", "estimated_dice", "runs"
 REMEDY = "restore it from a copy, or, if a stage made it, move it away and run that stage again"
@@ -95,41 +97,41 @@ class MaskStore:
 
 
 class MaskWriter:
-    """Writes masks one image at a time; a context manager, within `utils.locks.exclusive(path)`.
+    """Writes masks one image at a time; a context manager, within `utils.locks.exclusive(shard.to_lock(path))`.
 
-    What an interrupted run made is kept, and the next one resumes there. A finished file that lacks some images, or
-    whose masks are of other images by now, stays as it is until its successor is complete.
+    What an interrupted run made is kept, and the next one resumes there, whatever its shard. A finished file that lacks
+    some images, or whose masks are of other images by now, stays as it is until its successor is complete; a shard
+    leaves it as it is (`utils.mask_shards`).
     """
 
-    def __init__(self, path: Path, labels: Sequence[str], attributes: Mapping[str, str]):
+    def __init__(self, path: Path, labels: Sequence[str], attributes: Mapping[str, str], shard: Shard = WHOLE):
         """`attributes` must equal those of masks that are there already.
 
         Raises:
             InputError: the file there is damaged, or was made with other labels or attributes.
         """
-        self.path, self._labels = path, labels
-        self._attributes = {"labels": json.dumps({name: channel for channel, name in enumerate(labels)}), **attributes}
-        digest = hashlib.sha256(json.dumps(self._attributes, sort_keys=True).encode()).hexdigest()
+        self.path, self.shard = path, shard
+        self.attributes = {"labels": json.dumps({name: channel for channel, name in enumerate(labels)}), **attributes}
+        digest = hashlib.sha256(json.dumps(self.attributes, sort_keys=True).encode()).hexdigest()
         self.parts = path.with_name(f"{path.name}.{digest[:8]}.part")
+        self.own_parts = self.parts if shard == WHOLE else self.parts / shard.name
         self._finished = MaskStore(path, labels) if path.exists() else None
-        for name, value in self._attributes.items() if self._finished else ():
+        for name, value in self.attributes.items() if self._finished else ():
             if (known := self._finished.attributes.get(name)) != value:
                 raise InputError(f"{path}: was made with {name} = {known}, this run has {value}; move the file away to "
                                  "start anew")
 
     @cached_property
-    def _begun(self) -> dict[str, str]:
-        """Of the finished and the unfinished masks, as `MaskStore.images`."""
-        finished = self._finished.images if self._finished else {}
-        return finished | {origin["stem"]: origin[IMAGE] for _, origin in self._intact_parts()}
+    def _part_files(self) -> dict[str, Path]:
+        """Name -> file of every unfinished mask."""
+        return {part.name: part for part in sorted(self.parts.rglob("[!.]*.h5"))}
 
-    def _intact_parts(self) -> Iterator[tuple[Path, dict[str, str]]]:
-        """The unfinished masks with their origin, without those that the machine lost with its power."""
-        for part in sorted(self.parts.glob("[!.]*.h5")):
-            with suppress(InputError):
-                if origin := read_origin(part):
-                    check_intact(part, REMEDY)
-                    yield part, origin
+    def _made_of(self, stem: str) -> str | None:
+        """As `MaskStore.images`, of the finished or unfinished mask of an image; None where there is none."""
+        part = self._part_files.get(_name_part(stem))
+        if part and (origin := _read_part(part)):
+            return origin[IMAGE]
+        return self._finished.images.get(stem) if self._finished else None
 
     def missing(self, stems: Sequence[str], images: Mapping[str, str] | None = None) -> list[str]:
         """Those of `stems` that are not stored yet, in their order.
@@ -137,16 +139,16 @@ class MaskWriter:
         Args:
             images: stem -> which image it shall be made of; a mask that was made of another one counts as missing
         """
-        return [stem for stem in stems
-                if stem not in self._begun or (images is not None and self._begun[stem] != images[stem])]
+        made = {stem: image for stem in stems if (image := self._made_of(stem)) is not None}
+        return [stem for stem in stems if stem not in made or (images is not None and made[stem] != images[stem])]
 
     def __enter__(self) -> "MaskWriter":
-        self.parts.mkdir(parents=True, exist_ok=True)
+        self.own_parts.mkdir(parents=True, exist_ok=True)
         return self
 
     def write(self, stem: str, mask: np.ndarray, estimated_dice: np.ndarray | None = None, image: str = "") -> None:
         """Stores a bool mask (C, H, W), for refined ones the estimated Dice (C,), and which image it was made of."""
-        part = self.parts / f"{hashlib.sha256(stem.encode()).hexdigest()[:32]}.h5"
+        part = self.own_parts / _name_part(stem)
         with new_hdf5(part, {"stem": stem, IMAGE: image}) as file:
             dataset = file.create_group(GROUP).create_dataset(stem, data=mask.astype(bool), compression="gzip",
                                                               compression_opts=1)
@@ -154,6 +156,8 @@ class MaskWriter:
                 dataset.attrs[ESTIMATE] = estimated_dice
             if image:
                 dataset.attrs[IMAGE] = image
+        if (older := self._part_files.get(part.name, part)) != part:  # of another image, by another number of shards
+            older.unlink(missing_ok=True)
 
     def write_all(self, masks: Iterable[tuple], images: Mapping[str, str] | None = None) -> None:
         """Stores what `masks` yields, (stem, mask) or (stem, mask, estimated Dice); each is compressed while the next
@@ -163,18 +167,27 @@ class MaskWriter:
             pass
 
     def __exit__(self, error_type, error, traceback) -> None:
-        if error_type is None:
-            self._unite()
-        elif not any(self._intact_parts()):  # nothing to resume
-            shutil.rmtree(self.parts)
+        if error_type is None and self.shard == WHOLE:
+            self.unite([describe_run()])
+        elif error_type and not any(map(_read_part, self.own_parts.rglob("[!.]*.h5"))):  # nothing to resume
+            shutil.rmtree(self.own_parts)
+            with suppress(OSError):  # other shards' are there
+                self.parts.rmdir()
 
-    def _unite(self) -> None:
-        """Makes one file of the finished masks and the parts, which replace those of the same image."""
-        parts = {origin["stem"]: part for part, origin in self._intact_parts()}
+    def unite(self, new_runs: Sequence[dict]) -> None:
+        """Makes one file of the finished masks and the parts, which replace those of the same image.
+
+        Args:
+            new_runs: that made the parts, as `MaskStore.runs`
+        """
+        files = sorted(self.parts.rglob("[!.]*.h5"))
+        parts = {origin["stem"]: part for part in files if (origin := _read_part(part))}
         with new_hdf5(self.path, {}) as united:
-            united.attrs.update(self._attributes)
-            runs = self._finished.runs if self._finished else []
-            united[RUNS] = json.dumps([*runs, *([] if (run := describe_run()) in runs else [run])])
+            united.attrs.update(self.attributes)
+            runs = [*self._finished.runs] if self._finished else []
+            for run in new_runs:
+                runs += [] if run in runs else [run]
+            united[RUNS] = json.dumps(runs)
             group = united.create_group(GROUP)
             if self._finished:
                 _copy(self.path, [stem for stem in self._finished.stems if stem not in parts], group)
@@ -182,6 +195,20 @@ class MaskWriter:
                 _copy(parts[stem], [stem], group)
         for leftover in self.path.parent.glob(f"{glob.escape(self.path.name)}.*part"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def _name_part(stem: str) -> str:
+    """Of the file of one unfinished mask."""
+    return f"{hashlib.sha256(stem.encode()).hexdigest()[:32]}.h5"
+
+
+def _read_part(part: Path) -> dict[str, str]:
+    """What an unfinished mask was made of; {} for one that the machine lost with its power."""
+    with suppress(InputError):
+        if origin := read_origin(part):
+            check_intact(part, REMEDY)
+            return origin
+    return {}
 
 
 def _copy(path: Path, stems: Sequence[str], group: h5py.Group) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from utils.options import plain_value
 from utils.paths import ROOT
+from utils.ranks import processes
 
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "h5py", "scipy", "scikit-image", "pillow", "segment-anything",
             "timm", "transformers", "nnunetv2")  # on which results depend
@@ -25,12 +26,13 @@ def note_arguments(arguments: dict[str, Any]) -> None:
 
 def describe_run() -> dict[str, Any]:
     """The command of this process, its arguments, the versions of what it computes with, this project's commit ("" if
-    it is no checkout, with "+" if files differ from it), and the number of threads, on which rounding depends. The same
-    command gives the same answer: neither time nor machine are in it."""
+    it is no checkout, with "+" if files differ from it), and the numbers of threads and, if there are several, of
+    processes, on which rounding depends. The same command gives the same answer: neither time nor machine are in it."""
     torch = sys.modules.get("torch")
     return {"command": shlex.join(["python", *sys.orig_argv[1:]]), "arguments": dict(_arguments),
             "versions": {"python": platform.python_version(), **_find_versions()}, "commit": _find_commit(),
-            "threads": torch.get_num_threads() if torch else None}
+            "threads": torch.get_num_threads() if torch else None,
+            **({"processes": processes()} if processes() > 1 else {})}
 
 
 @cache

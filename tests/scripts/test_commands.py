@@ -21,7 +21,7 @@ STAGES = ["scripts.make_phantoms", "scripts.copy_and_process_graz_imgs", "script
           "scripts.train_nnunet", "scripts.save_nnunet_segmentations", "scripts.plot_prediction",
           "scripts.plot_pseudo_labels", "scripts.import_checkpoint", "scripts.finetune_sam",
           "scripts.predict_folder", "scripts.export_annotations", "scripts.refine_masks", "scripts.export_onnx",
-          "scripts.report"]
+          "scripts.report", "scripts.merge_masks"]
 
 
 @pytest.mark.parametrize("module", STAGES)

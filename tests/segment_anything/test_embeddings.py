@@ -26,6 +26,8 @@ from tests.small_sam import SIDE, register_small_sam
 from tests.torch_threads import torch_threads
 from utils.errors import InputError
 from utils.grey import STORED, GreyValues
+from utils.locks import exclusive
+from utils.ranks import Shard, work_on
 
 SOME_ID = CheckpointId("some.pth", "0" * 64)
 
@@ -283,3 +285,11 @@ def test_an_unreadable_image_is_named(tmp_path, checkpoint):
     with pytest.raises(InputError, match=r"bad\.png: not a readable image"):
         save_missing_embeddings([("bad", tmp_path / "bad.png")], tmp_path / "e", "small", checkpoint,
                                 torch.device("cpu"))
+
+
+def test_a_shard_does_not_wait_for_another_one(checkpoint, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), radiograph(30, 40))
+    folder = tmp_path / "embeddings"
+    with exclusive(Shard(1, 2).to_lock(folder)), work_on(Shard(2, 2)):
+        assert save_missing_embeddings([("a", tmp_path / "a.png")], folder, "small", checkpoint,
+                                       torch.device("cpu")) == 1

@@ -21,6 +21,7 @@ from utils.digests import READERS, digest_files
 from utils.errors import InputError, say_once
 from utils.files import image_size, read_grey
 from utils.left_out import leave_out
+from utils.locks import exclusive
 from utils.names import name_some
 from utils.overlap import map_threaded
 from utils.records import read_record, write_record
@@ -98,15 +99,14 @@ class AnnotatedImages:
                 accessible.append(stem)
             except OSError as error:
                 reasons[stem] = f"{self.image_path(stem)}: {error.strerror}"
-        origins, known = self.origins(accessible), set()
-        with suppress(InputError):  # it isn't there, or damaged: then all are tried
-            known = set(read_record(folder / "readable.json", dict[str, list[str]])["origins"])
+        origins, record = self.origins(accessible), folder / "readable.json"
+        known = _read_readable(record)
         untried = [stem for stem in accessible if origins[stem] not in known]
         tried = zip(untried, map_threaded(self._try_reading, untried, READERS), strict=True)
         reasons |= {stem: reason for stem, reason in tried if reason}
         if new := {origins[stem] for stem in untried if stem not in reasons}:
-            with suppress(OSError):
-                write_record(folder / "readable.json", {"origins": sorted(known | new)})
+            with suppress(OSError), exclusive(record):
+                write_record(record, {"origins": sorted(_read_readable(record) | new)})
         leave_out(reasons, folder)
         return [stem for stem in stems if stem not in reasons]
 
@@ -311,6 +311,13 @@ def open_dataset(name: str, data_dir: Path, input_size: Sequence[int] | None = N
         raise InputError(f"input size {tuple(description.input_size)} (H, W): the U-Net needs {SMALLEST_INPUT} pixels "
                          "and more in height and width")
     return AnnotatedImages(description, data_dir / name)
+
+
+def _read_readable(record: Path) -> set[str]:
+    """Origins of images that could be read."""
+    with suppress(InputError):  # it isn't there, or damaged: then all are tried
+        return set(read_record(record, dict[str, list[str]])["origins"])
+    return set()
 
 
 def load_image(path: Path, description: DatasetDescription) -> np.ndarray:
