@@ -79,7 +79,7 @@ def average_gradients(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def agree_on_random_numbers(device: torch.device) -> None:
-    """All processes draw what the first one draws from now on: the tracker, which it alone has, sets a seed."""
+    """All processes draw what the first one draws from now on, whatever each of them did before."""
     if processes() == 1:
         return
     states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])

@@ -35,7 +35,9 @@ from pathlib import Path
 from utils.tracking.experiment import start
 folder = Path(sys.argv[1])
 torch.save({"weight": torch.arange(6.)}, folder / "unet.pt")
+state = torch.manual_seed(7).get_state()
 with start("initial training", PARAMETERS, ["phantom", "n=5"]) as experiment:
+    assert torch.equal(torch.get_rng_state(), state)  # a stage's seed is the stage's
     for epoch in range(3):
         experiment.scalar("loss", "training", 1 / (epoch + 1), epoch)
         experiment.scalar("Dice", "validation", float("nan"), epoch)

@@ -360,6 +360,7 @@ def _init_task(description: Description, continues: str = ""):
     clearml, online = prepare_clearml(), has_server()
     follow_agents_task(description.module == get_module())
     name_entry_point(description.module)
+    clearml.Task.set_random_seed(None)  # or else all random numbers would begin anew, with a seed of the SDK's
     task = clearml.Task.init(PROJECT, description.name, task_type=description.kind, tags=list(description.tags),
                              reuse_last_task_id=continues or False, continue_last_task=0 if continues else False,
                              output_uri=online or None, auto_connect_arg_parser=False, auto_connect_frameworks=False,
