@@ -11,7 +11,7 @@ from unet_training import training, training_on_pseudo_labels, training_with_mea
 from utils.cli import run_stage, stage_parser
 from utils.options import plain_value
 from utils.paths import ROOT
-from utils.tracking import server
+from utils.tracking import arguments, server
 from utils.tracking.arguments import describe_arguments, write_command_line
 
 STAGES = ("unet_training.training", "unet_training.training_on_pseudo_labels",
@@ -20,14 +20,20 @@ STAGES = ("unet_training.training", "unet_training.training_on_pseudo_labels",
           "scripts.save_nnunet_segmentations", "scripts.add_sam_agreement", "scripts.finetune_sam")
 
 
+@pytest.fixture(autouse=True)
+def nothing_was_run(monkeypatch) -> None:
+    """Another test may have run a stage in this process."""
+    monkeypatch.setattr(arguments, "_running", [])
+
+
 def text_of(value) -> str:
     """As a server keeps it."""
     return "" if value is None else str(value)
 
 
-def parse_again(module, arguments: dict) -> dict:
+def parse_again(module, described: dict) -> dict:
     parser = module.get_args_parser()
-    shown = {f"{argument.section}/{name}": text_of(argument.value) for name, argument in arguments.items()}
+    shown = {f"{argument.section}/{name}": text_of(argument.value) for name, argument in described.items()}
     parsed = vars(parser.parse_args(write_command_line(parser, shown)))
     return {name: plain_value(value) for name, value in parsed.items() if name != "given"}
 
@@ -48,15 +54,15 @@ def test_what_is_shown_runs_the_same(stage):
     (training_with_mean_teacher, {"reliable": 0.9, "reliable_model_id": "0123"}),
     (evaluate, {"surface_tolerance": 2.0, "split": "val", "model_id": "offline-0", "pseudo_label": "sam"})])
 def test_chosen_values_run(module, chosen):
-    arguments = describe_arguments(module.__name__, chosen)
-    assert {name: parse_again(module, arguments)[name] for name in chosen} == chosen
+    described = describe_arguments(module.__name__, chosen)
+    assert {name: parse_again(module, described)[name] for name in chosen} == chosen
 
 
 def test_arguments_stand_in_groups_with_their_help_and_paths_where_they_are_on_any_machine():
-    arguments = describe_arguments("unet_training.training", {"data_dir": ROOT / "data", "derived_dir": Path("/else")})
-    assert arguments["lr"].section == "training" and arguments["lr"].help == "initial learning rate of AdamW"
-    assert arguments["seed"].section == "Args" and arguments["base_width"].section == "initial network"
-    assert arguments["data_dir"].value == "data" and arguments["derived_dir"].value == "/else"
+    described = describe_arguments("unet_training.training", {"data_dir": ROOT / "data", "derived_dir": Path("/else")})
+    assert described["lr"].section == "training" and described["lr"].help == "initial learning rate of AdamW"
+    assert described["seed"].section == "Args" and described["base_width"].section == "initial network"
+    assert described["data_dir"].value == "data" and described["derived_dir"].value == "/else"
 
 
 def test_what_an_agents_task_shows_counts(monkeypatch):
@@ -70,5 +76,5 @@ def test_what_an_agents_task_shows_counts(monkeypatch):
         parser.add_argument(name, type=kind, default=1)
     parser.add_argument("--widths", type=int, nargs="+")
     run_stage(ran.append, parser)
-    arguments: argparse.Namespace = ran[0]
-    assert (arguments.epochs, arguments.lr, arguments.seed, arguments.widths) == (3, 0.001, 21, [1, 2])
+    args: argparse.Namespace = ran[0]
+    assert (args.epochs, args.lr, args.seed, args.widths) == (3, 0.001, 21, [1, 2])
