@@ -1,5 +1,5 @@
 """What scripts.run_pipeline gives to ClearML's agents: of its stages those whose results aren't there yet."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,23 +47,24 @@ class Steps:
     results_dir: Path
     found: list[Step] = field(default_factory=list)
 
-    def add_all(self, ways: list[Way], rounds: int) -> None:
-        """All stages of scripts.run_pipeline."""
+    def add_all(self, ways: Sequence[Way], rounds: int) -> None:
+        """All stages of scripts.run_pipeline, what others wait for first."""
         raw = self.setting.labels["raw"]
         initial = self.train_initial()
         masks = self.save_masks("raw", raw, initial)
-        self.evaluate("initial", initial, raw, "test")
-        self.evaluate("raw", initial, raw, "unlabeled", masks)
+        measured = [("initial", initial, raw, "test"), ("raw", initial, raw, "unlabeled", masks)]
         for way in ways:
-            final, labels = initial, way.labels
+            final = initial
             for number in range(rounds):
                 of_round = f" {number + 1}" if rounds > 1 else ""
                 labeler = final
-                masks = self.save_masks(way.refined + of_round, labels, labeler)
+                masks = self.save_masks(way.refined + of_round, way.labels, labeler)
                 final = self.train_final(way.final + of_round, way, labeler, masks)
-            if labels.kind != raw.kind:
-                self.evaluate(way.refined, labeler, labels, "unlabeled", masks)
-            self.evaluate(way.final, final, raw, "test")
+            if way.labels.kind != raw.kind:
+                measured.append((way.refined, labeler, way.labels, "unlabeled", masks))
+            measured.append((way.final, final, raw, "test"))
+        for each in measured:
+            self.evaluate(*each)
 
     def train_initial(self) -> Labeler:
         training = self.setting.initial_training()
@@ -107,7 +108,8 @@ class Steps:
                 return
         of_masks = "" if labels.kind == "raw" else f", masks {labels.kind}"
         self._add(f"{key} on {split}", f"evaluate {split}, {labeler.name}{of_masks}", "scripts.evaluate",
-                  {**labels.arguments(data), "split": split}, labeler, masks, kind="testing")
+                  {**labels.arguments(data), "split": split, "results_dir": self.results_dir}, labeler, masks,
+                  kind="testing")
 
     def _add(self, key: str, name: str, module: str, chosen: Mapping[str, Any], labeler: Labeler | None = None,
              *after: str, kind: str = "training") -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -155,13 +156,15 @@ def test_agents_run_a_pipeline_from_a_queue(phantom_data_dir, tmp_path):
 
     for copy in ("queued", "alone"):
         shutil.copytree(phantom_data_dir, tmp_path / copy / "data")
-    with running_server(tmp_path / "files") as server:
+    with running_server(tmp_path / "files") as server, ThreadPoolExecutor() as pool:
+        alone = pool.submit(run_pipeline, "alone", None)
         with agents_at("gpu", tmp_path / "queued", server) as before:
             run_pipeline("queued", server, "--queue", "gpu")
         tasks = {task["name"]: task for task in server.tasks.values()}
         number = len(server.tasks)
         assert "== 0 stages to queue gpu ==" in run_pipeline("queued", server, "--queue", "gpu")
         assert len(server.tasks) == number
+        alone.result()
     initial, refine, final = "train initial phantom n=3", "refine, initial phantom n=3", "train final phantom n=3 sam"
     last = "evaluate test, final phantom n=3 sam"
     assert {task["status"] for task in tasks.values()} == {"completed"} and len(tasks) == number == 11
@@ -175,6 +178,5 @@ def test_agents_run_a_pipeline_from_a_queue(phantom_data_dir, tmp_path):
     assert f"of {models[initial][:8]}" in tasks[refine]["tags"]
     for name in before.keys() - {initial}:
         assert shown(tasks[name])["model_id"] == models[final if name == last else initial]
-    run_pipeline("alone", None)
     tables = [(tmp_path / copy / "results" / "table.csv").read_text() for copy in ("queued", "alone")]
     assert tables[0] == tables[1] and len(tables[0].splitlines()) == 5

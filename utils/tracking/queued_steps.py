@@ -5,6 +5,7 @@ is the task of a stage, as it would be cloned in the web UI.
 """
 import contextlib
 import io
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from utils.tracking.arguments import describe_arguments, get_module
 from utils.tracking.clearml_patches import set_arguments
 from utils.tracking.experiment import start
 from utils.tracking.models import PROJECT, find_queues
-from utils.tracking.server import has_server, prepare_clearml
+from utils.tracking.server import ServerGone, call_server, has_server, prepare_clearml
 
 POLL = 2  # seconds between two looks at the steps
 
@@ -62,7 +63,7 @@ def run_steps(name: str, steps: Sequence[Step], queue: str, tag: str) -> None:
     interrupted, the steps that have begun or wait are stopped.
 
     Raises:
-        InputError: a step failed; the others that don't need it have ended.
+        InputError: a step failed; the others that don't need it have ended. Or the server is gone.
     """
     with start(name, {"queue": queue}, (tag,), kind="controller", module=get_module()):
         from clearml import PipelineController  # takes a while; its task is the one that is open
@@ -84,9 +85,13 @@ def run_steps(name: str, steps: Sequence[Step], queue: str, tag: str) -> None:
                               status_change_callback=tell)
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # what the controller says is for its makers
-                pipeline.start_locally()
-        except BaseException:
-            pipeline.stop(mark_aborted=True)
+                call_server(pipeline.start_locally, longest=math.inf)
+        except ServerGone as error:
+            raise InputError(f"ClearML: {error}; agents go on with what they have begun. When the server is there "
+                             "again, the same command does what is missing") from None
+        except (KeyboardInterrupt, SystemExit):
+            if pipeline.is_running():
+                pipeline.stop(mark_aborted=True)
             raise
         if problems := [f"{node.name} {node.status}" for node in pipeline.get_pipeline_dag().values()
                         if node.status != "completed"]:
