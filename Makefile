@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 # With a small U-Net; the paper's way with the demo SAM, the recommended one with LiteMedSAM.
 demo: .venv/installed  ## run the whole pipeline on the phantoms (SEED=1 for another seed)
-	$(BIN)/python -m scripts.make_phantoms
+	$(BIN)/python -m scripts.make_phantoms --num_unlabeled 40
 	$(BIN)/python -m scripts.run_pipeline --dataset phantom --num_train_samples 20 --seed $(SEED) --epochs 24 \
 	    --data_sample_per_epoch 60 --batch_size 4 --lr 4e-3 --base_width 16 --n_last_channel 16 --input_size 128 80 \
 	    --ccl_selection largest --morphology paper --morphology_operation erosion --morphology_element centered_square \

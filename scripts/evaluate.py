@@ -58,7 +58,8 @@ class Summary:
     false_positives: int = 0
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} ± {self.std:.2f} % ({self.count} images)"
+        spread = f" ± {self.std:.2f}" if self.count > 1 else ""
+        return f"{self.mean:.2f}{spread} % ({self.count} images)"
 
 
 class OfLabel(NamedTuple):

@@ -258,7 +258,8 @@ def print_table(setting: Setting, refined: Sequence[PseudoLabels], rows: list[Ro
           + " and ".join(labels.title for labels in refined))
     print(f"{'':26}{'images':>18}  Dice in %, mean ± std")
     for what, split, summary in rows:
-        print(f"{NAMES[what]:26}{f'{summary.count} {split}':>18}  {summary.mean:6.2f} ± {summary.std:5.2f}")
+        spread = f" ± {summary.std:5.2f}" if summary.count > 1 else ""
+        print(f"{NAMES[what]:26}{f'{summary.count} {split}':>18}  {summary.mean:6.2f}{spread}")
     if false := [f"{NAMES[what]} {summary.false_positives}" for what, _, summary in rows if summary.false_positives]:
         print(f"masks of labels that their image doesn't show, which the Dice doesn't count: {', '.join(false)}")
     for notice in dict.fromkeys(labels.notice for labels in refined if labels.notice):

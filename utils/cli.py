@@ -132,6 +132,8 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.
 def _prepare_process(threads: int | None, record_diff: bool) -> None:
     if not sys.warnoptions:  # those of libraries are for programmers; what a user must know is an `InputError`
         warnings.simplefilter("ignore")
+        if cv2 := sys.modules.get("cv2"):
+            cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     logging.getLogger("clearml.Repository Detection").setLevel(logging.ERROR)  # a checkout may have no remote
     if threads:
         import torch  # takes seconds, and not every stage computes

@@ -9,7 +9,9 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 import torch
 
 from tests.fresh_process import ROOT
@@ -93,6 +95,20 @@ def test_warnings_of_libraries_stay_away_unless_asked_for():
         done = subprocess.run([sys.executable, *flags, "-c", program], cwd=ROOT, capture_output=True, text=True,
                               check=True)
         assert ("of a library" in done.stderr) is told
+
+
+def test_what_opencv_says_of_a_damaged_file_stays_away_unless_asked_for(tmp_path):
+    path = tmp_path / "damaged.tif"
+    tifffile.imwrite(path, np.zeros((20, 31), np.uint16))
+    path.write_bytes(path.read_bytes()[:-300])
+    program = ("import argparse, sys; from pathlib import Path; from utils.cli import run_stage;"
+               "from utils.files import read_grey;"
+               "run_stage(lambda _: read_grey(Path(sys.argv[1])), argparse.ArgumentParser(), [])")
+    for flags, told in (([], False), (["-W", "default"], True)):
+        done = subprocess.run([sys.executable, *flags, "-c", program, str(path)], cwd=ROOT, text=True,
+                              capture_output=True)
+        assert ("TIFF_Error" in done.stderr) is told
+        assert "damaged.tif: not a readable image of 8 or 16 bits" in done.stderr
 
 
 def test_device(monkeypatch, capsys):
