@@ -12,7 +12,9 @@ from unet_training.hyper_params import FinalOptions, LossOptions, Schedule
 from unet_training.models import Selection
 from unet_training.networks.registry import Architecture
 from unet_training.pseudo_labels import PSEUDO_LABELS
+from utils.errors import InputError
 from utils.options import options_from
+from utils.tracking import queued_steps
 from utils.tracking.arguments import describe_arguments, note_command, write_command_line
 
 PREPARED = ["--sam_type", "demo", "--ccl_selection", "largest", "--morphology", "paper", "--morphology_radius", "2",
@@ -65,6 +67,16 @@ def test_commands_mean_what_the_pipeline_does(phantom_data_dir, tmp_path, argume
             assert (measured.split, measured.results_dir) == ("unlabeled", tmp_path)
         else:
             assert steps[way.final].after == ("raw masks",)
+
+
+def test_a_queue_needs_a_server(monkeypatch):
+    monkeypatch.setattr(queued_steps, "has_server", lambda: False)
+    with pytest.raises(InputError, match="--queue gpu: needs a ClearML server"):
+        queued_steps.check_queue("gpu")
+    monkeypatch.setattr(queued_steps, "has_server", lambda: True)
+    monkeypatch.setattr(queued_steps, "find_queues", lambda: ["cpu", "default"])
+    with pytest.raises(InputError, match="no such queue; it has: cpu, default"):
+        queued_steps.check_queue("gpu")
 
 
 def test_a_second_round_goes_on_from_the_first_ones_network(phantom_data_dir, tmp_path):

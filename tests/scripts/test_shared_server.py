@@ -127,6 +127,8 @@ def test_a_second_working_copy_finds_models_and_masks_of_the_first(phantom_data_
             ("refine, initial phantom n=3", "inference"), ("train final phantom n=3 sam", "training"),
             ("evaluate test, initial phantom n=3", "testing"), ("evaluate unlabeled, initial phantom n=3", "testing"),
             ("evaluate unlabeled, initial phantom n=3, masks sam", "testing"),
+            ("evaluate val, initial phantom n=3", "testing"),
+            ("evaluate val, initial phantom n=3, masks sam", "testing"),
             ("evaluate test, final phantom n=3 sam", "testing")}
         assert {model["name"] for model in server.models.values()} == {"initial phantom n=3", "final phantom n=3 sam"}
         evaluation = made[-1]
