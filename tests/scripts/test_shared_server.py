@@ -29,7 +29,7 @@ def environment_of(folder: Path, server: ClearMLServer | None) -> dict[str, str]
 
 def run_stage(module: str, *arguments: str, folder: Path, server: ClearMLServer | None) -> str:
     done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment_of(folder, server),
-                          capture_output=True, text=True, timeout=300, check=False)
+                          capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
