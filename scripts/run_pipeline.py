@@ -24,13 +24,14 @@ Writes  what the stages write, and in --results_dir: report.html to look at, tab
 import argparse
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scripts.evaluate import Evaluation, Summary
+from scripts.pipeline_steps import Steps, Way
 from scripts.report import ReportOptions, write_report
 from scripts.report_page.places import Places
 from scripts.study.methods import Setting, add_setting_arguments
@@ -40,10 +41,7 @@ from segment_anything.options import SamOptions, embedding_bytes
 from unet_training.hyper_params import (
     RECOMMENDED_FINAL,
     RECOMMENDED_LOSS,
-    FinalOptions,
-    LossOptions,
     Sampling,
-    Schedule,
 )
 from unet_training.models import DataOptions, TrainedModel, add_seed_argument
 from unet_training.pseudo_labels import PseudoLabels, Recommended, SamRefined, add_pseudo_label_argument
@@ -59,6 +57,7 @@ from utils.provenance import describe_run
 from utils.records import read_record, write_record
 from utils.tables import write_rows
 from utils.tracking.experiment import tagged
+from utils.tracking.queued_steps import check_queue, run_steps
 
 Row = tuple[str, str, Summary]
 NAMES = {"initial": "initial U-Net", "raw": "raw pseudo labels", "refined": "refined pseudo labels",
@@ -86,6 +85,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     group.add_argument("--recommended", nargs="?", const="", metavar="TYPE",
                        help="also refine and train in the recommended ways, with this type of SAM (nothing after the "
                             "argument: --sam_type)")
+    group.add_argument("--queue", metavar="NAME",
+                       help="ClearML's agents run the stages, which they take from this queue; the check of the "
+                            "refinement, the table and the report are made here")
     add_seed_argument(group)
     add_setting_arguments(parser)
     return parser
@@ -110,21 +112,14 @@ def main(args: argparse.Namespace) -> list[Row]:
     for way in ways:
         way.labels.check()
     check_folder(args.results_dir)
+    if args.queue:
+        check_queue(args.queue)
     tell_costs(setting, ways)
-    with tagged(f"pipeline {args.results_dir.name}"):
+    tag = f"pipeline {args.results_dir.name}"
+    if args.queue:
+        run_by_agents(setting, ways, args.rounds, args.results_dir, args.queue, tag)
+    with tagged(tag):
         return run(setting, ways, args.rounds, args.results_dir)
-
-
-@dataclass(frozen=True)
-class Way:
-    """How pseudo labels are made and trained on, and how the table calls them and the final network."""
-
-    refined: str
-    final: str
-    labels: PseudoLabels
-    schedule: Schedule
-    options: FinalOptions
-    loss: LossOptions
 
 
 def recommend(setting: Setting, sam_type: str) -> Way:
@@ -135,6 +130,15 @@ def recommend(setting: Setting, sam_type: str) -> Way:
         labels = replace(labels, sam=labels.sam.of_type(sam_type, setting.data))
     return Way("recommended", "recommended_final", labels, replace(schedule, epochs=(schedule.epochs + 1) // 2),
                RECOMMENDED_FINAL, RECOMMENDED_LOSS)
+
+
+def run_by_agents(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path, queue: str, tag: str) -> None:
+    """The stages whose results aren't there yet; `run` finds what they made."""
+    steps = Steps(setting, results_dir)
+    steps.add_all(ways, rounds)
+    headline(f"{len(steps.found)} stages to queue {queue}")
+    if steps.found:
+        run_steps(tag, steps.found, queue, tag)
 
 
 def tell_costs(setting: Setting, ways: Sequence[Way]) -> None:

@@ -30,6 +30,7 @@ class ClearMLServer:
         self.models: dict[str, dict] = {}
         self.projects: dict[str, dict] = {}
         self.events: list[dict] = []
+        self.queues: dict[str, list[str]] = {}  # name, which is its id, too -> ids of tasks that wait
         self.model_uris: list[str] = []  # that models ever had
         self.calls: list[str] = []
         self.troubles: dict[str, str] = {}  # call -> what the server does from then on: a key of TROUBLES, or "dies"
@@ -43,6 +44,8 @@ class ClearMLServer:
 
     def call(self, name: str, body: dict) -> dict:
         self.calls.append(name)
+        if name in ("tasks.ping", "workers.status_report", "workers.unregister", "debug.ping"):
+            return {}
         return getattr(self, name.replace(".", "_"))(body)
 
     def auth_login(self, body: dict) -> dict:
@@ -122,6 +125,23 @@ class ClearMLServer:
     def tasks_stopped(self, body: dict) -> dict:
         return self._change_status(body, "stopped")
 
+    def queues_get_all(self, body: dict) -> dict:
+        name = body.get("name", "")
+        return {"queues": [{"id": each, "name": each} for each in self.queues if re.search(name, each)]}
+
+    def queues_get_by_id(self, body: dict) -> dict:
+        return {"queue": {"id": body["queue"], "name": body["queue"]}}
+
+    def tasks_enqueue(self, body: dict) -> dict:
+        self.queues[body["queue"]].append(body["task"])
+        return {"queued": 1, **self._change_status(body, "queued")}
+
+    def tasks_dequeue(self, body: dict) -> dict:
+        for waiting in self.queues.values():
+            waiting[:] = [task for task in waiting if task != body["task"]]
+        self.tasks[body["task"]]["status"] = "created"
+        return {"dequeued": 1, "updated": 1, "fields": {}}
+
     def models_create(self, body: dict) -> dict:
         self.model_uris.append(body["uri"])
         return {"id": _create(self.models, body), "created": True}
@@ -136,7 +156,8 @@ class ClearMLServer:
 
     def models_get_all(self, body: dict) -> dict:
         wanted = [model for key, model in self.models.items() if key in body.get("id", self.models)
-                  and model.get("project") in body.get("project", [model.get("project")])]
+                  and model.get("project") in body.get("project", [model.get("project")])
+                  and model.get("task") in body.get("task", [model.get("task")])]
         newest_first = sorted(wanted, key=lambda model: model["created"], reverse=True)
         begin = body.get("page", 0) * body.get("page_size", 500)
         return {"models": newest_first[begin:begin + body.get("page_size", 500)]}

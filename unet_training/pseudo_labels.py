@@ -248,6 +248,10 @@ class Recommended(_OfSam):
     def title(self) -> str:
         return f"recommended refinement, SAM type {self.sam.name}"
 
+    def arguments(self, data: AnnotatedImages) -> dict[str, Any]:
+        """Prompts and component can't be chosen beside it."""
+        return {**super().arguments(data), **option_values(RefinementOptions())}
+
     def attributes(self, model: TrainedModel) -> dict[str, str]:
         validation = data_parameters(model.data, model.data.stems("val"))
         return {**super().attributes(model), "validation": validation["data_sha256"]}

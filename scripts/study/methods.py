@@ -127,18 +127,23 @@ class Setting:
     def load(self, model_id: str) -> TrainedModel:
         return TrainedModel.load(fetch_model(model_id), self.data, self.device, self.machine.infer_batch_size)
 
+    def initial_training(self, **changes: Any) -> InitialTraining:
+        """`changes` are fields of `InitialTraining`."""
+        return replace(InitialTraining(self.schedule, self.seed, self.data, self.architecture, self.sampling,
+                                       self.machine.infer_batch_size, self.initial), **changes)
+
     def train_initial(self, **changes: Any) -> TrainedModel:
-        """Trains the initial network if it isn't there; `changes` are fields of `InitialTraining`."""
-        training = InitialTraining(self.schedule, self.seed, self.data, self.architecture, self.sampling,
-                                   self.machine.infer_batch_size, self.initial)
-        return self.load(train_if_missing(replace(training, **changes), self.device))
+        """Trains the initial network if it isn't there."""
+        return self.load(train_if_missing(self.initial_training(**changes), self.device))
+
+    def final_training(self, initial: TrainedModel, kind: str, **changes: Any) -> FinalTraining:
+        """On the saved pseudo labels of that kind; `changes` are fields of `FinalTraining`."""
+        return replace(FinalTraining(self.final_schedule, self.seed, initial, self.labels[kind], self.selection,
+                                     self.final, self.loss, self.machine), **changes)
 
     def train_final(self, initial: TrainedModel, kind: str, **changes: Any) -> TrainedModel:
-        """Trains the final network on the saved pseudo labels of that kind if it isn't there; `changes` are fields of
-        `FinalTraining`."""
-        training = FinalTraining(self.final_schedule, self.seed, initial, self.labels[kind], self.selection, self.final,
-                                 self.loss, self.machine)
-        return self.load(train_if_missing(replace(training, **changes), self.device))
+        """Trains the final network if it isn't there."""
+        return self.load(train_if_missing(self.final_training(initial, kind, **changes), self.device))
 
     def train_mean_teacher(self, initial: TrainedModel, judged: TrainedModel | None = None) -> TrainedModel:
         """Trains a mean teacher; with `judged`, that model's masks enter as labels where SAM agrees with them."""

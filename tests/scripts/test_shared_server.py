@@ -5,6 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,17 +21,52 @@ AGENT = ROOT / ".agent" / "bin" / "clearml-agent"
 TINY = [*N, *SMALL, "--epochs", "1", "--sam_type", "demo"]
 
 
-def environment_of(folder: Path, server: ClearMLServer) -> dict[str, str]:
+def environment_of(folder: Path, server: ClearMLServer | None) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("CLEARML", "TRAINS"))}
     return {**kept, "SAM_BURDEN_RUNS": str(folder / "runs"), "CLEARML_CONFIG_FILE": str(folder / "clearml.conf"),
-            "HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", **server.environment}
+            "HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", **(server.environment if server else {})}
 
 
-def run_stage(module: str, *arguments: str, folder: Path, server: ClearMLServer) -> str:
+def run_stage(module: str, *arguments: str, folder: Path, server: ClearMLServer | None) -> str:
     done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment_of(folder, server),
-                          capture_output=True, text=True, timeout=300, check=False)
+                          capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def run_agent(task_id: str, folder: Path, server: ClearMLServer) -> str:
+    """Has an agent run a task; returns what it said in the end."""
+    settings = {"CLEARML_AGENT_SKIP_PYTHON_ENV_INSTALL": "1", "CLEARML_AGENT_FORCE_CODE_DIR": str(ROOT),
+                "CLEARML_AGENT_SKIP_PIP_VENV_INSTALL": sys.executable, "CLEARML_AGENT_QUEUE_POLL_FREQ_SEC": "0.5"}
+    done = subprocess.run([AGENT, "execute", "--id", task_id], cwd=folder, capture_output=True, text=True,
+                          env={**environment_of(folder, server), **settings}, timeout=300, check=False)
+    return done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@contextmanager
+def agents_at(queue: str, folder: Path, server: ClearMLServer) -> Iterator[dict[str, list[str]]]:
+    """Two, which take tasks from the queue until the block ends. Yields, of each task by its name, the names of the
+    tasks that had ended when it began."""
+    waiting, ended = server.queues.setdefault(queue, []), threading.Event()
+    before: dict[str, list[str]] = {}
+
+    def work() -> None:
+        while not ended.wait(0.1):
+            with suppress(IndexError):
+                task = server.tasks[waiting.pop(0)]
+                before[task["name"]] = [each["name"] for each in server.tasks.values()
+                                        if each["status"] == "completed"]
+                run_agent(task["id"], folder, server)
+
+    workers = [threading.Thread(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield before
+    finally:
+        ended.set()
+        for worker in workers:
+            worker.join()
 
 
 def shown(task: dict) -> dict[str, str]:
@@ -35,8 +74,11 @@ def shown(task: dict) -> dict[str, str]:
     return {name: item["value"] for section in task["hyperparams"].values() for name, item in section.items()}
 
 
+needs_agent = pytest.mark.skipif(not AGENT.exists(), reason="no ClearML agent; `make .agent/installed` installs it")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not AGENT.exists(), reason="no ClearML agent; `make .agent/installed` installs it")
+@needs_agent
 def test_an_agent_runs_a_cloned_stage_with_the_arguments_that_the_server_shows(phantom_data_dir, tmp_path):
     """The evaluation of a pipeline is rerun alone; a training with what was changed."""
     data_dir = str(shutil.copytree(phantom_data_dir, tmp_path / "data"))
@@ -52,11 +94,8 @@ def test_an_agent_runs_a_cloned_stage_with_the_arguments_that_the_server_shows(p
         for section, name, value in (("training", "epochs", "3"), ("training", "lr", "0.001"), ("Args", "seed", "77"),
                                      ("initial network", "input_size", "64 96")):
             clone["hyperparams"][section][name]["value"] = value
-        agent = {"CLEARML_AGENT_SKIP_PYTHON_ENV_INSTALL": "1", "CLEARML_AGENT_FORCE_CODE_DIR": str(ROOT),
-                 "CLEARML_AGENT_SKIP_PIP_VENV_INSTALL": sys.executable}
-        done = subprocess.run([AGENT, "execute", "--id", clone["id"]], cwd=tmp_path, capture_output=True, text=True,
-                              env={**environment_of(tmp_path, server), **agent}, timeout=300, check=False)
-        assert clone["status"] == "completed", done.stdout[-3000:] + done.stderr[-3000:]
+        said = run_agent(clone["id"], tmp_path, server)
+        assert clone["status"] == "completed", said
         assert set(server.tasks) == {original["id"], clone["id"]}
         model = next(model for model in server.models.values() if model["task"] == clone["id"])
         ran = json.loads(model["design"]["design"])
@@ -88,6 +127,8 @@ def test_a_second_working_copy_finds_models_and_masks_of_the_first(phantom_data_
             ("refine, initial phantom n=3", "inference"), ("train final phantom n=3 sam", "training"),
             ("evaluate test, initial phantom n=3", "testing"), ("evaluate unlabeled, initial phantom n=3", "testing"),
             ("evaluate unlabeled, initial phantom n=3, masks sam", "testing"),
+            ("evaluate val, initial phantom n=3", "testing"),
+            ("evaluate val, initial phantom n=3, masks sam", "testing"),
             ("evaluate test, final phantom n=3 sam", "testing")}
         assert {model["name"] for model in server.models.values()} == {"initial phantom n=3", "final phantom n=3 sam"}
         evaluation = made[-1]
@@ -104,3 +145,40 @@ def test_a_second_working_copy_finds_models_and_masks_of_the_first(phantom_data_
         first, second = ({path.relative_to(copy): path.read_bytes() for path in copy.glob("data/seg_masks/*/*.h5")}
                          for copy in copies)
         assert first == second and len(first) == 2
+
+
+@pytest.mark.slow
+@needs_agent
+def test_agents_run_a_pipeline_from_a_queue(phantom_data_dir, tmp_path):
+    """Its numbers are those of a run without a server."""
+    def run_pipeline(copy: str, server: ClearMLServer | None, *more: str) -> str:
+        folder = tmp_path / copy
+        return run_stage("scripts.run_pipeline", "--dataset", "phantom", "--data_dir", str(folder / "data"), *TINY,
+                         "--results_dir", str(folder / "results"), *more, folder=folder, server=server)
+
+    for copy in ("queued", "alone"):
+        shutil.copytree(phantom_data_dir, tmp_path / copy / "data")
+    with running_server(tmp_path / "files") as server, ThreadPoolExecutor() as pool:
+        alone = pool.submit(run_pipeline, "alone", None)
+        with agents_at("gpu", tmp_path / "queued", server) as before:
+            run_pipeline("queued", server, "--queue", "gpu")
+        tasks = {task["name"]: task for task in server.tasks.values()}
+        number = len(server.tasks)
+        assert "== 0 stages to queue gpu ==" in run_pipeline("queued", server, "--queue", "gpu")
+        assert len(server.tasks) == number
+        alone.result()
+    initial, refine, final = "train initial phantom n=3", "refine, initial phantom n=3", "train final phantom n=3 sam"
+    last = "evaluate test, final phantom n=3 sam"
+    assert {task["status"] for task in tasks.values()} == {"completed"} and len(tasks) == number == 11
+    assert set(tasks) - set(before) == {"pipeline results", "evaluate val, initial phantom n=3",
+                                        "evaluate val, initial phantom n=3, masks sam"}
+    controller = tasks["pipeline results"]
+    assert controller["type"] == "controller" and {tasks[name]["parent"] for name in before} == {controller["id"]}
+    assert before[initial] == [] and {initial, refine} <= set(before[final]) and final in before[last]
+    models = {name: tasks[name]["models"]["output"][0]["model"] for name in (initial, final)}
+    assert set(models.values()) == set(server.models)
+    assert f"of {models[initial][:8]}" in tasks[refine]["tags"]
+    for name in before.keys() - {initial}:
+        assert shown(tasks[name])["model_id"] == models[final if name == last else initial]
+    tables = [(tmp_path / copy / "results" / "table.csv").read_text() for copy in ("queued", "alone")]
+    assert tables[0] == tables[1] and len(tables[0].splitlines()) == 5

@@ -214,6 +214,13 @@ def _find_projects() -> list[str]:
     return [project.id for project in found if project.name == PROJECT] or ["none yet"]
 
 
+def find_queues() -> list[str]:
+    """The names of the server's queues."""
+    with explain_refusals():
+        queues = ask_server(lambda: _open_api().queues.get_all(only_fields=["id", "name"]))
+    return sorted(queue.name for queue in queues)
+
+
 def _query_server(query: Mapping) -> Iterator:
     for number in itertools.count():
         page = list(_open_api().models.get_all(order_by=["-created"], page=number, page_size=PAGE_SIZE, **query))
