@@ -105,7 +105,7 @@ def read_masks(folder: Path, masks: list[Path], out: Path, wishes: Wishes, place
             tell("left out", describe_left_out(images.left_out, "images") + annotations.left_out)
             if not annotations.shown:
                 raise InputError("--masks: none fits an image in --images; name masks after their images")
-            table = describe(annotations, images, (1, 1), "vit_h", "scripts.refine_masks", 0)
+            table = describe(annotations, images, (1, 1), "vit_h", "scripts.refine_masks", 0, ())
             del table["metadata"]
             description = msgspec.convert({**table, "name": "masks", "has_splits": False}, DatasetDescription)
             source = SOURCES[type(description.masks)](description, new.parent)

@@ -366,7 +366,7 @@ def _init_task(description: Description, continues: str = ""):
                              output_uri=online or None, auto_connect_arg_parser=False, auto_connect_frameworks=False,
                              auto_resource_monitoring=False)
     release_signals(task)  # `start` sees to them
-    if online and not set(description.tags) <= set(task.get_tags()):  # an agent's
+    if online and not set(description.tags) <= set(task.get_tags() or ()):  # an agent's
         task.add_tags(description.tags)
     if online and not task.output_uri:  # of a clone
         task.output_uri = True
