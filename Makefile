@@ -16,7 +16,7 @@ demo: .venv/installed  ## run the whole pipeline on the phantoms (SEED=1 for ano
 # The tests' networks are too small for threads, so processes share the cores.
 test: .venv/installed .agent/installed  ## check the style, run all tests
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/installed  ## check the style, run the tests that take less than two seconds each
 	$(BIN)/ruff check .
