@@ -18,7 +18,6 @@ from utils.paths import WORK
 
 GENERAL = "Args"  # the section of arguments that are in no group
 ACTIONS = (argparse._StoreAction, argparse._StoreTrueAction, argparse.BooleanOptionalAction)  # others act on others
-MODEL = "initial_model_id"  # a training's parameter that its argument --model_id names
 
 
 @dataclass(frozen=True)

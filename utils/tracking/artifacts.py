@@ -47,8 +47,11 @@ def fetch_file(model_id: str, name: str, path: Path, is_wanted: Callable[[Path],
     """
     if not has_server():
         return False
-    for file, digest in ask_server(_download, tag_of(model_id), name):
-        if digest_file(file) != digest:
+    for artifact in ask_server(_find, tag_of(model_id), name):
+        file = ask_server(_download, artifact)
+        if not file:
+            continue
+        if digest_file(file) != artifact.metadata[SHA256]:
             print(f"{name} of model {model_id}: the server has a damaged copy, which is left out")
         elif is_wanted(file):
             with atomic_path(path) as temporary:
@@ -58,12 +61,14 @@ def fetch_file(model_id: str, name: str, path: Path, is_wanted: Callable[[Path],
     return False
 
 
-def _download(tag: str, name: str) -> list[tuple[Path, str]]:
+def _find(tag: str, name: str) -> list:
+    """The artifacts of that name with a digest, newest first."""
     task = prepare_clearml().Task
-    found = []
-    for task_id in task.query_tasks(project_name=PROJECT, tags=[tag], task_filter={"order_by": ["-last_update"]}):
-        artifact = task.get_task(task_id).artifacts.get(name)
-        digest = (artifact.metadata or {}).get(SHA256) if artifact else None
-        if digest and (file := artifact.get_local_copy(extract_archive=False)):
-            found.append((Path(file), digest))
-    return found
+    ids = task.query_tasks(project_name=PROJECT, tags=[tag], task_filter={"order_by": ["-last_update"]})
+    artifacts = [task.get_task(task_id).artifacts.get(name) for task_id in ids]
+    return [artifact for artifact in artifacts if artifact and SHA256 in (artifact.metadata or {})]
+
+
+def _download(artifact) -> Path | None:
+    file = artifact.get_local_copy(extract_archive=False)
+    return Path(file) if file else None

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+OWN_TASK = ("CLEARML_PROC_MASTER_ID", "TRAINS_PROC_MASTER_ID")  # where the SDK notes a process's task; it sets both
 PLACEHOLDERS = ("uploading_file", "failed_uploading")  # the SDK's addresses of weights that aren't there
 
 _agents_tasks = [task_id] if (task_id := os.environ.get("CLEARML_TASK_ID")) else []
@@ -47,7 +48,7 @@ def keep_recent_sessions_in(folder: Path) -> None:
 
 def leave_parents_task() -> None:
     """A program that a task started inherits its id and would report to it, without a task of its own."""
-    for name in ("CLEARML_PROC_MASTER_ID", "TRAINS_PROC_MASTER_ID"):  # the SDK sets both
+    for name in OWN_TASK:
         if os.environ.get(name, "").partition(":")[0] != str(os.getpid()):
             os.environ.pop(name, None)
 
@@ -99,7 +100,7 @@ def abandon_task(task) -> None:
     Task._Task__main_task = Task._Task__forked_proc_main_pid = None
     InterfaceBase._offline_mode = Session._offline_mode = True
     follow_agents_task(False)
-    for name in ("CLEARML_PROC_MASTER_ID", "TRAINS_PROC_MASTER_ID"):
+    for name in OWN_TASK:
         os.environ.pop(name, None)
 
 

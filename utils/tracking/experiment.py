@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,11 @@ from utils.tracking.journal import Description, Journal
 from utils.tracking.models import OFFLINE, PROJECT, Model, fetch_model, link_input_model, store_model, upload_model
 from utils.tracking.offline_runs import SessionEnd, end_session, remove_killed_sessions, runs_dir
 from utils.tracking.server import (
+    Answer,
     ServerGone,
     ask_server,
     call_server,
     correct_status,
-    explain_refusals,
     give_up,
     has_server,
     prepare_clearml,
@@ -81,11 +81,8 @@ class Experiment:
         if not self._online:
             self._describe()
             return
-        try:
-            call_server(self._describe)
-            call_server(self._check_files, longest=1)
-        except ServerGone as error:
-            self._lose(str(error))
+        self._call_server(self._describe)
+        self._call_server(self._check_files, longest=1)
 
     def _describe(self) -> None:
         described = self._description
@@ -143,8 +140,7 @@ class Experiment:
         """A file that the run made, to be downloaded with its digest. Offline it stays where it is until it is
         uploaded."""
         self._artifacts[name] = str(file.absolute())
-        if self._online:
-            self._call_task(upload_artifact, self._task, name, file)
+        self._call_server(upload_artifact, self._task, name, file)
 
     def use_model(self, model_id: str) -> None:
         """Links a model that this run starts from.
@@ -154,8 +150,7 @@ class Experiment:
         """
         model = fetch_model(model_id)
         self._input_models.append(model.id)
-        if self._online:
-            self._call_task(self._link, model)
+        self._call_server(self._link, model)
 
     def _link(self, model: Model) -> None:
         link_input_model(self._task, model.id, len(self._input_models))
@@ -169,21 +164,18 @@ class Experiment:
         lost, the copy is kept here.
         """
         parameters, tags = self._description.parameters, self._description.tags
-        if self._online and not self._lost:
-            try:
-                return call_server(upload_model, self._task, weights, parameters, labels, tags)
-            except ServerGone as error:
-                self._lose(str(error))
-        return store_model(weights, parameters, labels, tags, self.id)
+        model_id = self._call_server(upload_model, self._task, weights, parameters, labels, tags)
+        return model_id or store_model(weights, parameters, labels, tags, self.id)
 
-    def _call_task(self, call, *arguments: Any) -> None:
-        if not self._online:
-            call(*arguments)
-        elif not self._lost:
-            try:
-                call_server(call, *arguments)
-            except ServerGone as error:
-                self._lose(str(error))
+    def _call_server(self, call: Callable[..., Answer], *arguments: Any, **options: Any) -> Answer | None:
+        """As `utils.tracking.server.call_server`; None offline, and where the server is lost or has been."""
+        if not self._online or self._lost:
+            return None
+        try:
+            return call_server(call, *arguments, **options)
+        except ServerGone as error:
+            self._lose(str(error))
+            return None
 
     def _lose(self, reason: str) -> None:
         self._lost = reason
@@ -195,11 +187,7 @@ class Experiment:
 
     def end(self, status: str, reason: str) -> None:
         """Closes it as "completed", "failed" or "stopped"."""
-        if self._online and not self._lost:
-            try:
-                call_server(self._close, status, reason)
-            except ServerGone as error:
-                self._lose(str(error))
+        self._call_server(self._close, status, reason)
         end = SessionEnd(self._started, status, reason, tuple(self._input_models), time.time(), self._artifacts,
                          self.id if self._online else "")
         if self._lost:
@@ -337,8 +325,7 @@ def tagged(tag: str) -> Iterator[None]:
 
 def open_online(description: Description, continues: str = "") -> Experiment:
     """A task on the server. Raises InputError."""
-    with explain_refusals():
-        task = ask_server(_init_task, description, continues)
+    task = ask_server(_init_task, description, continues)
     experiment = Experiment(task, description, continued=task.id == continues)
     experiment.describe()
     return experiment

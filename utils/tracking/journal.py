@@ -20,6 +20,7 @@ import numpy as np
 
 from utils.paths import ROOT
 from utils.tracking.arguments import Argument
+from utils.tracking.clearml_patches import OWN_TASK
 from utils.tracking.offline_runs import SessionEnd
 
 SECONDS = 120  # for writing a session
@@ -70,7 +71,7 @@ class Journal:
             content = {"description": asdict(description), "calls": calls, "end": msgspec.to_builtins(end)}
             (folder / "journal.json").write_text(json.dumps(content), encoding="utf-8")
             environment = {key: value for key, value in os.environ.items()
-                           if key not in ("CLEARML_TASK_ID", "CLEARML_PROC_MASTER_ID", "TRAINS_PROC_MASTER_ID")}
+                           if key not in ("CLEARML_TASK_ID", *OWN_TASK)}
             done = subprocess.run([sys.executable, "-m", __name__, name], cwd=ROOT, capture_output=True, text=True,
                                   check=True, timeout=SECONDS, env={**environment, "CLEARML_OFFLINE_MODE": "1"})
         return done.stdout.split()[-1]

@@ -25,7 +25,7 @@ from utils.provenance import describe_run
 from utils.records import read_intact, write_record
 from utils.tracking.clearml_patches import get_server_address, is_uploaded
 from utils.tracking.offline_runs import load_uploaded_ids, runs_dir
-from utils.tracking.server import ask_server, explain_refusals, has_server, prepare_clearml
+from utils.tracking.server import ask_server, has_server, prepare_clearml
 
 PROJECT = "SAM carries the burden"
 MODEL_NAME = "bone_segmentator"
@@ -202,22 +202,19 @@ def link_input_model(task, model_id: str, number: int) -> None:
 
 def _find_server_models(**query) -> list[Model]:
     """Models on the server with complete weights, newest first."""
-    with explain_refusals():
-        found = ask_server(lambda: [model for model in _query_server(query) if is_uploaded(model.uri)])
+    found = ask_server(lambda: [model for model in _query_server(query) if is_uploaded(model.uri)])
     return [model for each in found if (model := _from_server(each))]
 
 
 def _find_projects() -> list[str]:
     """The ids of this project on the server: a list of one, or of a name that is no id where it has no project yet."""
-    with explain_refusals():
-        found = ask_server(lambda: _open_api().projects.get_all(name=f"^{PROJECT}$", only_fields=["id", "name"]))
+    found = ask_server(lambda: _open_api().projects.get_all(name=f"^{PROJECT}$", only_fields=["id", "name"]))
     return [project.id for project in found if project.name == PROJECT] or ["none yet"]
 
 
 def find_queues() -> list[str]:
     """The names of the server's queues."""
-    with explain_refusals():
-        queues = ask_server(lambda: _open_api().queues.get_all(only_fields=["id", "name"]))
+    queues = ask_server(lambda: _open_api().queues.get_all(only_fields=["id", "name"]))
     return sorted(queue.name for queue in queues)
 
 

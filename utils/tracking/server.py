@@ -147,12 +147,13 @@ def ask_server(call: Callable[..., Answer], *arguments: Any) -> Answer:
     """As `call_server`, where nothing can be done without the answer.
 
     Raises:
-        InputError: also where there is none.
+        InputError: also where there is none, or the credentials are refused.
     """
-    try:
-        return call_server(call, *arguments)
-    except ServerGone as error:
-        raise InputError(f"ClearML: {error}; {REMEDY}") from None
+    with explain_refusals():
+        try:
+            return call_server(call, *arguments)
+        except ServerGone as error:
+            raise InputError(f"ClearML: {error}; {REMEDY}") from None
 
 
 @contextmanager
@@ -177,8 +178,7 @@ def fetch_arguments(task_id: str) -> dict[str, str]:
     Raises:
         InputError: there is no such task, or no server.
     """
-    with explain_refusals():
-        return ask_server(lambda: prepare_clearml().Task.get_task(task_id).get_parameters())
+    return ask_server(lambda: prepare_clearml().Task.get_task(task_id).get_parameters())
 
 
 def correct_status(task, status: str, reason: str) -> None:
