@@ -38,7 +38,7 @@ from utils.options import option_values, options_from, positive_float
 from utils.overlay import add_class_legend, overlay, shrink_to_panel, side_by_side, to_grey
 from utils.paths import RESULTS
 from utils.provenance import describe_run
-from utils.records import read_record, write_record
+from utils.records import find_record, write_record
 from utils.tables import best_median_worst, read_rows, write_rows
 from utils.tracking.experiment import start
 from utils.tracking.models import name_result
@@ -183,8 +183,7 @@ class Evaluation:
     @property
     def title(self) -> str:
         """In the tracker."""
-        masks = "" if self.labels.kind == "raw" else f", masks {self.labels.kind}"
-        return f"evaluate {self.split}, {name_result(self.model.record.parameters)}{masks}"
+        return name_evaluation(self.split, name_result(self.model.record.parameters), self.labels)
 
     def run_if_missing(self) -> Summary:
         """The mean Dice as it was measured before, or else now."""
@@ -209,10 +208,7 @@ class Evaluation:
 
     def _read(self) -> dict[str, Any]:
         """What was measured before; {} if nothing was, or the record of it is damaged."""
-        try:
-            return read_record(self._record, dict[str, Any])
-        except InputError:
-            return {}
+        return find_record(self._record, dict[str, Any]) or {}
 
     @property
     def _record(self) -> Path:
@@ -280,6 +276,11 @@ class Evaluation:
         if self.labels.notice:
             print(f"refined masks: {self.labels.notice}")
         self.model.print_notice()
+
+
+def name_evaluation(split: str, model: str, labels: PseudoLabels) -> str:
+    """In the tracker; `model` as of `name_result`."""
+    return f"evaluate {split}, {model}" + ("" if labels.kind == "raw" else f", masks {labels.kind}")
 
 
 def list_rows(values: Values, labels: Sequence[str], counts: Mapping[str, Mapping[str, int]]) -> list[list[Any]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from scripts.evaluate import Evaluation
+from scripts.evaluate import Evaluation, name_evaluation
 from scripts.study.methods import Setting
 from unet_training.hyper_params import FinalOptions, LossOptions, Schedule
 from unet_training.models import TrainedModel
@@ -77,9 +77,8 @@ class Steps:
         """Returns the key of the step; "" where all masks are there."""
         if labeler.model and has_masks(labels, labeler.model, self.setting):
             return ""
-        kind = "data_processing" if labels.kind == "random_walk" else "inference"
         return self._add(f"{key} masks", f"{labels.stage}, {labeler.name}", labels.made_by,
-                         labels.arguments(self.setting.data), labeler, kind=kind)
+                         labels.arguments(self.setting.data), labeler, kind=labels.task_type)
 
     def train_final(self, key: str, way: Way, labeler: Labeler, masks: str) -> Labeler:
         """`masks` is the key of the step that makes them."""
@@ -98,18 +97,15 @@ class Steps:
 
     def evaluate(self, key: str, labeler: Labeler, labels: PseudoLabels, split: str, masks: str = "") -> None:
         """On unlabeled images, where their ground truth is known."""
-        data, selection = self.setting.data, self.setting.selection
-        if split == "unlabeled" and not all(map(data.has_ground_truth,
-                                                selection.stems(data, self.setting.num_labeled))):
+        if split == "unlabeled" and not self.setting.can_measure_unlabeled():
             return
         if labeler.model and not masks:
-            evaluation = Evaluation(labeler.model, labels, split, selection, self.results_dir)
+            evaluation = Evaluation(labeler.model, labels, split, self.setting.selection, self.results_dir)
             if evaluation.is_done():
                 return
-        of_masks = "" if labels.kind == "raw" else f", masks {labels.kind}"
-        self._add(f"{key} on {split}", f"evaluate {split}, {labeler.name}{of_masks}", "scripts.evaluate",
-                  {**labels.arguments(data), "split": split, "results_dir": self.results_dir}, labeler, masks,
-                  kind="testing")
+        self._add(f"{key} on {split}", name_evaluation(split, labeler.name, labels), "scripts.evaluate",
+                  {**labels.arguments(self.setting.data), "split": split, "results_dir": self.results_dir}, labeler,
+                  masks, kind="testing")
 
     def _add(self, key: str, name: str, module: str, chosen: Mapping[str, Any], labeler: Labeler | None = None,
              *after: str, kind: str = "training") -> str:

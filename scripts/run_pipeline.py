@@ -23,7 +23,6 @@ Writes  what the stages write, and in --results_dir: report.html to look at, tab
 """  # noqa: E501 (a command to copy)
 import argparse
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from scripts.report_page.places import Places
 from scripts.study.methods import Setting, add_setting_arguments
 from scripts.study.refinement_check import check_refinement, describe_drawn, write_checks
 from segment_anything.embeddings import embedding_path
-from segment_anything.options import SamOptions, embedding_bytes
+from segment_anything.options import SamOptions
 from unet_training.hyper_params import (
     RECOMMENDED_FINAL,
     RECOMMENDED_LOSS,
@@ -54,7 +53,7 @@ from utils.options import Preset, add_options, argument_group, positive_int
 from utils.overlay import add_class_legend, overlay, shrink_to_panel, side_by_side, stack, to_grey
 from utils.paths import RESULTS
 from utils.provenance import describe_run
-from utils.records import read_record, write_record
+from utils.records import find_record, write_record
 from utils.tables import write_rows
 from utils.tracking.experiment import tagged
 from utils.tracking.queued_steps import check_queue, run_steps
@@ -150,7 +149,7 @@ def tell_costs(setting: Setting, ways: Sequence[Way]) -> None:
     for sam in dict.fromkeys(way.labels.sam for way in ways if isinstance(way.labels, SamRefined | Recommended)):
         missing = [stem for stem in stems if not embedding_path(sam.folder(setting.data), stem).is_file()]
         if missing and sam.stored:
-            size = len(missing) * embedding_bytes(sam.type_name, sam.precision) / 1e6
+            size = len(missing) * sam.embedding_bytes / 1e6
             print(f"SAM {sam.type_name} will look at {len(missing)} images once and keep {size:,.0f} MB of them in "
                   f"{sam.folder(setting.data)} (--embeddings float16: half of it; none: nothing)")
 
@@ -196,12 +195,13 @@ def run(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -
     headline("evaluation")
     recorded = [{"what": name, "title": NAMES[name], "split": split, "model_id": model.id, "masks": labels.variant,
                  "notice": labels.notice} for name, model, labels, split in measurements]
-    if not all(setting.data.has_ground_truth(stem) for stem in initial.unlabeled_stems(setting.selection)):
+    if not setting.can_measure_unlabeled():
         measurements = [measured for measured in measurements if measured[-1] != "unlabeled"]
     evaluations = [Evaluation(model, masks, split, setting.selection, results_dir)
                    for _, model, masks, split in measurements]
     record, picture = results_dir / "results.json", results_dir / "pipeline.png"
-    is_shown = (all(evaluation.is_done() for evaluation in evaluations) and read_rows_of(record) == recorded
+    shown = find_record(record, dict[str, Any]) or {}  # which models and masks the results that are there came from
+    is_shown = (all(evaluation.is_done() for evaluation in evaluations) and shown.get("rows") == recorded
                 and picture.exists() and (results_dir / "report.html").exists())
     rows = [(name, evaluation.split, evaluation.run_if_missing())
             for (name, *_), evaluation in zip(measurements, evaluations, strict=True)]
@@ -217,13 +217,6 @@ def run(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -
     print_table(setting, prepared, rows)
     print(f"report, table and masks: {results_dir}")
     return rows
-
-
-def read_rows_of(record: Path) -> Any:
-    """Which models and masks the results that are there came from; None without such results."""
-    with suppress(InputError):
-        return read_record(record, dict[str, Any]).get("rows")
-    return None
 
 
 def headline(text: str) -> None:

@@ -176,7 +176,7 @@ def compare(setting: Setting, methods: list[str], results_dir: Path, tolerance: 
         if method.final and labels:  # and not another method's
             quality = replace(on_test, model=labeler or initial, labels=labels, split="unlabeled",
                               surface_tolerance=None)
-            if all(setting.data.has_ground_truth(stem) for stem in initial.unlabeled_stems(setting.selection)):
+            if setting.can_measure_unlabeled():
                 pseudo_label_rows = [(*key, *row, initial.id) for row in measure_once(quality)]
         yield Result(rows, pseudo_label_rows, {"method": name, "n": n, "seed": seed, "initial_model_id": initial.id,
                                                "model_id": model.id, "masks": kind, "test_sha256": test_images})

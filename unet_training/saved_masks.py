@@ -74,8 +74,7 @@ def _make(labels: PseudoLabels, model: TrainedModel, selection: Selection, write
     chosen = {**labels.arguments(model.data), "num_train_samples": model.num_labeled}
     tags = labels.stage, description.name, tag_of(model.id)
     with track(f"{labels.stage}, {name_result(model.record.parameters)}", parameters, tags,
-               kind="data_processing" if labels.kind == "random_walk" else "inference", module=labels.made_by,
-               chosen=chosen) as experiment:
+               kind=labels.task_type, module=labels.made_by, chosen=chosen) as experiment:
         experiment.use_model(model.id)
         estimates: list[np.ndarray] = []
         note_begin(writer)

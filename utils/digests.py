@@ -11,16 +11,16 @@ from pathlib import Path
 
 import msgspec
 
-from utils.errors import InputError
 from utils.locks import exclusive
 from utils.overlap import map_threaded
 from utils.provenance import describe_run
-from utils.records import read_record, write_record
+from utils.records import find_record, write_record
 
 READERS = 4  # threads
 SETTLED = 2 * 10 ** 9  # nanoseconds: within the resolution of its times a file might change twice
 
-_known: dict[str, tuple[str, str]] = {}  # path -> state, digest
+Index = dict[str, tuple[str, str]]  # path -> state, digest
+_known: Index = {}
 
 
 def digest_file(path: Path) -> str:
@@ -39,20 +39,14 @@ def digest_file(path: Path) -> str:
 
 def digest_files(paths: Sequence[Path], index: Path) -> list[str]:
     """Of many files, which `index` keeps for later runs where it can be written. Raises OSError."""
-    kept = _read_index(index)
+    kept = find_record(index, Index) or {}
     _known.update({**kept, **_known})
     digests = list(map_threaded(digest_file, paths, READERS))
     names = [str(path.resolve()) for path in paths]
     if new := {name: _known[name] for name in names if name in _known and kept.get(name) != _known[name]}:
         with suppress(OSError), exclusive(index):
-            write_record(index, {**_read_index(index), **new})
+            write_record(index, {**(find_record(index, Index) or {}), **new})
     return digests
-
-
-def _read_index(path: Path) -> dict[str, tuple[str, str]]:
-    with suppress(InputError):  # it isn't there, or damaged: then it is made anew
-        return read_record(path, dict[str, tuple[str, str]])
-    return {}
 
 
 class _Prepared(msgspec.Struct):
@@ -68,9 +62,8 @@ class Origins:
     def __init__(self, path: Path):
         """`path`: of the file that keeps it."""
         self._path = path
-        self._known: dict[str, tuple[str, str]] = {}  # name -> origin, digest
-        with suppress(InputError):  # not there yet, or damaged: then all is made anew
-            self._known = read_record(path, _Prepared).images
+        known = find_record(path, _Prepared)
+        self._known = known.images if known else {}  # name -> origin, digest
 
     def outdated(self, origins: Mapping[Path, str]) -> list[Path]:
         """Those of the images that aren't there as they were made of these origins."""

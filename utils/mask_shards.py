@@ -20,7 +20,7 @@ import msgspec
 
 from utils.errors import InputError
 from utils.locks import exclusive
-from utils.mask_store import MaskWriter
+from utils.mask_store import MaskWriter, list_parts
 from utils.provenance import describe_run
 from utils.records import read_record, write_record
 
@@ -64,7 +64,7 @@ def merge_masks(path: Path) -> None:
                              f"the folder that isn't meant, one of {', '.join(folder.name for folder in folders)}")
         for folder in folders:
             ends = _find_complete(folder)
-            if path.is_file() and not any(folder.rglob("[!.]*.h5")):
+            if path.is_file() and not list_parts(folder):
                 shutil.rmtree(folder)
                 continue
             attributes = dict(ends[0].attributes)

@@ -124,7 +124,7 @@ class MaskWriter:
     @cached_property
     def _part_files(self) -> dict[str, Path]:
         """Name -> file of every unfinished mask."""
-        return {part.name: part for part in sorted(self.parts.rglob("[!.]*.h5"))}
+        return {part.name: part for part in list_parts(self.parts)}
 
     def _made_of(self, stem: str) -> str | None:
         """As `MaskStore.images`, of the finished or unfinished mask of an image; None where there is none."""
@@ -169,7 +169,7 @@ class MaskWriter:
     def __exit__(self, error_type, error, traceback) -> None:
         if error_type is None and self.shard == WHOLE:
             self.unite([describe_run()])
-        elif error_type and not any(map(_read_part, self.own_parts.rglob("[!.]*.h5"))):  # nothing to resume
+        elif error_type and not any(map(_read_part, list_parts(self.own_parts))):  # nothing to resume
             shutil.rmtree(self.own_parts)
             with suppress(OSError):  # other shards' are there
                 self.parts.rmdir()
@@ -180,8 +180,7 @@ class MaskWriter:
         Args:
             new_runs: that made the parts, as `MaskStore.runs`
         """
-        files = sorted(self.parts.rglob("[!.]*.h5"))
-        parts = {origin["stem"]: part for part in files if (origin := _read_part(part))}
+        parts = {origin["stem"]: part for part in list_parts(self.parts) if (origin := _read_part(part))}
         with new_hdf5(self.path, {}) as united:
             united.attrs.update(self.attributes)
             runs = [*self._finished.runs] if self._finished else []
@@ -195,6 +194,11 @@ class MaskWriter:
                 _copy(parts[stem], [stem], group)
         for leftover in self.path.parent.glob(f"{glob.escape(self.path.name)}.*part"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def list_parts(folder: Path) -> list[Path]:
+    """The files of unfinished masks in a folder, those of all shards, without what is being written."""
+    return sorted(folder.rglob("[!.]*.h5"))
 
 
 def _name_part(stem: str) -> str:

@@ -9,6 +9,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +44,13 @@ def read_record(path: Path, kind: type[Content]) -> Content:
         raise InputError(f"{path}: can't be read ({error.strerror})") from None
     except (ValueError, AttributeError, TypeError, RecursionError) as error:  # of whatever bytes
         raise InputError(f"{path}: a damaged record ({error})") from None
+
+
+def find_record(path: Path, kind: type[Content]) -> Content | None:
+    """As `read_record`, for what can be made anew: None if it is missing or damaged."""
+    with suppress(InputError):
+        return read_record(path, kind)
+    return None
 
 
 def read_intact(paths: Iterable[Path], kind: type[Content]) -> Iterator[tuple[Path, Content]]:

@@ -124,6 +124,10 @@ class Setting:
             check_fills_batch(len(unlabeled), self.schedule.batch_size, f"data set {self.data.description.name}",
                               "unlabeled images")
 
+    def can_measure_unlabeled(self) -> bool:
+        """Whether the ground truth of all images for pseudo labels is known."""
+        return all(map(self.data.has_ground_truth, self.selection.stems(self.data, self.num_labeled)))
+
     def load(self, model_id: str) -> TrainedModel:
         return TrainedModel.load(fetch_model(model_id), self.data, self.device, self.machine.infer_batch_size)
 

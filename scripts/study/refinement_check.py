@@ -128,9 +128,9 @@ def write_checks(path: Path, checks: Sequence[RefinementCheck]) -> None:
 
 def describe_drawn(labels: PseudoLabels, model: TrainedModel, stems: Sequence[str]) -> str:
     """How many of these images' saved masks SAM drew, and why not the others; "" if it isn't SAM that refines."""
-    store = open_saved_masks(labels, model)
     if labels.kind != "sam":
         return ""
+    store = open_saved_masks(labels, model)
     drawn = ~np.isnan([store.estimated_dice(stem) for stem in stems])
     kept = np.stack([store.mask(stem).any(axis=(1, 2)) for stem in stems]) & ~drawn
     never = [label for label, is_drawn in zip(model.data.description.labels, drawn.any(axis=0), strict=True)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from segment_anything.embeddings import load_embedding
 from segment_anything.options import Sam
 from segment_anything.refinement.refine import RefinementOptions, refine_all
-from segment_anything.registry import default_checkpoint, get_sam_type
+from segment_anything.registry import get_sam_type
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from segment_anything.tuned_decoder import STAGE
 from unet_training import trainer
@@ -100,7 +100,8 @@ class DecoderTuning:
         dataset = self.initial.data.description.name
         with start(f"train {name_result(self.parameters)} {self.sam.type_name}", self.parameters,
                    (STAGE, self.sam.type_name, dataset), module="scripts.finetune_sam",
-                   chosen={"model_id": self.initial.id, "sam_checkpoint": self._checkpoint}) as experiment:
+                   chosen={"model_id": self.initial.id, "sam_checkpoint": self.sam.checkpoint_argument(
+                       self.initial.data.data_dir)}) as experiment:
             experiment.use_model(self.initial.id)
             best = self._fit(decoder, examples, validation, experiment)
             model_id = _publish(best, experiment, self.initial.data.description.labels)
@@ -110,12 +111,6 @@ class DecoderTuning:
             print(f"fine-tuned SAM: {self.sam.notice}")
         print(f"model id: {model_id}")
         return model_id
-
-    @property
-    def _checkpoint(self) -> Path | None:
-        """As an argument."""
-        usual = default_checkpoint(self.sam.type_name, self.initial.data.data_dir)
-        return None if self.sam.checkpoint == usual else self.sam.checkpoint
 
     def _fit(self, decoder: TrainableDecoder, examples: Sequence[Sequence[Example]], validation: "Validation",
              experiment: Experiment) -> nn.Module:

@@ -24,7 +24,7 @@ from utils.left_out import leave_out
 from utils.locks import exclusive
 from utils.names import name_some
 from utils.overlap import map_threaded
-from utils.records import read_record, write_record
+from utils.records import find_record, write_record
 from utils.tables import matching_stems, read_stems
 
 UNLABELED_SAMPLE = 500
@@ -314,10 +314,8 @@ def open_dataset(name: str, data_dir: Path, input_size: Sequence[int] | None = N
 
 
 def _read_readable(record: Path) -> set[str]:
-    """Origins of images that could be read."""
-    with suppress(InputError):  # it isn't there, or damaged: then all are tried
-        return set(read_record(record, dict[str, list[str]])["origins"])
-    return set()
+    """Origins of images that could be read; where there is no record all are tried."""
+    return set((find_record(record, dict[str, list[str]]) or {}).get("origins", ()))
 
 
 def load_image(path: Path, description: DatasetDescription) -> np.ndarray:

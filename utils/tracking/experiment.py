@@ -26,7 +26,7 @@ import numpy as np
 from utils.errors import InputError
 from utils.locks import check_writable, exclusive, hold
 from utils.provenance import describe_run
-from utils.records import read_record, write_record
+from utils.records import find_record, write_record
 from utils.tracking.arguments import describe_arguments, get_module
 from utils.tracking.artifacts import upload_artifact
 from utils.tracking.clearml_patches import (
@@ -299,10 +299,8 @@ class BegunTask:
         """Its id; "" if there is none of this server, or nothing to resume."""
         if not (has_server() and self._state.exists()):
             return ""
-        with suppress(InputError):  # it isn't there, or damaged
-            known = read_record(self._record, dict[str, str])
-            return known["task"] if known["server"] == get_server_address() else ""
-        return ""
+        known = find_record(self._record, dict[str, str]) or {}
+        return known["task"] if known.get("server") == get_server_address() else ""
 
     def note(self, task_id: str) -> None:
         if has_server():
