@@ -23,7 +23,8 @@ test-fast: .venv/installed  ## check the style, run the tests that take less tha
 	$(BIN)/python -m pytest -m "not slow"
 
 stress: .venv/installed  ## kill every stage 20 times, damage 20,000 files (half an hour)
-	STRESS=20 $(BIN)/python -m pytest -s -q -p no:warnings tests/test_kills.py tests/test_fuzzing.py
+	OMP_NUM_THREADS=1 STRESS=20 $(BIN)/python -m pytest -n logical --maxprocesses 4 -rP -p no:warnings \
+	    tests/test_kills.py tests/test_fuzzing.py
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
