@@ -8,7 +8,7 @@ from pathlib import Path
 
 from utils.digests import digest_file
 from utils.files import atomic_path
-from utils.tracking.models import PROJECT
+from utils.tracking.models import OFFLINE, PROJECT
 from utils.tracking.server import ask_server, has_server, prepare_clearml
 
 SHA256 = "sha256"
@@ -27,7 +27,7 @@ def are_uploaded() -> bool:
 
 def tag_of(model_id: str) -> str:
     """Of the tasks that made something of a model."""
-    return f"of {model_id[:8]}"
+    return f"of {model_id.removeprefix(OFFLINE)[:8]}"
 
 
 def upload_artifact(task, name: str, file: Path) -> None:
@@ -52,7 +52,8 @@ def fetch_file(model_id: str, name: str, path: Path, is_wanted: Callable[[Path],
         if not file:
             continue
         if digest_file(file) != artifact.metadata[SHA256]:
-            print(f"{name} of model {model_id}: the server has a damaged copy, which is left out")
+            print(f"{name} of model {model_id}: the server's copy is damaged, so it is left out; the stage that makes "
+                  "it, run here, puts a sound one there")
         elif is_wanted(file):
             with atomic_path(path) as temporary:
                 shutil.copyfile(file, temporary)
@@ -70,5 +71,5 @@ def _find(tag: str, name: str) -> list:
 
 
 def _download(artifact) -> Path | None:
-    file = artifact.get_local_copy(extract_archive=False)
+    file = artifact.get_local_copy(extract_archive=False, force_download=True)  # an earlier one may be a damaged one
     return Path(file) if file else None

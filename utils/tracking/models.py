@@ -1,11 +1,13 @@
 """Trained models, found by id or by the parameters that made them.
 
 Offline they are files, the weights and model.json in `<runs_dir>/models/<model id>/`; otherwise ClearML's output
-models.
+models. One that was made offline keeps its id when it is uploaded, so that what was made of it is found on every
+machine; the server's id is another name of it.
 """
 import itertools
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +26,7 @@ from utils.locks import hold, remove_leftovers
 from utils.provenance import describe_run
 from utils.records import read_intact, write_record
 from utils.tracking.clearml_patches import get_server_address, is_uploaded
-from utils.tracking.offline_runs import load_uploaded_ids, runs_dir
+from utils.tracking.offline_runs import find_offline_id, load_uploaded_ids, runs_dir
 from utils.tracking.server import ask_server, has_server, prepare_clearml
 
 PROJECT = "SAM carries the burden"
@@ -43,6 +45,7 @@ class Model:
 
     `parameters` are those of the task that made it, with their types; `labels` are in channel order; `created` is in
     seconds since 1970. `weights` is a local file; a model on a server is downloaded when it is first asked for.
+    `server_id` is its name on the server that it comes from, "" for one that is a file.
     """
     id: str
     parameters: dict
@@ -51,6 +54,7 @@ class Model:
     task_id: str
     created: float
     get_weights: Callable[[], Path] = field(repr=False, compare=False)
+    server_id: str = ""
 
     @property
     def weights(self) -> Path:
@@ -60,22 +64,27 @@ class Model:
 def fetch_model(model_id: str) -> Model:
     """The model of that id, with its weights as a local file.
 
-    An id that was made offline stays good when there is a server.
+    Of one that was made offline and uploaded since, its id and the server's are both good.
 
     Raises:
         InputError: there is no such model, or its weights can't be had. The message lists what there is.
     """
-    for model in (*load_local_models(), *_fetched):
-        if model.id == model_id:
-            return model
+    if model := _find_known(model_id) or _find_known(find_offline_id(model_id)):
+        return model
     places = f"in {runs_dir()}"
     if has_server():
-        models = _find_server_models(id=[model_id])
+        models = _find_server_models(**{"tags" if model_id.startswith(OFFLINE) else "id": [model_id]})
         if models:
             _fetched.append(models[0])
             return models[0]
         places += f" and on {get_server_address()} in the project '{PROJECT}'"
     raise InputError(f"model id {model_id}: there is no such model {places}; there are: {describe(find_models())}")
+
+
+def _find_known(model_id: str) -> Model | None:
+    """A model that is a file, or was fetched before."""
+    known = [*load_local_models(), *_fetched] if model_id else []
+    return next((model for model in known if model_id in (model.id, model.server_id)), None)
 
 
 def find_models(**parameters) -> list[Model]:
@@ -85,8 +94,9 @@ def find_models(**parameters) -> list[Model]:
     """
     models = load_local_models()
     if has_server():
-        uploaded = set(load_uploaded_ids(get_server_address()).values())
-        models += [model for model in _find_server_models(project=_find_projects()) if model.id not in uploaded]
+        known = {model.id for model in models} | set(load_uploaded_ids(get_server_address()).values())
+        models += [model for model in _find_server_models(project=_find_projects())
+                   if not known & {model.id, model.server_id}]
     matching = [model for model in models if parameters.items() <= model.parameters.items()]
     return sorted(matching, key=attrgetter("created"), reverse=True)
 
@@ -173,6 +183,8 @@ def upload_model(task, weights: Path, parameters: Mapping, labels: Sequence[str]
     """Makes the weights an output model of a ClearML task, and returns its id. The server learns of the model when they
     have arrived, so that an upload that fails leaves none.
 
+    Args:
+        tags: one that was made offline has its id among them
     Raises:
         OSError: they have not arrived.
     """
@@ -190,7 +202,8 @@ def upload_model(task, weights: Path, parameters: Mapping, labels: Sequence[str]
 
 
 def link_input_model(task, model_id: str, number: int) -> None:
-    """Names the model on the server as the `number`-th, from 1, that a ClearML task starts from."""
+    """Names the model of that id, the server's or that of an uploaded one here, as the `number`-th, from 1, that a
+    ClearML task starts from."""
     model_id = load_uploaded_ids(get_server_address()).get(model_id, model_id)
     if model_id.startswith(OFFLINE):
         print(f"model {model_id} is not on the server, so the task can't link to it; "
@@ -239,8 +252,10 @@ def _from_server(model) -> Model | None:
         parameters = json.loads(model.design["design"])
         if not isinstance(parameters, dict):
             raise ValueError(parameters)
-        return Model(model.id, parameters, tuple(labels), tuple(model.tags or ()), model.task,
-                     model.created.timestamp(), partial(_download, model.id, model.uri))
+        tags = tuple(model.tags or ())
+        model_id = next((tag for tag in tags if re.fullmatch(f"{OFFLINE}[0-9a-f]{{32}}", tag)), model.id)
+        return Model(model_id, parameters, tuple(labels), tuple(tag for tag in tags if tag != model_id), model.task,
+                     model.created.timestamp(), partial(_download, model_id, model.uri), model.id)
     except (AttributeError, KeyError, TypeError, ValueError):  # of whatever somebody else has put there
         say_once(f"left out: model {model.id} on the server, which doesn't say by its labels and configuration how it "
                  "was trained here")

@@ -75,6 +75,12 @@ def load_uploaded_ids(server: str) -> dict[str, str]:
     return _load_uploads().get(server, {})
 
 
+def find_offline_id(server_id: str) -> str:
+    """The id that a task or model had before it was brought to a server; "" for others. Raises InputError as above."""
+    pairs = (pair for ids in _load_uploads().values() for pair in ids.items())
+    return next((old_id for old_id, new_id in pairs if new_id == server_id), "")
+
+
 def remember_upload(server: str, old_id: str, new_id: str) -> None:
     """Records that a task or model is on `server`."""
     uploaded = _load_uploads()

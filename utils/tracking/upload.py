@@ -45,7 +45,7 @@ def _upload_session(session: Session) -> Iterator[tuple[str, str]]:
         _say_when(task, session)
         for model in models:
             if model.id not in done:
-                new_id = upload_model(task, model.weights, model.parameters, model.labels, model.tags)
+                new_id = upload_model(task, model.weights, model.parameters, model.labels, [*model.tags, model.id])
                 remember_upload(server, model.id, new_id)
                 yield model.id, new_id
         for number, model_id in enumerate(session.end.input_models, 1):
