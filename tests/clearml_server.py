@@ -19,6 +19,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
+NEXT = {"created": ("queued", "in_progress"), "queued": ("created", "in_progress"),
+        "in_progress": ("stopped", "failed", "created", "completed"),
+        "stopped": ("created", "failed", "in_progress", "completed", "queued"), "failed": ("created", "stopped"),
+        "completed": ("in_progress", "created")}  # statuses that a task can have after one, without force
 
 
 class ClearMLServer:
@@ -73,6 +77,8 @@ class ClearMLServer:
 
     def tasks_get_all(self, body: dict) -> dict:
         wanted = [self.tasks[key] for key in body.get("id") or self.tasks if key in self.tasks]
+        if "-last_update" in (body.get("order_by") or ()):
+            wanted.reverse()
         return {"tasks": [task for task in wanted if set(body.get("tags") or ()) <= set(task.get("tags") or ())]}
 
     def tasks_edit(self, body: dict) -> dict:
@@ -84,12 +90,19 @@ class ClearMLServer:
         return {"updated": 1, "fields": {}}
 
     def tasks_add_or_update_artifacts(self, body: dict) -> dict:
+        self._check_open(body)
         artifacts = self.tasks[body["task"]]["execution"].setdefault("artifacts", [])
         names = {artifact["key"] for artifact in body["artifacts"]}
         artifacts[:] = [*(artifact for artifact in artifacts if artifact["key"] not in names), *body["artifacts"]]
         return {"updated": 1}
 
+    def _check_open(self, body: dict) -> None:
+        status = self.tasks[body["task"]]["status"]
+        if status not in ("created", "in_progress"):
+            raise ValueError(f"task is {status}, not in progress")
+
     def tasks_edit_hyper_params(self, body: dict) -> dict:
+        self._check_open(body)
         hyperparams = self.tasks[body["task"]].setdefault("hyperparams", {})
         for item in body["hyperparams"]:
             hyperparams.setdefault(item["section"], {})[item["name"]] = item
@@ -108,8 +121,8 @@ class ClearMLServer:
 
     def _change_status(self, body: dict, status: str) -> dict:
         task = self.tasks[body["task"]]
-        if task["status"] not in ("created", "in_progress") and not body.get("force"):
-            raise ValueError(f"task is {task['status']}, not in progress")
+        if status not in (task["status"], *NEXT[task["status"]]) and not body.get("force"):
+            raise ValueError(f"task is {task['status']}, and can't be {status}")
         task.update(status=status, status_reason=body.get("status_reason"), status_message=body.get("status_message"))
         return {"updated": 1, "fields": {}}
 
@@ -124,6 +137,12 @@ class ClearMLServer:
 
     def tasks_stopped(self, body: dict) -> dict:
         return self._change_status(body, "stopped")
+
+    def tasks_stop(self, body: dict) -> dict:
+        """What "Abort" in the web UI asks for. A task that an agent runs is only told so: its worker ends it."""
+        if "development" in (self.tasks[body["task"]].get("system_tags") or ()):
+            return self._change_status({**body, "status_message": "Stopped by somebody"}, "stopped")
+        return self._change_status({**body, "status_message": "stopping"}, self.tasks[body["task"]]["status"])
 
     def queues_get_all(self, body: dict) -> dict:
         name = body.get("name", "")
@@ -157,7 +176,8 @@ class ClearMLServer:
     def models_get_all(self, body: dict) -> dict:
         wanted = [model for key, model in self.models.items() if key in body.get("id", self.models)
                   and model.get("project") in body.get("project", [model.get("project")])
-                  and model.get("task") in body.get("task", [model.get("task")])]
+                  and model.get("task") in body.get("task", [model.get("task")])
+                  and set(body.get("tags") or ()) <= set(model.get("tags") or ())]
         newest_first = sorted(wanted, key=lambda model: model["created"], reverse=True)
         begin = body.get("page", 0) * body.get("page_size", 500)
         return {"models": newest_first[begin:begin + body.get("page_size", 500)]}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -74,12 +74,12 @@ def fit(prepared: Prepared, schedule: Schedule, device: torch.device, experiment
     history = resume(state_file, model, optimizer, scheduler, device)
     for epoch, record in enumerate([] if experiment.continued else history):
         _report(experiment, record, labels, epoch)
-    state = _Unsaved(state_file, model, optimizer, scheduler, history, device)
     progress = tqdm(range(len(history), schedule.epochs), desc="training", unit="epoch",
                     initial=len(history), total=schedule.epochs, disable=rank() > 0)
     trained = average_gradients(model, device)
     agree_on_random_numbers(device)
-    with _ending_workers(prepared.train_batches), state:
+    with _ending_workers(prepared.train_batches), \
+            Unsaved(state_file, model, optimizer, scheduler, history, device) as state:
         for epoch in progress:
             lr = optimizer.param_groups[0]["lr"]
             statistics = prepared.run_epoch(trained, prepared.train_batches, prepared.loss, optimizer, device,
@@ -96,9 +96,12 @@ def fit(prepared: Prepared, schedule: Schedule, device: torch.device, experiment
     _report_result(experiment, history[-1])
 
 
-class _Unsaved:
-    """The state after the last epoch, written from time to time, and at once where a training is interrupted: by Ctrl-C
-    or by a job scheduler's SIGTERM, in the middle of an epoch."""
+class Unsaved:
+    """The state after the last epoch, for `resume`: written from time to time, and at once where a training is
+    interrupted, in the middle of an epoch: by Ctrl-C, a job scheduler's SIGTERM or an abort in the tracker's web UI.
+
+    A context manager around the epochs.
+    """
 
     def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
                  scheduler: torch.optim.lr_scheduler.LRScheduler, history: list[dict], device: torch.device):
@@ -117,8 +120,8 @@ class _Unsaved:
         save_tensors(self._path, self._state)
         self._state, self._saved = None, time.monotonic()
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, KeyboardInterrupt | SystemExit) and self._state:
@@ -210,12 +213,6 @@ def _copy(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copy(each) for key, each in value.items()}
     return [_copy(each) for each in value] if isinstance(value, list) else value
-
-
-def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
-               scheduler: torch.optim.lr_scheduler.LRScheduler, history: list[dict], device: torch.device) -> None:
-    """Keeps an unfinished training, with the records of its epochs, for `resume`."""
-    save_tensors(path, copy_state(model, optimizer, scheduler, history, device))
 
 
 def resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,

@@ -18,7 +18,6 @@ from utils.options import is_options, option_values
 from utils.paths import training_state
 from utils.provenance import describe_run
 from utils.ranks import rank
-from utils.tracking.experiment import BegunTask
 from utils.tracking.models import find_models, name_result
 from utils.tracking.offline_runs import runs_dir
 
@@ -91,11 +90,8 @@ def _train(stage: TrainingStage, device: torch.device) -> str:
         check_writable(folder)
     prepared = stage.prepare(device)
     chosen = {"model_id": stage.parameters.get("initial_model_id"), "final_epochs": None}
-    begun = BegunTask(state_file)
     with track(f"train {name_result(stage.parameters)}", stage.parameters, stage.tags, module=stage.module,
-               chosen=chosen, continues=begun.find()) as experiment:
-        if rank() == 0:
-            begun.note(experiment.id)
+               chosen=chosen, state=state_file) as experiment:
         for model_id in stage.input_models:
             experiment.use_model(model_id)
         fit(prepared, stage.schedule, device, experiment, state_file)
@@ -103,7 +99,6 @@ def _train(stage: TrainingStage, device: torch.device) -> str:
             return ""
         origin = {**describe_run(), "images": stage.images.origins, "models": list(stage.input_models)}
         model_id = publish(experiment, prepared.network, prepared.training, state_file, origin)
-        begun.forget()
         experiment.note(f"model id: {model_id}")
     if notice := getattr(prepared.network, "notice", ""):
         print(f"{prepared.network.architecture}: {notice}")

@@ -6,16 +6,26 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.clearml_server import ClearMLServer, running_server
-from tests.fresh_process import ROOT
+from tests.fresh_process import ROOT, printed, run_code
 from tests.stage_runs import SMALL, N
+from unet_training.checkpoint import Training, save_checkpoint
+from unet_training.models import DataOptions, Selection, TrainedModel
+from unet_training.networks.u_net import UNet
+from unet_training.pseudo_labels import Raw
+from unet_training.saved_masks import save_masks
+from utils.files import load_tensors
+from utils.tracking.experiment import start
+from utils.tracking.models import fetch_model
 
 AGENT = ROOT / ".agent" / "bin" / "clearml-agent"
 TINY = [*N, *SMALL, "--epochs", "1", "--sam_type", "demo"]
@@ -73,6 +83,110 @@ def shown(task: dict) -> dict[str, str]:
     """The arguments of a task by name."""
     return {name: item["value"] for section in task["hyperparams"].values() for name, item in section.items()}
 
+
+ABORTED = """
+import argparse, time
+from pathlib import Path
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+from unet_training.checkpoint import Training
+from unet_training.epoch import bce_loss, train_epoch
+from unet_training.hyper_params import Schedule
+from unet_training.networks.u_net import UNet
+from unet_training.trainer import Prepared, fit
+from utils.cli import run_stage
+from utils.tracking.experiment import start
+
+def run_epoch(*arguments):
+    time.sleep(0.5)
+    return train_epoch(*arguments)
+
+def main(args):
+    torch.manual_seed(0)
+    data, cpu = TensorDataset(torch.rand(2, 1, 32, 48), torch.rand(2, 2, 32, 48) < 0.5), torch.device("cpu")
+    model, batches = UNet(2, base_width=2, n_last_channel=2), DataLoader(data, 2)
+    with start("train", {"stage": "initial"}, state=args.state) as experiment:
+        fit(Prepared(model, model, batches, batches, bce_loss([1.0, 2.0], cpu),
+                     Training("phantom", ("left", "right"), (32, 48), 0.4, 0.2), run_epoch=run_epoch),
+            Schedule(999), cpu, experiment, args.state)
+
+parser = argparse.ArgumentParser(prog="python -m stage")
+parser.add_argument("state", type=Path)
+for _ in range(2):
+    try:
+        run_stage(main, parser)
+    except SystemExit as end:
+        print("ended:", end.code, flush=True)
+"""
+
+MASKS = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+from scripts import save_random_walk_segmentations, upload_offline_runs
+from unet_training.models import DataOptions, Selection, TrainedModel
+from unet_training.nnunet import training as nnunet_training
+from unet_training.nnunet.nnunet import NNUNetOptions
+from unet_training.pseudo_labels import Mask, NNUNetMasks, Raw
+from unet_training.saved_masks import masks_path, open_saved_masks, save_masks
+from utils.cli import run_stage
+from utils.errors import InputError
+from utils.tracking.experiment import start
+from utils.tracking.models import fetch_model, find_models
+from utils.tracking.offline_runs import load_uploaded_ids
+
+data_dir, folder, files, old = Path(sys.argv[1]), *map(Path, sys.argv[2:4]), sys.argv[4]
+CPU = torch.device("cpu")
+
+def seen_from(machine, model_id=old):
+    data = DataOptions("phantom", data_dir, folder / machine).open((32, 48))
+    return TrainedModel.load(fetch_model(model_id), data, CPU)
+
+first = seen_from("first")
+own = masks_path(Raw(), first).read_bytes()
+upload_offline_runs.main(None)
+new = load_uploaded_ids(os.environ["CLEARML_API_HOST"])[old]
+assert [model.id for model in find_models(stage="initial")] == [old]
+assert open_saved_masks(Raw(), seen_from("first", new)).path == masks_path(Raw(), first)
+
+os.environ["SAM_BURDEN_RUNS"] = str(folder / "runs of the second")
+assert [model.id for model in find_models(stage="initial")] == [old]
+for model_id in (new, old):
+    assert open_saved_masks(Raw(), seen_from("first", model_id)).path == masks_path(Raw(), first)  # one network folder
+assert open_saved_masks(Raw(), seen_from("second", new)).path.read_bytes() == own
+with start("next", {}) as experiment:
+    experiment.use_model(new)
+print("uploaded as:", new)
+
+NNUNetMasks.compute = lambda _, model, stems: (Mask(stem, np.eye(17 * 32, 48, dtype=bool).reshape(17, 32, 48))
+                                               for stem in stems)
+NNUNetMasks.check = lambda _: None
+made_with = nnunet_training.identity(NNUNetOptions(), 42, first)
+with start("nnU-Net", {**made_with, "initial_model_id": old}) as experiment:
+    (folder / "nnunet.zip").write_bytes(b"of nnU-Net")
+    nnunet_id = experiment.save_model(folder / "nnunet.zip", first.data.description.labels)
+labels = NNUNetMasks(NNUNetOptions(), 42)
+made = save_masks(labels, first, Selection())
+fetched = open_saved_masks(labels, seen_from("second"))
+assert fetched.path != made and fetched.path.read_bytes() == made.read_bytes()
+assert fetched.attributes["nnunet_model_id"] == nnunet_id
+
+for stored in files.rglob("raw.h5"):
+    stored.write_bytes(stored.read_bytes()[:-1] + b"!")
+try:
+    open_saved_masks(Raw(), seen_from("third"))
+except InputError as error:
+    print("missing:", error)
+assert not masks_path(Raw(), seen_from("third")).exists()
+save_masks(Raw(), seen_from("third"), Selection())
+print("made anew")
+assert sorted(open_saved_masks(Raw(), seen_from("fourth")).images.items()) == sorted(
+    open_saved_masks(Raw(), first).images.items())
+run_stage(save_random_walk_segmentations.main, save_random_walk_segmentations.get_args_parser(),
+          ["--dataset", "phantom", "--data_dir", str(data_dir), "--derived_dir", str(folder / "first"),
+           "--model_id", old, "--no-upload_masks"])
+"""
 
 needs_agent = pytest.mark.skipif(not AGENT.exists(), reason="no ClearML agent; `make .agent/installed` installs it")
 
@@ -182,3 +296,60 @@ def test_agents_run_a_pipeline_from_a_queue(phantom_data_dir, tmp_path):
         assert shown(tasks[name])["model_id"] == models[final if name == last else initial]
     tables = [(tmp_path / copy / "results" / "table.csv").read_text() for copy in ("queued", "alone")]
     assert tables[0] == tables[1] and len(tables[0].splitlines()) == 5
+
+
+@pytest.mark.slow
+def test_an_abort_in_the_web_ui_is_as_ctrl_c(tmp_path):
+    """Twice, so that the second run is one that goes on."""
+    state, script, ends = tmp_path / "state.pt", tmp_path / "stage.py", []
+    script.write_text(ABORTED)
+    with running_server(tmp_path / "files") as server:
+        stage = subprocess.Popen([sys.executable, script, state], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                 text=True, env={**environment_of(tmp_path, server), "PYTHONPATH": str(ROOT)})
+        for _ in range(2):
+            reported = len(epochs_of(server))
+            while len(epochs_of(server)) == reported and stage.poll() is None:
+                time.sleep(0.05)
+            task, = server.tasks.values()
+            server.tasks_stop({"task": task["id"]})
+            assert task["status"] == "stopped"
+            ends.append(next(line for line in stage.stdout if line.startswith("ended")))
+            assert len(load_tensors(state)["history"]) == len(epochs_of(server))
+        errors = stage.communicate()[1]
+    assert ends == ["ended: 130\n"] * 2 and stage.returncode == 0
+    assert epochs_of(server) == list(range(len(epochs_of(server))))  # none twice
+    assert (task["status"], task["status_message"]) == ("stopped", "aborted in the web UI")
+    lines = [line for line in errors.splitlines() if line.strip() and "epoch" not in line]  # of a progress bar
+    assert lines == ["python -m stage: interrupted; the same command resumes where it stopped"] * 2
+
+
+def epochs_of(server: ClearMLServer) -> list[int]:
+    """Whose loss was reported, in their order."""
+    return [event["iter"] for event in server.events if event.get("metric") == "loss" and event["variant"] == "train"]
+
+
+@pytest.mark.slow
+def test_masks_travel_by_the_server_under_any_id_of_their_model(phantom_data_dir, tmp_path, monkeypatch):
+    """Made offline and uploaded; made by nnU-Net; damaged on the server; kept here."""
+    monkeypatch.setenv("SAM_BURDEN_RUNS", str(tmp_path / "runs"))
+    data = DataOptions("phantom", phantom_data_dir, tmp_path / "first").open((32, 48))
+    labels, weights = data.description.labels, tmp_path / "unet.pt"
+    save_checkpoint(weights, UNet(len(labels), 2, 2), Training("phantom", labels, (32, 48), 0.4, 0.2))
+    parameters = {"stage": "initial", "dataset": "phantom", "num_train_samples": 3, "architecture": "u_net"}
+    with start("train", parameters) as experiment:
+        model_id = experiment.save_model(weights, labels)
+    save_masks(Raw(), TrainedModel.load(fetch_model(model_id), data, torch.device("cpu")), Selection())
+    with running_server(tmp_path / "files") as server:
+        output = run_code(MASKS, str(phantom_data_dir), str(tmp_path), str(server.files), model_id, folder=tmp_path,
+                          runs=tmp_path / "runs", server=server)
+    new = printed("uploaded as", output)
+    assert f"{model_id} -> {new}" in output
+    tasks = {task["name"]: task for task in server.tasks.values()}
+    assert [model["model"] for model in tasks["next"]["models"]["input"]] == [new]
+    told = [line for line in output.partition("made anew")[0].splitlines() if "damaged" in line]
+    assert told and all(line.startswith(f"raw of model {model_id}: the server's copy is damaged") for line in told)
+    assert "no such masks; make them with `python -m scripts.save_segmentations`" in printed("missing", output)
+    artifacts = {name: [artifact["key"] for artifact in task["execution"].get("artifacts", [])]
+                 for name, task in tasks.items()}
+    assert "raw" in artifacts["predict, initial phantom n=3"]
+    assert artifacts["random_walk, initial phantom n=3"] == ["run"]

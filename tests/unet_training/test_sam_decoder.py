@@ -1,5 +1,9 @@
 """Fine-tuning of SAM's mask decoder."""
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -20,7 +24,6 @@ from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from segment_anything.tuned_decoder import TunedDecoder
 from tests.small_sam import register_small_sam
 from tests.stage_runs import N, run
-from unet_training import trainer
 from unet_training.models import ModelOptions, TrainedModel, choose_record
 from unet_training.sam_decoder import prompts, step, training
 from unet_training.sam_decoder.examples import Augmentation, Example
@@ -33,7 +36,7 @@ from utils.errors import InputError
 from utils.files import read_grey
 from utils.grey import STORED
 from utils.mask_store import MaskStore
-from utils.tracking.experiment import Experiment
+from utils.tracking.experiment import Experiment, start
 from utils.tracking.models import fetch_model, find_models, store_model
 
 CPU = torch.device("cpu")
@@ -235,23 +238,38 @@ def tuning(initial, monkeypatch, tmp_path) -> DecoderTuning:
     return DecoderTuning(TuningOptions(epochs=3, images_per_epoch=4, folds=0, augmented=1), 7, sam, initial)
 
 
+@contextmanager
+def start_continued(tuning: DecoderTuning, *arguments, state: Path, **options) -> Iterator[Experiment]:
+    """A run that continues the task of an interrupted one, which is noted beside the training's state."""
+    assert state == tuning._state_file and state.exists()
+    with start(*arguments, state=state, **options) as experiment:
+        experiment.continued = True
+        yield experiment
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_ends_in_the_same_decoder(tuning, monkeypatch):
     curves = []
     monkeypatch.setattr(Experiment, "scalar", lambda _, *point: curves.append(point))
     whole = fetch_model(tuning.run())
     expected, steps = curves.copy(), iter(range(9))  # of twelve: in the third epoch
+
+    def train_until_interrupted(*given) -> float:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return step.train_on(*given)
+
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "SECONDS_BETWEEN_STATES", 0)
-        patch.setattr(training, "train_on", lambda *given: step.train_on(*given) if next(steps, None) is not None
-                      else pytest.exit("interrupted"))
-        with pytest.raises(pytest.exit.Exception):
+        patch.setattr(training, "train_on", train_until_interrupted)
+        with pytest.raises(KeyboardInterrupt):
             tuning.run()
     curves.clear()
     calls = []
     monkeypatch.setattr(training, "train_on", lambda *given: calls.append(given) or step.train_on(*given))
-    resumed = fetch_model(tuning.run())
-    assert len(calls) == 4 and curves == expected
+    with monkeypatch.context() as patch:  # as where a server has the task with its curves
+        patch.setattr(training, "start", partial(start_continued, tuning))
+        resumed = fetch_model(tuning.run())
+    assert len(calls) == 4 and curves == [point for point in expected if point[-1] == 3]
     weights = [safetensors.torch.load_file(model.weights) for model in (whole, resumed)]
     own = load_prompt_modules("small", tuning.sam.checkpoint)["mask_decoder"].state_dict()
     assert weights[0].keys() == weights[1].keys() == own.keys()

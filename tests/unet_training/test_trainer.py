@@ -13,6 +13,7 @@ from unet_training.hyper_params import Schedule
 from unet_training.networks.u_net import UNet
 from unet_training.trainer import Prepared, fit, publish
 from utils.errors import InputError
+from utils.files import save_tensors
 from utils.options import positive_float
 
 CPU = torch.device("cpu")
@@ -168,7 +169,7 @@ def test_the_random_numbers_of_the_gpu_that_trains_go_on(tmp_path, monkeypatch):
     model, second = UNet(2, base_width=2, n_last_channel=2), torch.device("cuda", 1)
     optimizer = torch.optim.AdamW(model.parameters())
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    trainer.save_state(tmp_path / "state.pt", model, optimizer, scheduler, [], second)
+    save_tensors(tmp_path / "state.pt", trainer.copy_state(model, optimizer, scheduler, [], second))
     for gpu in gpus:
         gpu.fill_(9)
     trainer.resume(tmp_path / "state.pt", model, optimizer, scheduler, second)

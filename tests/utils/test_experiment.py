@@ -104,14 +104,12 @@ assert model.weights.read_bytes() == b"initial" and model.parameters == PARAMETE
 """
 
 RESUMED = """
-from utils.tracking.experiment import BegunTask, start
+from utils.tracking.experiment import start
 from pathlib import Path
 state = Path(sys.argv[1])
-begun = BegunTask(state)
 for interrupted in (True, False):
     try:
-        with start("train", {"stage": "initial"}, ["initial"], continues=begun.find()) as experiment:
-            begun.note(experiment.id)
+        with start("train", {"stage": "initial"}, ["initial"], state=state) as experiment:
             print("continued:", experiment.continued)
             experiment.scalar("loss", "train", 0.5, 1 - interrupted)
             state.write_bytes(b"after the first epoch")
@@ -119,8 +117,7 @@ for interrupted in (True, False):
                 raise KeyboardInterrupt
     except KeyboardInterrupt:
         continue
-begun.forget()
-assert not begun.find()
+print("left:", [path.name for path in state.parent.glob("state*")])
 """
 
 SERVER_TROUBLE = """
@@ -338,6 +335,7 @@ def test_a_training_that_resumes_continues_its_task(tmp_path):
     with running_server(tmp_path / "server_files") as server:
         output = run_code(RESUMED, str(tmp_path / "state.pt"), folder=tmp_path, runs=tmp_path / "runs", server=server)
     assert re.findall("^continued: (.*)$", output, re.MULTILINE) == ["False", "True"]
+    assert printed("left", output) == "['state.pt']"
     task, = server.tasks.values()
     assert task["status"] == "completed"
     assert [event["iter"] for event in server.events if event.get("metric") == "loss"] == [0, 1]

@@ -1,7 +1,6 @@
 """Fine-tuning SAM's mask decoder on the labeled images: what a run depends on, all epochs of it, its model."""
 import copy
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -101,12 +100,12 @@ class DecoderTuning:
         with start(f"train {name_result(self.parameters)} {self.sam.type_name}", self.parameters,
                    (STAGE, self.sam.type_name, dataset), module="scripts.finetune_sam",
                    chosen={"model_id": self.initial.id, "sam_checkpoint": self.sam.checkpoint_argument(
-                       self.initial.data.data_dir)}) as experiment:
+                       self.initial.data.data_dir)}, state=self._state_file) as experiment:
             experiment.use_model(self.initial.id)
             best = self._fit(decoder, examples, validation, experiment)
             model_id = _publish(best, experiment, self.initial.data.description.labels)
+            self._state_file.unlink(missing_ok=True)
             experiment.note(f"model id: {model_id}")
-        self._state_file.unlink(missing_ok=True)
         if self.sam.notice:
             print(f"fine-tuned SAM: {self.sam.notice}")
         print(f"model id: {model_id}")
@@ -122,25 +121,23 @@ class DecoderTuning:
         optimizer = schedule.optimizer(decoder.trained)
         scheduler = schedule.scheduler(optimizer)
         history = trainer.resume(state_file, kept, optimizer, scheduler, device)
-        for epoch, record in enumerate(history):
+        for epoch, record in enumerate([] if experiment.continued else history):
             _report(experiment, record, epoch)
         errors = box_errors(example for versions in examples for example in versions)
-        saved = time.monotonic()
-        for epoch in range(len(history), self.options.epochs + 1):
-            record = {}
-            if epoch:
-                record = {"learning rate": {"lr": optimizer.param_groups[0]["lr"]},
-                          "loss": {"train": self._train_epoch(decoder, examples, errors, optimizer, epoch)}}
-                trainer.check_finite(epoch - 1, kept, record["loss"])
-                scheduler.step()
-            record["dice per image"] = validation.measure(decoder, epoch, experiment)
-            if epoch == 0 or _score(record) > max(map(_score, history)):
-                kept["best"].load_state_dict(decoder.trained.state_dict())
-            history.append(record)
-            _report(experiment, record, epoch)
-            if time.monotonic() - saved > trainer.SECONDS_BETWEEN_STATES:
-                trainer.save_state(state_file, kept, optimizer, scheduler, history, device)
-                saved = time.monotonic()
+        with trainer.Unsaved(state_file, kept, optimizer, scheduler, history, device) as state:
+            for epoch in range(len(history), self.options.epochs + 1):
+                record = {}
+                if epoch:
+                    record = {"learning rate": {"lr": optimizer.param_groups[0]["lr"]},
+                              "loss": {"train": self._train_epoch(decoder, examples, errors, optimizer, epoch)}}
+                    trainer.check_finite(epoch - 1, kept, record["loss"])
+                    scheduler.step()
+                record["dice per image"] = validation.measure(decoder, epoch, experiment)
+                if epoch == 0 or _score(record) > max(map(_score, history)):
+                    kept["best"].load_state_dict(decoder.trained.state_dict())
+                history.append(record)
+                _report(experiment, record, epoch)
+                state.note()
         best = max(range(len(history)), key=lambda epoch: _score(history[epoch]))
         print(f"best epoch: {best} of {self.options.epochs}, validation Dice {_describe(history[best])}; of SAM as it "
               f"was {_describe(history[0])}")

@@ -5,7 +5,8 @@ when it is needed: that takes half a second.
 """
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 OWN_TASK = ("CLEARML_PROC_MASTER_ID", "TRAINS_PROC_MASTER_ID")  # where the SDK notes a process's task; it sets both
@@ -79,6 +80,41 @@ def set_arguments(task, arguments: Mapping) -> None:
     names = {name: f"{argument.section}/{name}" for name, argument in arguments.items()}
     task._set_parameters({names[name]: argument.value for name, argument in arguments.items()}, __update=True,
                          __parameters_descriptions={names[name]: argument.help for name, argument in arguments.items()})
+
+
+@contextmanager
+def show_results_page_alone() -> Iterator[None]:
+    """Of all that the SDK prints when a task begins; offline there is no such page, and so no line."""
+    from clearml import Logger
+    report = Logger.report_text
+
+    def report_quietly(logger: Logger, msg: str, *_: object, **__: object) -> None:
+        report(logger, msg, print_console=msg.startswith("ClearML results page"))
+
+    Logger.report_text = report_quietly
+    try:
+        yield
+    finally:
+        Logger.report_text = report
+
+
+def skip_archive() -> None:
+    """The SDK zips the folder of an offline session when it ends, and prints where. Where that fails, it leaves it."""
+    from clearml import task
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no archive is wanted")
+
+    task.ZipFile = refuse
+
+
+def hide_end_of_abort(task) -> None:
+    """Without the SDK's lines about a callback that an abort in the web UI has called."""
+    task.log.addFilter(_is_about_no_callback)
+
+
+def _is_about_no_callback(record: logging.LogRecord) -> bool:
+    return "### TASK STOPPING" not in record.getMessage()
 
 
 def stop_watching(task) -> None:

@@ -32,11 +32,14 @@ from utils.tracking.artifacts import upload_artifact
 from utils.tracking.clearml_patches import (
     follow_agents_task,
     get_server_address,
+    hide_end_of_abort,
     keep_recent_sessions_in,
     leave_parents_task,
     name_entry_point,
     release_signals,
     set_arguments,
+    show_results_page_alone,
+    skip_archive,
     stop_watching,
     watch_losses,
 )
@@ -44,11 +47,13 @@ from utils.tracking.journal import Description, Journal
 from utils.tracking.models import OFFLINE, PROJECT, Model, fetch_model, link_input_model, store_model, upload_model
 from utils.tracking.offline_runs import SessionEnd, end_session, remove_killed_sessions, runs_dir
 from utils.tracking.server import (
+    LONGEST,
     Answer,
     ServerGone,
     ask_server,
     call_server,
     correct_status,
+    get_patience,
     give_up,
     has_server,
     prepare_clearml,
@@ -64,11 +69,13 @@ class Experiment:
     Attributes:
         id: of the task
         continued: whether it continues the task of an earlier run, which has reported its epochs there
+        aborted: whether somebody has stopped the task in the web UI
     """
 
     def __init__(self, task, description: Description, continued: bool = False):
         self.id: str = task.id
-        self.continued = continued
+        self.continued, self.aborted = continued, False
+        self._ended = threading.Event()
         self._task, self._description = task, description
         self._started, self._input_models, self._artifacts = time.time(), [], {}
         self._logger = task.get_logger()
@@ -83,6 +90,15 @@ class Experiment:
             return
         self._call_server(self._describe)
         self._call_server(self._check_files, longest=1)
+        if threading.current_thread() is threading.main_thread():  # which is the one that can be interrupted
+            hide_end_of_abort(self._task)
+            self._call_server(self._task.register_abort_callback, self._abort, LONGEST * get_patience())
+
+    def _abort(self) -> None:
+        """As Ctrl-C, and returns when the run has ended: then the SDK or an agent kills the process."""
+        self.aborted = True
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        self._ended.wait()
 
     def _describe(self) -> None:
         described = self._description
@@ -149,11 +165,11 @@ class Experiment:
             InputError: there is no such model.
         """
         model = fetch_model(model_id)
-        self._input_models.append(model.id)
+        self._input_models.append(model.server_id or model.id)
         self._call_server(self._link, model)
 
     def _link(self, model: Model) -> None:
-        link_input_model(self._task, model.id, len(self._input_models))
+        link_input_model(self._task, self._input_models[-1], len(self._input_models))
         if not self._task.parent and not model.task_id.startswith(OFFLINE):  # a clone's parent is the original
             self._task.set_parent(model.task_id)
 
@@ -187,6 +203,12 @@ class Experiment:
 
     def end(self, status: str, reason: str) -> None:
         """Closes it as "completed", "failed" or "stopped"."""
+        try:
+            self._end(status, reason)
+        finally:
+            self._ended.set()
+
+    def _end(self, status: str, reason: str) -> None:
         self._call_server(self._close, status, reason)
         end = SessionEnd(self._started, status, reason, tuple(self._input_models), time.time(), self._artifacts,
                          self.id if self._online else "")
@@ -210,7 +232,6 @@ class Experiment:
         """Closes an offline session."""
         self._task.flush(wait_for_uploads=True)
         self._task.close()
-        _session_folder(self._task).with_suffix(".zip").unlink(missing_ok=True)  # the SDK's copy of the folder
         end_session(self.id, end)
         if self._held is not None:
             os.close(self._held)
@@ -246,7 +267,7 @@ def _as_plot(image: np.ndarray) -> dict[str, Any]:
 
 @contextmanager
 def start(name: str, parameters: Mapping, tags: Sequence[str] = (), *, kind: str = "training", module: str = "",
-          chosen: Mapping[str, Any] | None = None, continues: str = "") -> Iterator[Experiment]:
+          chosen: Mapping[str, Any] | None = None, state: Path | None = None) -> Iterator[Experiment]:
     """Opens the task `name` of this project and closes it after the block.
 
     It ends as completed; as failed after an exception; as stopped when it is interrupted or terminated. Where the
@@ -257,7 +278,7 @@ def start(name: str, parameters: Mapping, tags: Sequence[str] = (), *, kind: str
         kind: of ClearML's types of tasks
         module: the stage that runs, so that a clone of the task reruns it
         chosen: of its arguments, where the parameters don't say it
-        continues: the id of the task that an interrupted run has left on the server
+        state: the file of a training that may be interrupted: the run that resumes there continues its task
     Raises:
         InputError: the server that the credentials are for doesn't answer or refuses them, or a task of the caller's
             own is open.
@@ -269,16 +290,24 @@ def start(name: str, parameters: Mapping, tags: Sequence[str] = (), *, kind: str
                          "close it first: task.close()")
     arguments = describe_arguments(module, {**parameters, **(chosen or {})}) if module else {}
     description = Description(name, dict(parameters), (*tags, *_tags), kind, module, arguments)
+    begun = _BegunTask(state) if state and has_server() else None
     with _delayed_signals() as delayed:
-        experiment = open_online(description, continues) if has_server() else open_offline(description)
+        if has_server():
+            experiment = open_online(description, begun.find() if begun else "")
+        else:
+            experiment = open_offline(description)
     status, reason = "completed", ""
     try:
         with _unwind_on_termination():
             if delayed:
                 signal.raise_signal(delayed[0])
+            if begun:
+                begun.note(experiment.id)
             yield experiment
+            if begun:
+                begun.forget()
     except (KeyboardInterrupt, SystemExit):
-        status, reason = "stopped", "interrupted"
+        status, reason = "stopped", "aborted in the web UI" if experiment.aborted else "interrupted"
         raise
     except BaseException as error:
         status, reason = "failed", f"{type(error).__name__}: {error}"
@@ -288,23 +317,19 @@ def start(name: str, parameters: Mapping, tags: Sequence[str] = (), *, kind: str
         experiment.end(status, reason)
 
 
-class BegunTask:
-    """The task on the server of a training that may be interrupted: it is noted beside the training's state, and the
-    run that resumes there continues it."""
+class _BegunTask:
+    """The task on the server of a training that may be interrupted, noted beside the training's state."""
 
     def __init__(self, state: Path):
         self._state, self._record = state, state.with_suffix(".task.json")
 
     def find(self) -> str:
         """Its id; "" if there is none of this server, or nothing to resume."""
-        if not (has_server() and self._state.exists()):
-            return ""
-        known = find_record(self._record, dict[str, str]) or {}
+        known = (find_record(self._record, dict[str, str]) or {}) if self._state.exists() else {}
         return known["task"] if known.get("server") == get_server_address() else ""
 
     def note(self, task_id: str) -> None:
-        if has_server():
-            write_record(self._record, {"server": get_server_address(), "task": task_id})
+        write_record(self._record, {"server": get_server_address(), "task": task_id})
 
     def forget(self) -> None:
         """Once the training has ended."""
@@ -334,6 +359,7 @@ def open_offline(description: Description) -> Experiment:
     check_writable(runs_dir() / "offline")
     os.environ["CLEARML_CACHE_DIR"] = str(runs_dir())
     keep_recent_sessions_in(runs_dir())
+    skip_archive()
     with exclusive(runs_dir() / "offline"):  # a session is held before another run looks for those of killed ones
         remove_killed_sessions()
         experiment = Experiment(_init_task(description), description)
@@ -346,10 +372,11 @@ def _init_task(description: Description, continues: str = ""):
     follow_agents_task(description.module == get_module())
     name_entry_point(description.module)
     clearml.Task.set_random_seed(None)  # or else all random numbers would begin anew, with a seed of the SDK's
-    task = clearml.Task.init(PROJECT, description.name, task_type=description.kind, tags=list(description.tags),
-                             reuse_last_task_id=continues or False, continue_last_task=0 if continues else False,
-                             output_uri=online or None, auto_connect_arg_parser=False, auto_connect_frameworks=False,
-                             auto_resource_monitoring=False)
+    with show_results_page_alone():
+        task = clearml.Task.init(PROJECT, description.name, task_type=description.kind, tags=list(description.tags),
+                                 reuse_last_task_id=continues or False, continue_last_task=0 if continues else False,
+                                 output_uri=online or None, auto_connect_arg_parser=False,
+                                 auto_connect_frameworks=False, auto_resource_monitoring=False)
     release_signals(task)  # `start` sees to them
     if online and not set(description.tags) <= set(task.get_tags() or ()):  # an agent's
         task.add_tags(description.tags)
