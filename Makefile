@@ -24,7 +24,7 @@ test-fast: .venv/installed  ## check the style, run the tests that take less tha
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -m "not slow"
 
-stress: .venv/installed  ## kill every stage 20 times, damage 20,000 files (half an hour)
+stress: .venv/installed  ## kill every stage 20 times, damage 20,000 files (a quarter of an hour)
 	OMP_NUM_THREADS=1 STRESS=20 $(BIN)/python -m pytest -n logical --maxprocesses 4 -rP -p no:warnings \
 	    tests/test_kills.py tests/test_fuzzing.py
 
