@@ -50,7 +50,7 @@ class Untracked:
 
 def train(experiment):
     torch.manual_seed(0)
-    data, cpu = TensorDataset(torch.rand(8, 1, 64, 48), torch.rand(8, 2, 64, 48) < 0.5), torch.device("cpu")
+    data, cpu = TensorDataset(torch.rand(4, 1, 64, 48), torch.rand(4, 2, 64, 48) < 0.5), torch.device("cpu")
     model, batches = UNet(2, base_width=8, n_last_channel=8), DataLoader(data, 4)
     described = Training("phantom", ("left", "right"), (64, 48), 0.4, 0.2)
     fit(Prepared(model, model, batches, batches, bce_loss([1.0, 2.0], cpu), described), Schedule(epochs), cpu,
