@@ -67,8 +67,8 @@ class Steps(Stages):
         sam = tuning.sam
         chosen = {**sam.parameters, "sam_checkpoint": sam.checkpoint_argument(self.setting.data.data_dir),
                   **option_values(tuning.options)}
-        step = self._describe(f"train {name_result(tuning.parameters)} {sam.type_name}", "scripts.finetune_sam", chosen,
-                              tuning.initial, [])
+        name = f"train {name_result(tuning.parameters)} {sam.type_name}"
+        step = self._describe(name, "scripts.finetune_sam", chosen, tuning.initial)
         if not step.parents and (model_id := find_trained(tuning)):
             return TunedDecoder.fetch(model_id)
         return TunedDecoder(refer_to(self._add(step)), sam.type_name, sam.identity)
@@ -81,14 +81,14 @@ class Steps(Stages):
                 made = {"stage": "nnunet", "dataset": model.data.description.name,
                         "num_train_samples": model.num_labeled}
                 self.made_by["trained", model.id, labels.variant] = self._add(self._describe(
-                    f"train {name_result(made)}", "scripts.train_nnunet", labels.parameters, model, []))
+                    f"train {name_result(made)}", "scripts.train_nnunet", labels.parameters, model))
         return labels
 
     def save_masks(self, labels: PseudoLabels, model: TrainedModel) -> None:
         self.prepare(labels, model)
         step = self._describe(f"{labels.stage}, {name_result(model.record.parameters)}", labels.made_by,
-                              labels.arguments(self.setting.data), model,
-                              [("trained", model.id, labels.variant)], labels.task_type)
+                              labels.arguments(self.setting.data), model, [("trained", model.id, labels.variant)],
+                              labels.task_type)
         if step.parents or not has_masks(labels, model, self.setting):
             self.made_by["saved", model.id, labels.variant] = self._add(step)
 
@@ -104,7 +104,7 @@ class Steps(Stages):
             self._add(step)
 
     def _describe(self, name: str, module: str, chosen: Mapping[str, Any], model: TrainedModel | None,
-                  needs: Sequence[tuple[str, str, str]], kind: str = "training") -> Step:
+                  needs: Sequence[tuple[str, str, str]] = (), kind: str = "training") -> Step:
         """A step that takes the model, after those that make what else it `needs`."""
         own = {"model_id": model.id, "num_train_samples": model.num_labeled} if model else {}
         after = dict.fromkeys(self.made_by[need] for need in needs if need in self.made_by)
@@ -113,9 +113,9 @@ class Steps(Stages):
 
     def _add(self, step: Step) -> str:
         """Returns the key of the step, with a number where another one has it, or of a step that does the same."""
-        for other in self.found.values():
-            if replace(step, key=other.key) == other:
-                return other.key
+        for key, other in self.found.items():
+            if step == other:
+                return key
         keys = itertools.chain([step.key], (f"{step.key} ({number})" for number in itertools.count(2)))
         key = next(key for key in keys if key not in self.found)
         self.found[key] = replace(step, key=key)

@@ -1,6 +1,7 @@
 """The methods that a study compares, and what is alike for all of them.
 
-To add a method, enter it in `METHODS`; scripts.run_study and scripts.plot_results then know it.
+To add a method, enter it in `METHODS`; scripts.run_study and scripts.plot_results then know it. What it has done is asked
+of `Stages`, so that a queue can do it, too.
 """
 import argparse
 from collections.abc import Callable, Mapping

@@ -9,7 +9,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from utils.errors import InputError
@@ -25,7 +25,7 @@ POLL = 2  # seconds between two looks at the steps
 
 @dataclass(frozen=True)
 class Step:
-    """One stage to run.
+    """One stage to run; equal to another one that does the same.
 
     Attributes:
         key: short name, in the diagram
@@ -37,7 +37,7 @@ class Step:
         kind: of ClearML's types of tasks
     """
 
-    key: str
+    key: str = field(compare=False)
     name: str
     module: str
     chosen: Mapping[str, Any]
