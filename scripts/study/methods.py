@@ -1,7 +1,7 @@
 """The methods that a study compares, and what is alike for all of them.
 
-To add a method, enter it in `METHODS`; scripts.run_study and scripts.plot_results then know it. What it has done is asked
-of `Stages`, so that a queue can do it, too.
+To add a method, enter it in `METHODS`; scripts.run_study and scripts.plot_results then know it. Its stages are those of
+`Stages`, so that a queue can run them, too.
 """
 import argparse
 from collections.abc import Callable, Mapping
@@ -213,7 +213,7 @@ class Method:
 
     Attributes:
         title: as the paper calls it, where it has it
-        run: has its stages done, the first of which, the initial network, is there
+        run: has its stages done, from the initial network on
         kinds: of `Setting.labels` that it uses
         final: whether it trains on the pseudo labels of `kinds`, whose Dice is then measured, too
         optional: whether its weights or packages are not everybody's, or it isn't among the paper's
