@@ -1,122 +1,124 @@
-"""What scripts.run_pipeline gives to ClearML's agents: of its stages those whose results aren't there yet."""
+"""What ClearML's agents are given of scripts.run_pipeline and scripts.run_study: the stages that are still to run."""
+import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from scripts.evaluate import Evaluation, name_evaluation
-from scripts.study.methods import Setting
-from unet_training.hyper_params import FinalOptions, LossOptions, Schedule
+from scripts.evaluate import Evaluation
+from scripts.study.methods import Setting, Stages, headline
+from segment_anything.tuned_decoder import TunedDecoder
 from unet_training.models import TrainedModel
-from unet_training.pseudo_labels import PseudoLabels
+from unet_training.nnunet.training import find_nnunet
+from unet_training.pseudo_labels import NNUNetMasks, PseudoLabels
+from unet_training.sam_decoder.training import DecoderTuning
 from unet_training.saved_masks import open_saved_masks
-from unet_training.training_stage import find_trained
+from unet_training.training_stage import TrainingStage, find_trained
 from utils.errors import InputError
-from utils.options import option_values
-from utils.tracking.models import name_result
-from utils.tracking.queued_steps import Step
+from utils.options import is_options, option_values
+from utils.tracking.models import Model, name_result
+from utils.tracking.queued_steps import Step, refer_to, run_steps
 
 
 @dataclass(frozen=True)
-class Way:
-    """How pseudo labels are made and trained on, and how the table calls them and the final network."""
+class Steps(Stages):
+    """Runs no stage, but collects as steps those whose results aren't there yet, what others wait for first.
 
-    refined: str
-    final: str
-    labels: PseudoLabels
-    schedule: Schedule
-    options: FinalOptions
-    loss: LossOptions
+    A network that is still to be trained is a record alone, whose id refers to the step that trains it.
 
+    Attributes:
+        found: the steps by their keys; several settings may share them
+        made_by: (what, id of the model, variant of its masks) -> key of the step that has them "saved", or what they
+            need "trained"
+        ending: of the keys, which tells settings apart
+    """
 
-@dataclass(frozen=True)
-class Labeler:
-    """A network: trained, or the one of a step to come, of which only its name is known."""
+    found: dict[str, Step] = field(default_factory=dict)
+    made_by: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    ending: str = ""
+    run_here: ClassVar[bool] = False
 
-    name: str
-    model: TrainedModel | None = None
-    step: str = ""
+    def begin(self, title: str) -> None:
+        """Nothing does."""
 
+    def train(self, training: TrainingStage) -> TrainedModel:
+        given, data = vars(training), self.setting.data
+        initial, labels, reliable = (given.get(name) for name in ("initial", "labels", "reliable"))
+        number = initial.num_labeled if initial else len(training.stems)
+        made = {"stage": training.tags[0], "dataset": data.description.name, "num_train_samples": number}
+        chosen, needs = {"final_epochs": None, **option_values(*filter(is_options, given.values()))}, []
+        if not initial:
+            made["architecture"] = chosen["architecture"] = training.architecture.name
+        if labels:
+            made["pseudo_label"] = labels.kind
+            chosen |= labels.arguments(data)
+            needs = [("saved", initial.id, labels.variant)]
+        if reliable:
+            chosen |= reliable.agreement.arguments(data)
+            needs = [("saved", reliable.model.id, reliable.agreement.variant)]
+        chosen["num_train_samples"] = number
+        step = self._describe(f"train {name_result(made)}", training.module, chosen, initial, needs)
+        if not step.parents and (model_id := find_trained(training)):
+            return self.setting.load(model_id)
+        record = Model(refer_to(self._add(step)), made, data.description.labels, (), "", 0, None)
+        return TrainedModel(record, None, None, data, self.setting.device)
 
-@dataclass(frozen=True)
-class Steps:
-    """Collects the stages of a pipeline that are still to run. A stage whose result is there is none."""
+    def tune(self, tuning: DecoderTuning) -> TunedDecoder:
+        sam = tuning.sam
+        chosen = {**sam.parameters, "sam_checkpoint": sam.checkpoint_argument(self.setting.data.data_dir),
+                  **option_values(tuning.options)}
+        name = f"train {name_result(tuning.parameters)} {sam.type_name}"
+        step = self._describe(name, "scripts.finetune_sam", chosen, tuning.initial)
+        if not step.parents and (model_id := find_trained(tuning)):
+            return TunedDecoder.fetch(model_id)
+        return TunedDecoder(refer_to(self._add(step)), sam.type_name, sam.identity)
 
-    setting: Setting
-    results_dir: Path
-    found: list[Step] = field(default_factory=list)
+    def prepare(self, labels: PseudoLabels, model: TrainedModel) -> PseudoLabels:
+        if isinstance(labels, NNUNetMasks):
+            try:
+                find_nnunet(labels.options, labels.seed, model)
+            except InputError:  # there is none
+                made = {"stage": "nnunet", "dataset": model.data.description.name,
+                        "num_train_samples": model.num_labeled}
+                self.made_by["trained", model.id, labels.variant] = self._add(self._describe(
+                    f"train {name_result(made)}", "scripts.train_nnunet", labels.parameters, model))
+        return labels
 
-    def add_all(self, ways: Sequence[Way], rounds: int) -> None:
-        """All stages of scripts.run_pipeline, what others wait for first."""
-        raw = self.setting.labels["raw"]
-        initial = self.train_initial()
-        masks = self.save_masks("raw", raw, initial)
-        measured = [("initial", initial, raw, "test"), ("raw", initial, raw, "unlabeled", masks)]
-        for way in ways:
-            final = initial
-            for number in range(rounds):
-                of_round = f" {number + 1}" if rounds > 1 else ""
-                labeler = final
-                masks = self.save_masks(way.refined + of_round, way.labels, labeler)
-                final = self.train_final(way.final + of_round, way, labeler, masks)
-            if way.labels.kind != raw.kind:
-                measured.append((way.refined, labeler, way.labels, "unlabeled", masks))
-            measured.append((way.final, final, raw, "test"))
-        for each in measured:
-            self.evaluate(*each)
+    def save_masks(self, labels: PseudoLabels, model: TrainedModel) -> None:
+        self.prepare(labels, model)
+        step = self._describe(f"{labels.stage}, {name_result(model.record.parameters)}", labels.made_by,
+                              labels.arguments(self.setting.data), model, [("trained", model.id, labels.variant)],
+                              labels.task_type)
+        if step.parents or not has_masks(labels, model, self.setting):
+            self.made_by["saved", model.id, labels.variant] = self._add(step)
 
-    def train_initial(self) -> Labeler:
-        training = self.setting.initial_training()
-        name = name_result(training.parameters)
-        if model_id := find_trained(training):
-            return Labeler(name, self.setting.load(model_id))
-        return Labeler(name, step=self._add("initial", f"train {name}", training.module, {}))
+    def measure(self, evaluation: Evaluation) -> None:
+        model, labels = evaluation.model, evaluation.labels
+        needs = [("trained", model.id, labels.variant)]
+        if evaluation.split == "unlabeled":
+            needs.append(("saved", model.id, labels.variant))
+        chosen = {**labels.arguments(self.setting.data), "split": evaluation.split,
+                  "results_dir": evaluation.results_dir, "surface_tolerance": evaluation.surface_tolerance}
+        step = self._describe(evaluation.title, "scripts.evaluate", chosen, model, needs, "testing")
+        if step.parents or not evaluation.is_done():
+            self._add(step)
 
-    def save_masks(self, key: str, labels: PseudoLabels, labeler: Labeler) -> str:
-        """Returns the key of the step; "" where all masks are there."""
-        if labeler.model and has_masks(labels, labeler.model, self.setting):
-            return ""
-        return self._add(f"{key} masks", f"{labels.stage}, {labeler.name}", labels.made_by,
-                         labels.arguments(self.setting.data), labeler, kind=labels.task_type)
+    def _describe(self, name: str, module: str, chosen: Mapping[str, Any], model: TrainedModel | None,
+                  needs: Sequence[tuple[str, str, str]] = (), kind: str = "training") -> Step:
+        """A step that takes the model, after those that make what else it `needs`."""
+        own = {"model_id": model.id, "num_train_samples": model.num_labeled} if model else {}
+        after = dict.fromkeys(self.made_by[need] for need in needs if need in self.made_by)
+        return Step(name.replace(".", "_") + self.ending, name, module, {"seed": self.setting.seed, **chosen, **own},
+                    tuple(after), kind)
 
-    def train_final(self, key: str, way: Way, labeler: Labeler, masks: str) -> Labeler:
-        """`masks` is the key of the step that makes them."""
-        name = name_result({"stage": "final", "dataset": self.setting.data.description.name,
-                            "num_train_samples": self.setting.num_labeled, "pseudo_label": way.labels.kind,
-                            "architecture": self.setting.architecture.name})
-        if labeler.model and not masks:
-            training = self.setting.final_training(labeler.model, way.labels.kind, labels=way.labels,
-                                                   schedule=way.schedule, options=way.options, loss=way.loss)
-            if model_id := find_trained(training):
-                return Labeler(name, self.setting.load(model_id))
-        chosen = {**way.labels.arguments(self.setting.data), "final_epochs": None,
-                  **option_values(way.schedule, way.options, way.loss)}
-        return Labeler(name, step=self._add(key, f"train {name}", "unet_training.training_on_pseudo_labels", chosen,
-                                            labeler, masks))
-
-    def evaluate(self, key: str, labeler: Labeler, labels: PseudoLabels, split: str, masks: str = "") -> None:
-        """On unlabeled images, where their ground truth is known."""
-        if split == "unlabeled" and not self.setting.can_measure_unlabeled():
-            return
-        if labeler.model and not masks:
-            evaluation = Evaluation(labeler.model, labels, split, self.setting.selection, self.results_dir)
-            if evaluation.is_done():
-                return
-        self._add(f"{key} on {split}", name_evaluation(split, labeler.name, labels), "scripts.evaluate",
-                  {**labels.arguments(self.setting.data), "split": split, "results_dir": self.results_dir}, labeler,
-                  masks, kind="testing")
-
-    def _add(self, key: str, name: str, module: str, chosen: Mapping[str, Any], labeler: Labeler | None = None,
-             *after: str, kind: str = "training") -> str:
-        """Returns the key of the step, or of one that does the same."""
-        model_id = {"model_id": labeler.model.id if labeler.model else None} if labeler else {}
-        chosen = {**chosen, "num_train_samples": self.setting.num_labeled, **model_id}
-        step = Step(key, name, module, chosen, labeler.step if labeler else "", tuple(filter(None, after)), kind)
-        for other in self.found:
-            if replace(step, key=other.key) == other:
-                return other.key
-        self.found.append(step)
+    def _add(self, step: Step) -> str:
+        """Returns the key of the step, with a number where another one has it, or of a step that does the same."""
+        for key, other in self.found.items():
+            if step == other:
+                return key
+        keys = itertools.chain([step.key], (f"{step.key} ({number})" for number in itertools.count(2)))
+        key = next(key for key in keys if key not in self.found)
+        self.found[key] = replace(step, key=key)
         return key
 
 
@@ -126,3 +128,10 @@ def has_masks(labels: PseudoLabels, model: TrainedModel, setting: Setting) -> bo
         store = open_saved_masks(labels, model)
         return all(stem in store for stem in model.unlabeled_stems(setting.selection))
     return False
+
+
+def run_by_agents(steps: Steps, queue: str, tag: str) -> None:
+    """Waits until agents have run them all. Raises InputError as `run_steps`."""
+    headline(f"{len(steps.found)} stages to queue {queue}")
+    if steps.found:
+        run_steps(tag, list(steps.found.values()), queue, tag)

@@ -22,29 +22,32 @@ Writes  what the stages write, and in --results_dir: report.html to look at, tab
         trained on it), and of each row, in a folder of its model's id, what scripts.evaluate writes
 """  # noqa: E501 (a command to copy)
 import argparse
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scripts.evaluate import Evaluation, Summary
-from scripts.pipeline_steps import Steps, Way
+from scripts.pipeline_steps import Steps, run_by_agents
 from scripts.report import ReportOptions, write_report
 from scripts.report_page.places import Places
-from scripts.study.methods import Setting, add_setting_arguments
+from scripts.study.methods import Setting, Stages, add_setting_arguments, headline
 from scripts.study.refinement_check import check_refinement, describe_drawn, write_checks
 from segment_anything.embeddings import embedding_path
 from segment_anything.options import SamOptions
 from unet_training.hyper_params import (
     RECOMMENDED_FINAL,
     RECOMMENDED_LOSS,
+    FinalOptions,
+    LossOptions,
     Sampling,
+    Schedule,
 )
 from unet_training.models import DataOptions, TrainedModel, add_seed_argument
 from unet_training.pseudo_labels import PseudoLabels, Recommended, SamRefined, add_pseudo_label_argument
-from unet_training.saved_masks import open_saved_masks, save_masks
+from unet_training.saved_masks import open_saved_masks
 from utils.cli import run_stage, stage_parser
 from utils.errors import InputError
 from utils.files import write_png
@@ -56,7 +59,7 @@ from utils.provenance import describe_run
 from utils.records import find_record, write_record
 from utils.tables import write_rows
 from utils.tracking.experiment import tagged
-from utils.tracking.queued_steps import check_queue, run_steps
+from utils.tracking.queued_steps import check_queue
 
 Row = tuple[str, str, Summary]
 NAMES = {"initial": "initial U-Net", "raw": "raw pseudo labels", "refined": "refined pseudo labels",
@@ -70,10 +73,22 @@ PRESETS["quick"] = {**PRESETS["recommended"], "rounds": 1, "sam_type": "medsam_l
                     "lr": 4e-3}  # on two CPU cores, without a download
 
 
+@dataclass(frozen=True)
+class Way:
+    """How pseudo labels are made and trained on, and how the table calls them and the final network."""
+
+    refined: str
+    final: str
+    labels: PseudoLabels
+    schedule: Schedule
+    options: FinalOptions
+    loss: LossOptions
+
+
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.run_pipeline", __doc__)
     add_options(parser, DataOptions, only=("dataset",))
-    parser.add_argument("--preset", action=Preset, values=PRESETS, default="paper", help=describe_presets())
+    parser.add_argument("--preset", action=Preset, values=PRESETS, default="paper", help=describe_presets(PRESETS))
     add_options(parser, Sampling, only=("num_train_samples",))
     add_options(parser, SamOptions, only=("sam_type",))
     parser.add_argument("--results_dir", type=Path, default=RESULTS, help="folder of the table and the pictures")
@@ -92,10 +107,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def describe_presets() -> str:
+def describe_presets(presets: Mapping[str, Mapping[str, Any]]) -> str:
     """For the help."""
     options = {name: " ".join(f"--{option} {value}" for option, value in values.items())
-               for name, values in PRESETS.items()}
+               for name, values in presets.items()}
     return ("; ".join(f"{name}: {values or 'all defaults'}" for name, values in options.items())
             + "; each as far as it isn't given")
 
@@ -116,7 +131,7 @@ def main(args: argparse.Namespace) -> list[Row]:
     tell_costs(setting, ways)
     tag = f"pipeline {args.results_dir.name}"
     if args.queue:
-        run_by_agents(setting, ways, args.rounds, args.results_dir, args.queue, tag)
+        run_by_agents(plan(setting, ways, args.rounds, args.results_dir), args.queue, tag)
     with tagged(tag):
         return run(setting, ways, args.rounds, args.results_dir)
 
@@ -129,15 +144,6 @@ def recommend(setting: Setting, sam_type: str) -> Way:
         labels = replace(labels, sam=labels.sam.of_type(sam_type, setting.data))
     return Way("recommended", "recommended_final", labels, replace(schedule, epochs=(schedule.epochs + 1) // 2),
                RECOMMENDED_FINAL, RECOMMENDED_LOSS)
-
-
-def run_by_agents(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path, queue: str, tag: str) -> None:
-    """The stages whose results aren't there yet; `run` finds what they made."""
-    steps = Steps(setting, results_dir)
-    steps.add_all(ways, rounds)
-    headline(f"{len(steps.found)} stages to queue {queue}")
-    if steps.found:
-        run_steps(tag, steps.found, queue, tag)
 
 
 def tell_costs(setting: Setting, ways: Sequence[Way]) -> None:
@@ -161,57 +167,36 @@ def check_folder(results_dir: Path) -> None:
     check_writable(results_dir)
 
 
+def plan(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -> Steps:
+    """The stages whose results aren't there yet; `run` finds what they will have made."""
+    steps = Steps(setting)
+    _, evaluations = walk(steps, ways, rounds, results_dir)
+    for evaluation in evaluations.values():
+        if evaluation.split != "unlabeled" or setting.can_measure_unlabeled():
+            steps.measure(evaluation)
+    return steps
+
+
 def run(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -> list[Row]:
     """All stages, for each of the ways; returns the rows of the table."""
-    raw, measurements, checks = setting.labels["raw"], [], []
-    headline(NAMES["initial"])
-    initial = setting.train_initial()
-    headline(NAMES["raw"])
-    save_masks(raw, initial, setting.selection)
-    measurements += [("initial", initial, raw, "test"), ("raw", initial, raw, "unlabeled")]
-    prepared = []
-    for way in ways:
-        final = initial
-        for number in range(rounds):
-            of_round = f", round {number + 1}" if rounds > 1 else ""
-            labeler = final
-            headline(NAMES[way.refined] + of_round)
-            labels = way.labels.prepare(labeler)
-            if labels.kind != raw.kind:
-                checks.append(check_refinement(way.refined, number + 1, labels, labeler, setting.selection,
-                                               results_dir))
-                checks[-1].print()
-                write_checks(results_dir / "refinement_check.csv", checks)
-            save_masks(labels, labeler, setting.selection)
-            if drawn := describe_drawn(labels, labeler, labeler.unlabeled_stems(setting.selection)):
-                print(drawn)
-            headline(NAMES[way.final] + of_round)
-            final = setting.train_final(labeler, labels.kind, labels=labels, schedule=way.schedule, options=way.options,
-                                        loss=way.loss)
-        prepared.append(labels)
-        if labels.kind != raw.kind:
-            measurements.append((way.refined, labeler, labels, "unlabeled"))
-        measurements.append((way.final, final, raw, "test"))
+    prepared, evaluations = walk(Stages(setting), ways, rounds, results_dir)
     headline("evaluation")
-    recorded = [{"what": name, "title": NAMES[name], "split": split, "model_id": model.id, "masks": labels.variant,
-                 "notice": labels.notice} for name, model, labels, split in measurements]
+    recorded = [{"what": name, "title": NAMES[name], "split": each.split, "model_id": each.model.id,
+                 "masks": each.labels.variant, "notice": each.labels.notice} for name, each in evaluations.items()]
     if not setting.can_measure_unlabeled():
-        measurements = [measured for measured in measurements if measured[-1] != "unlabeled"]
-    evaluations = [Evaluation(model, masks, split, setting.selection, results_dir)
-                   for _, model, masks, split in measurements]
+        evaluations = {name: each for name, each in evaluations.items() if each.split != "unlabeled"}
     record, picture = results_dir / "results.json", results_dir / "pipeline.png"
     shown = find_record(record, dict[str, Any]) or {}  # which models and masks the results that are there came from
-    is_shown = (all(evaluation.is_done() for evaluation in evaluations) and shown.get("rows") == recorded
+    is_shown = (all(each.is_done() for each in evaluations.values()) and shown.get("rows") == recorded
                 and picture.exists() and (results_dir / "report.html").exists())
-    rows = [(name, evaluation.split, evaluation.run_if_missing())
-            for (name, *_), evaluation in zip(measurements, evaluations, strict=True)]
+    rows = [(name, each.split, each.run_if_missing()) for name, each in evaluations.items()]
     write_table(results_dir / "table.csv", rows)
-    folders = [str(evaluation.folder.relative_to(results_dir)) for evaluation in evaluations]
+    folders = [str(each.folder.relative_to(results_dir)) for each in evaluations.values()]
     places = Places(setting.device, setting.data.data_dir, setting.data.derived_dir)
     write_record(record, {"evaluations": folders, "rows": recorded, "run": describe_run(),
                           "data": {"dataset": setting.data.description.name, **places.recorded()}})
     if not is_shown:
-        write_png(picture, picture_pipeline(setting, initial, raw, prepared))
+        write_png(picture, picture_pipeline(setting, evaluations["initial"].model, prepared))
         headline("report")
         write_report(results_dir, ReportOptions(), places, masks_dir=results_dir / "masks")
     print_table(setting, prepared, rows)
@@ -219,8 +204,41 @@ def run(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -
     return rows
 
 
-def headline(text: str) -> None:
-    print(f"\n== {text} ==", flush=True)
+def walk(stages: Stages, ways: Sequence[Way], rounds: int, results_dir: Path
+         ) -> tuple[list[PseudoLabels], dict[str, Evaluation]]:
+    """All stages but the evaluations; returns the refined pseudo labels of each way, and what is to be measured, by the
+    names of the rows."""
+    setting, raw = stages.setting, stages.setting.labels["raw"]
+    stages.begin(NAMES["initial"])
+    initial = stages.train(setting.initial_training())
+    stages.begin(NAMES["raw"])
+    stages.save_masks(raw, initial)
+    prepared, checks, measured = [], [], [("initial", initial, raw, "test"), ("raw", initial, raw, "unlabeled")]
+    for way in ways:
+        final = initial
+        for number in range(rounds):
+            of_round = f", round {number + 1}" if rounds > 1 else ""
+            labeler = final
+            stages.begin(NAMES[way.refined] + of_round)
+            labels = stages.prepare(way.labels, labeler)
+            if stages.run_here and labels.kind != raw.kind:
+                checks.append(check_refinement(way.refined, number + 1, labels, labeler, setting.selection,
+                                               results_dir))
+                checks[-1].print()
+                write_checks(results_dir / "refinement_check.csv", checks)
+            stages.save_masks(labels, labeler)
+            if stages.run_here and (drawn := describe_drawn(labels, labeler,
+                                                            labeler.unlabeled_stems(setting.selection))):
+                print(drawn)
+            stages.begin(NAMES[way.final] + of_round)
+            final = stages.train(setting.final_training(labeler, labels, schedule=way.schedule, options=way.options,
+                                                        loss=way.loss))
+        prepared.append(labels)
+        if labels.kind != raw.kind:
+            measured.append((way.refined, labeler, labels, "unlabeled"))
+        measured.append((way.final, final, raw, "test"))
+    return prepared, {name: Evaluation(model, labels, split, setting.selection, results_dir)
+                      for name, model, labels, split in measured}
 
 
 def write_table(path: Path, rows: list[Row]) -> None:
@@ -231,11 +249,10 @@ def write_table(path: Path, rows: list[Row]) -> None:
                         for what, split, s in rows)])
 
 
-def picture_pipeline(setting: Setting, initial: TrainedModel, raw: PseudoLabels, refined: Sequence[PseudoLabels]
-                     ) -> np.ndarray:
+def picture_pipeline(setting: Setting, initial: TrainedModel, refined: Sequence[PseudoLabels]) -> np.ndarray:
     """The first unlabeled images with what the stages made of them (and the ground truth where it is known), RGB."""
-    stores = {"initial U-Net": open_saved_masks(raw, initial)}
-    stores |= {labels.title: open_saved_masks(labels, initial) for labels in refined if labels.kind != raw.kind}
+    stores = {"initial U-Net": open_saved_masks(setting.labels["raw"], initial)}
+    stores |= {labels.title: open_saved_masks(labels, initial) for labels in refined if labels.kind != "raw"}
     rows = []
     for stem in initial.unlabeled_stems(setting.selection)[:PICTURED]:
         grey = shrink_to_panel(to_grey(initial.data.read_grey(stem)))

@@ -3,6 +3,9 @@
     python -m scripts.run_study --gpu_id 0 --num_train_samples 1 5 10 15 20 25 30 35 43
     python -m scripts.run_study --dataset phantom --num_train_samples 5 20 --methods initial sam mean_teacher --epochs 24 --batch_size 4
 
+    python -m scripts.run_study --dataset NAME --preset quick --methods initial sam recommended
+    python -m scripts.run_study --num_train_samples 5 20 43 --seeds 1 2 3 --queue gpu
+
 A rerun only does what is missing, and results of other n, seeds and methods are added to those that are there. All other
 arguments are those of scripts.run_pipeline, for every method alike.
 
@@ -30,34 +33,42 @@ Writes  what the stages write, and in --results_dir: study.csv (a row per method
         truth is known, with SAM's estimate) and manifest.json (the models that each number came from); see scripts.plot_results
 """  # noqa: E501 (a command to copy)
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from scripts.evaluate import Evaluation
-from scripts.run_pipeline import check_folder, headline
-from scripts.study.methods import METHODS, Setting, add_setting_arguments
+from scripts.pipeline_steps import Steps, run_by_agents
+from scripts.run_pipeline import PRESETS, check_folder, describe_presets
+from scripts.study.methods import METHODS, Measured, Setting, Stages, add_setting_arguments
+from unet_training.models import TrainedModel
 from unet_training.training_stage import data_parameters
 from utils.cli import run_stage, stage_parser
 from utils.errors import InputError
 from utils.locks import exclusive
-from utils.options import plain_value, positive_float
+from utils.options import Preset, plain_value, positive_float
 from utils.paths import RESULTS
 from utils.provenance import describe_run
 from utils.records import read_record, write_record
 from utils.tables import read_rows, write_rows
 from utils.tracking.experiment import tagged
+from utils.tracking.queued_steps import check_queue
 
 MEASURES = ("dice", "surface_dice", "estimated_dice")
 FREE = ("num_train_samples", "seeds", "methods", "results_dir", "data_dir", "derived_dir", "gpu_id", "num_workers",
         "infer_batch_size", "surface_tolerance", "threads", "record_diff",
-        "upload_masks")  # arguments that results don't depend on
+        "upload_masks", "preset", "queue")  # arguments that results don't depend on
+STUDY_PRESETS = {name: {option: value for option, value in values.items() if option not in ("refinement", "rounds")}
+                 for name, values in PRESETS.items()}  # what methods differ in isn't alike for all
 COLUMNS = ("dataset", "method", "n", "seed", "image", "class", *MEASURES, "model_id")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = stage_parser("scripts.run_study", __doc__)
+    parser.add_argument("--preset", action=Preset, values=STUDY_PRESETS, default="paper",
+                        help=f"for all methods alike, each of which has its own refinement and rounds: "
+                             f"{describe_presets(STUDY_PRESETS)}")
     parser.add_argument("--num_train_samples", nargs="+", type=int, default=[5, 20, 43],
                         help="numbers of labeled images; -1 for all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="seeds of all random numbers")
@@ -66,6 +77,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--surface_tolerance", type=positive_float, default=2, metavar="PIXELS",
                         help="how far outlines may be apart in the surface Dice")
     parser.add_argument("--results_dir", type=Path, default=RESULTS, help="folder of the tables")
+    parser.add_argument("--queue", metavar="NAME",
+                        help="ClearML's agents run the stages, which they take from this queue; the tables are written "
+                             "here")
     add_setting_arguments(parser)
     return parser
 
@@ -82,7 +96,11 @@ def main(args: argparse.Namespace) -> Path:
     check_folder(args.results_dir)
     study = Study(args.results_dir, describe_arguments(vars(args)), settings[0].labels["sam"].sam.type_name)
     study.check()
-    with tagged(f"study {args.results_dir.name}"):
+    tag = f"study {args.results_dir.name}"
+    if args.queue:
+        check_queue(args.queue)
+        run_by_agents(plan(settings, args.methods, args.results_dir, args.surface_tolerance), args.queue, tag)
+    with tagged(tag):
         for setting in settings:
             for result in compare(setting, args.methods, args.results_dir, args.surface_tolerance):
                 study.add(result)
@@ -159,27 +177,48 @@ class Result:
     record: dict[str, Any]
 
 
-def compare(setting: Setting, methods: list[str], results_dir: Path, tolerance: float) -> Iterator[Result]:
+def plan(settings: Sequence[Setting], methods: Sequence[str], results_dir: Path, tolerance: float) -> Steps:
+    """The stages of all settings whose results aren't there yet; `compare` finds what they will have made."""
+    steps = Steps(settings[0])
+    for setting in settings:
+        own = replace(steps, setting=setting, ending=f", seed {setting.seed}")
+        for *_, evaluations in walk(own, methods, results_dir, tolerance):
+            for evaluation in evaluations.values():
+                own.measure(evaluation)
+    return steps
+
+
+def compare(setting: Setting, methods: Sequence[str], results_dir: Path, tolerance: float) -> Iterator[Result]:
     """Trains and measures what is missing, one method after the other."""
-    n, seed = setting.num_labeled, setting.seed
     test_images = data_parameters(setting.data, setting.data.stems("test"))["data_sha256"]
-    headline(f"initial, n = {n}, seed {seed}")
-    initial = setting.train_initial()
+    for name, initial, measured, evaluations in walk(Stages(setting), methods, results_dir, tolerance):
+        key = setting.data.description.name, name, setting.num_labeled, setting.seed
+        ids = {"test": measured.model.id, "unlabeled": initial.id}
+        rows = {split: [(*key, *row, ids[split]) for row in measure_once(evaluation)]
+                for split, evaluation in evaluations.items()}
+        yield Result(rows["test"], rows.get("unlabeled", []),
+                     {"method": name, "n": setting.num_labeled, "seed": setting.seed, "initial_model_id": initial.id,
+                      "model_id": measured.model.id, "masks": measured.kind, "test_sha256": test_images})
+
+
+def walk(stages: Stages, methods: Sequence[str], results_dir: Path, tolerance: float
+         ) -> Iterator[tuple[str, TrainedModel, Measured, dict[str, Evaluation]]]:
+    """All stages but the evaluations, one method after the other; yields its name, the initial network, which masks
+    stand for it, and what is to be measured of them by the split."""
+    setting = stages.setting
+    of_setting = f"n = {setting.num_labeled}, seed {setting.seed}"
+    stages.begin(f"initial, {of_setting}")
+    initial = stages.train(setting.initial_training())
     for name in methods:
-        headline(f"{name}, n = {n}, seed {seed}")
-        method, key = METHODS[name], (setting.data.description.name, name, n, seed)
-        model, kind, labels, labeler = method.run(setting, initial)
-        on_test = Evaluation(model, setting.labels[kind], "test", setting.selection, results_dir, tolerance)
-        rows = [(*key, *row, model.id) for row in measure_once(on_test)]
-        pseudo_label_rows = []
-        labels = labels or setting.labels.get(name)
-        if method.final and labels:  # and not another method's
-            quality = replace(on_test, model=labeler or initial, labels=labels, split="unlabeled",
-                              surface_tolerance=None)
-            if setting.can_measure_unlabeled():
-                pseudo_label_rows = [(*key, *row, initial.id) for row in measure_once(quality)]
-        yield Result(rows, pseudo_label_rows, {"method": name, "n": n, "seed": seed, "initial_model_id": initial.id,
-                                               "model_id": model.id, "masks": kind, "test_sha256": test_images})
+        stages.begin(f"{name}, {of_setting}")
+        measured = METHODS[name].run(stages, initial)
+        evaluations = {"test": Evaluation(measured.model, setting.labels[measured.kind], "test", setting.selection,
+                                          results_dir, tolerance)}
+        labels = measured.trained_on or setting.labels.get(name)
+        if METHODS[name].final and labels and setting.can_measure_unlabeled():  # and not another method's
+            evaluations["unlabeled"] = Evaluation(measured.labeler or initial, labels, "unlabeled", setting.selection,
+                                                  results_dir)
+        yield name, initial, measured, evaluations
 
 
 def measure_once(evaluation: Evaluation) -> Iterator[tuple[str, ...]]:

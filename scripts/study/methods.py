@@ -1,11 +1,12 @@
 """The methods that a study compares, and what is alike for all of them.
 
-To add a method, enter it in `METHODS`; scripts.run_study and scripts.plot_results then know it.
+To add a method, enter it in `METHODS`; scripts.run_study and scripts.plot_results then know it. Its stages are those of
+`Stages`, so that a queue can run them, too.
 """
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -48,7 +49,7 @@ from unet_training.sam_decoder.training import DecoderTuning, TuningOptions
 from unet_training.saved_masks import save_masks
 from unet_training.training import InitialTraining, add_initial_arguments
 from unet_training.training_on_pseudo_labels import FinalTraining, add_final_arguments
-from unet_training.training_stage import train_if_missing
+from unet_training.training_stage import TrainingStage, train_if_missing
 from unet_training.training_with_mean_teacher import MeanTeacherTraining, Reliable
 from utils.cli import select_device
 from utils.datasets.annotated import AnnotatedImages
@@ -136,29 +137,51 @@ class Setting:
         return replace(InitialTraining(self.schedule, self.seed, self.data, self.architecture, self.sampling,
                                        self.machine.infer_batch_size, self.initial), **changes)
 
-    def train_initial(self, **changes: Any) -> TrainedModel:
-        """Trains the initial network if it isn't there."""
-        return self.load(train_if_missing(self.initial_training(**changes), self.device))
+    def final_training(self, initial: TrainedModel, labels: PseudoLabels, **changes: Any) -> FinalTraining:
+        """On saved pseudo labels; `changes` are fields of `FinalTraining`."""
+        return replace(FinalTraining(self.final_schedule, self.seed, initial, labels, self.selection, self.final,
+                                     self.loss, self.machine), **changes)
 
-    def final_training(self, initial: TrainedModel, kind: str, **changes: Any) -> FinalTraining:
-        """On the saved pseudo labels of that kind; `changes` are fields of `FinalTraining`."""
-        return replace(FinalTraining(self.final_schedule, self.seed, initial, self.labels[kind], self.selection,
-                                     self.final, self.loss, self.machine), **changes)
+    def mean_teacher_training(self, initial: TrainedModel, reliable: Reliable | None = None) -> MeanTeacherTraining:
+        """`reliable` says whose masks enter as labels where SAM agrees with them."""
+        options = MeanTeacherOptions()
+        if reliable:
+            options = MeanTeacherOptions(reliable=RELIABLE, reliable_model_id=reliable.model.id)
+        return MeanTeacherTraining(self.final_schedule, self.seed, initial, options, reliable, self.selection,
+                                   self.loss, self.machine)
 
-    def train_final(self, initial: TrainedModel, kind: str, **changes: Any) -> TrainedModel:
-        """Trains the final network if it isn't there."""
-        return self.load(train_if_missing(self.final_training(initial, kind, **changes), self.device))
 
-    def train_mean_teacher(self, initial: TrainedModel, judged: TrainedModel | None = None) -> TrainedModel:
-        """Trains a mean teacher; with `judged`, that model's masks enter as labels where SAM agrees with them."""
-        options, reliable = MeanTeacherOptions(), None
-        if judged is not None:
-            options = MeanTeacherOptions(reliable=RELIABLE, reliable_model_id=judged.id)
-            reliable = Reliable(judged, Agreement(self.labels["sam"].sam, AgreementOptions()))
-            save_masks(reliable.agreement, judged, self.selection)
-        training = MeanTeacherTraining(self.final_schedule, self.seed, initial, options, reliable, self.selection,
-                                       self.loss, self.machine)
-        return self.load(train_if_missing(training, self.device))
+def headline(text: str) -> None:
+    print(f"\n== {text} ==", flush=True)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of a setting, each of which is run here unless its result is there already.
+
+    The order of stages is written with these methods alone, so that `scripts.pipeline_steps.Steps`, which runs none,
+    can be told of all.
+    """
+
+    setting: Setting
+    run_here: ClassVar[bool] = True
+
+    def begin(self, title: str) -> None:
+        """Says what comes next."""
+        headline(title)
+
+    def train(self, training: TrainingStage) -> TrainedModel:
+        return self.setting.load(train_if_missing(training, self.setting.device))
+
+    def tune(self, tuning: DecoderTuning) -> TunedDecoder:
+        return TunedDecoder.fetch(tuning.run_if_missing())
+
+    def prepare(self, labels: PseudoLabels, model: TrainedModel) -> PseudoLabels:
+        """Once what has to be trained first was trained."""
+        return labels.prepare(model)
+
+    def save_masks(self, labels: PseudoLabels, model: TrainedModel) -> None:
+        save_masks(labels, model, self.setting.selection)
 
 
 def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
@@ -190,72 +213,83 @@ class Method:
 
     Attributes:
         title: as the paper calls it, where it has it
-        run: trains what is missing
+        run: has its stages done, from the initial network on
         kinds: of `Setting.labels` that it uses
         final: whether it trains on the pseudo labels of `kinds`, whose Dice is then measured, too
         optional: whether its weights or packages are not everybody's, or it isn't among the paper's
     """
 
     title: str
-    run: Callable[[Setting, TrainedModel], Measured]
+    run: Callable[[Stages, TrainedModel], Measured]
     kinds: tuple[str, ...] = ()
     final: bool = False
     optional: bool = False
 
 
-def _refine_only(kind: str) -> Callable[[Setting, TrainedModel], Measured]:
+def _refine_only(kind: str) -> Callable[[Stages, TrainedModel], Measured]:
     """The initial network's masks of the test images, refined; no second training."""
     return lambda _, initial: Measured(initial, kind)
 
 
-def _final(kind: str, **changes: Any) -> Callable[[Setting, TrainedModel], Measured]:
+def _final(kind: str, **changes: Any) -> Callable[[Stages, TrainedModel], Measured]:
     """The final network on pseudo labels, which are made first."""
-    def run(setting: Setting, initial: TrainedModel) -> Measured:
-        save_masks(setting.labels[kind], initial, setting.selection)
-        return Measured(setting.train_final(initial, kind, **changes))
+    def run(stages: Stages, initial: TrainedModel) -> Measured:
+        labels = stages.setting.labels[kind]
+        stages.save_masks(labels, initial)
+        return Measured(stages.train(stages.setting.final_training(initial, labels, **changes)))
     return run
 
 
-def _recommended(rounds: int) -> Callable[[Setting, TrainedModel], Measured]:
+def _recommended(rounds: int) -> Callable[[Stages, TrainedModel], Measured]:
     """Recommended refinement and training; the final network of a round is the initial one of the next."""
-    def run(setting: Setting, initial: TrainedModel) -> Measured:
-        labels, labeler, final = setting.labels["recommended"], initial, initial
+    def run(stages: Stages, initial: TrainedModel) -> Measured:
+        labels, labeler, final = stages.setting.labels["recommended"], initial, initial
         for _ in range(rounds):
             labeler = final
-            save_masks(labels, labeler, setting.selection)
-            final = setting.train_final(labeler, "recommended", options=RECOMMENDED_FINAL, loss=RECOMMENDED_LOSS)
+            stages.save_masks(labels, labeler)
+            final = stages.train(stages.setting.final_training(labeler, labels, options=RECOMMENDED_FINAL,
+                                                               loss=RECOMMENDED_LOSS))
         return Measured(final, trained_on=labels, labeler=labeler)
     return run
 
 
-def _final_of_tuned_sam(setting: Setting, initial: TrainedModel) -> Measured:
+def _final_of_tuned_sam(stages: Stages, initial: TrainedModel) -> Measured:
     """SAM's mask decoder is fine-tuned first; pseudo labels and final network as with SAM's own."""
-    labels = setting.labels["sam"]
-    tuning = DecoderTuning(TUNING, setting.seed, labels.sam, initial)
-    tuned = replace(labels, sam=replace(labels.sam, tuned=TunedDecoder.fetch(tuning.run_if_missing())))
-    save_masks(tuned, initial, setting.selection)
-    return Measured(setting.train_final(initial, "sam", labels=tuned), trained_on=tuned)
+    labels = stages.setting.labels["sam"]
+    decoder = stages.tune(DecoderTuning(TUNING, stages.setting.seed, labels.sam, initial))
+    tuned = replace(labels, sam=replace(labels.sam, tuned=decoder))
+    stages.save_masks(tuned, initial)
+    return Measured(stages.train(stages.setting.final_training(initial, tuned)), trained_on=tuned)
 
 
-def _reliable_mean_teacher(setting: Setting, initial: TrainedModel) -> Measured:
-    teacher = setting.train_mean_teacher(initial)
-    return Measured(setting.train_mean_teacher(initial, judged=teacher))
+def _mean_teacher(stages: Stages, initial: TrainedModel) -> Measured:
+    return Measured(stages.train(stages.setting.mean_teacher_training(initial)))
 
 
-def _lraspp_on_sam(setting: Setting, _: TrainedModel) -> Measured:
+def _reliable_mean_teacher(stages: Stages, initial: TrainedModel) -> Measured:
+    """That mean teacher's masks enter as labels where SAM agrees with them."""
+    agreement = Agreement(stages.setting.labels["sam"].sam, AgreementOptions())
+    teacher = _mean_teacher(stages, initial).model
+    stages.save_masks(agreement, teacher)
+    return Measured(stages.train(stages.setting.mean_teacher_training(initial, Reliable(teacher, agreement))))
+
+
+def _lraspp_on_sam(stages: Stages, _: TrainedModel) -> Measured:
     """Without augmentation, so that SAM's encoder sees each image once."""
-    return Measured(setting.train_initial(architecture=setting.lraspp,
-                                          schedule=replace(setting.schedule, data_aug=0.0)))
+    setting = stages.setting
+    return Measured(stages.train(setting.initial_training(architecture=setting.lraspp,
+                                                          schedule=replace(setting.schedule, data_aug=0.0))))
 
 
-def _fully_supervised(setting: Setting, _: TrainedModel) -> Measured:
-    return Measured(setting.train_initial(sampling=replace(setting.sampling, num_train_samples=ALL)))
+def _fully_supervised(stages: Stages, _: TrainedModel) -> Measured:
+    sampling = replace(stages.setting.sampling, num_train_samples=ALL)
+    return Measured(stages.train(stages.setting.initial_training(sampling=sampling)))
 
 
-def _nnunet_alone(kind: str) -> Callable[[Setting, TrainedModel], Measured]:
+def _nnunet_alone(kind: str) -> Callable[[Stages, TrainedModel], Measured]:
     """nnU-Net's own masks of the test images."""
-    def run(setting: Setting, initial: TrainedModel) -> Measured:
-        setting.labels[kind].prepare(initial)
+    def run(stages: Stages, initial: TrainedModel) -> Measured:
+        stages.prepare(stages.setting.labels[kind], initial)
         return Measured(initial, kind)
     return run
 
@@ -274,7 +308,7 @@ METHODS: dict[str, Method] = {
                                 optional=True),
     "mixed": Method("SAM's pseudo labels, mixed", _final("sam", options=MIXED), ("sam",), final=True),
     "sam_finetuned": Method("Fine-tuned SAM's pseudo labels", _final_of_tuned_sam, ("sam",), final=True, optional=True),
-    "mean_teacher": Method("Mean teacher", lambda setting, initial: Measured(setting.train_mean_teacher(initial))),
+    "mean_teacher": Method("Mean teacher", _mean_teacher),
     "reliable_mean_teacher": Method("Reliable mean teacher", _reliable_mean_teacher, ("sam",)),
     "lraspp_on_sam": Method("SAM ViT + LR-ASPP", _lraspp_on_sam, ("sam",)),
     "fully_supervised": Method("Fully supervised", _fully_supervised),

@@ -1,5 +1,6 @@
 """Several machines with one ClearML server: an agent runs a stage that was cloned in the web UI, and a second working
 copy finds what the first one has made."""
+import csv
 import json
 import os
 import shutil
@@ -356,3 +357,30 @@ def test_masks_travel_by_the_server_under_any_id_of_their_model(phantom_data_dir
                  for name, task in tasks.items()}
     assert "raw" in artifacts["predict, initial phantom n=3"]
     assert artifacts["random_walk, initial phantom n=3"] == ["run"]
+
+
+@pytest.mark.slow
+@needs_agent
+def test_agents_run_a_study_from_a_queue(phantom_data_dir, tmp_path):
+    """Two methods and two seeds; here nothing is left to do but the tables."""
+    shutil.copytree(phantom_data_dir, tmp_path / "data")
+    with running_server(tmp_path / "files") as server:
+        with agents_at("gpu", tmp_path, server):
+            said = run_stage("scripts.run_study", "--dataset", "phantom", "--data_dir", str(tmp_path / "data"), *TINY,
+                             "--methods", "initial", "mean_teacher", "--seeds", "1", "2", "--queue", "gpu",
+                             "--results_dir", str(tmp_path / "results"), folder=tmp_path, server=server)
+        assert "== 8 stages to queue gpu ==" in said and said.count("already measured") == 4
+        controller = next(task for task in server.tasks.values() if task["name"] == "study results")
+        tasks = [task for task in server.tasks.values() if task is not controller]
+        assert {task["status"] for task in server.tasks.values()} == {"completed"} and len(tasks) == 8
+        assert {task["parent"] for task in tasks} == {controller["id"]}
+        models = {(task["name"], shown(task)["seed"]): task["models"]["output"][0]["model"] for task in tasks
+                  if task["type"] == "training"}
+    assert set(models.values()) == set(server.models) and len(models) == 4
+    for seed in ("1", "2"):
+        initial, teacher = (models[f"train {stage} phantom n=3", seed] for stage in ("initial", "mean_teacher"))
+        assert [shown(task)["model_id"] for task in tasks if (task["name"], shown(task)["seed"]) == (
+            "train mean_teacher phantom n=3", seed)] == [initial]
+        with (tmp_path / "results" / "study.csv").open(newline="") as file:
+            ids = {row["method"]: row["model_id"] for row in csv.DictReader(file) if row["seed"] == seed}
+        assert ids == {"initial": initial, "mean_teacher": teacher}

@@ -6,9 +6,10 @@ is the task of a stage, as it would be cloned in the web UI.
 import contextlib
 import io
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from utils.errors import InputError
@@ -18,34 +19,46 @@ from utils.tracking.experiment import start
 from utils.tracking.models import PROJECT, find_queues
 from utils.tracking.server import ServerGone, call_server, has_server, prepare_clearml
 
+REFERENCE = re.compile(r"\$\{(?P<key>[^.]+)\.models\.output\.-1\.id\}")
 POLL = 2  # seconds between two looks at the steps
 
 
 @dataclass(frozen=True)
 class Step:
-    """One stage to run.
+    """One stage to run; equal to another one that does the same.
 
     Attributes:
         key: short name, in the diagram
         name: of its task
         module: of the stage's command
-        chosen: of its arguments by name; the others are as on this process's command line, or defaults
-        model_of: key of the step whose model is its --model_id; "" where `chosen` says it
+        chosen: of its arguments by name; the others are as on this process's command line, or defaults. The id of a
+            model that another step makes is that of `refer_to`
         after: keys of the other steps that must have ended before
         kind: of ClearML's types of tasks
     """
 
-    key: str
+    key: str = field(compare=False)
     name: str
     module: str
     chosen: Mapping[str, Any]
-    model_of: str = ""
     after: tuple[str, ...] = ()
     kind: str = "training"
 
     @property
     def parents(self) -> list[str]:
-        return [*dict.fromkeys(key for key in (self.model_of, *self.after) if key)]
+        referred = [REFERENCE.fullmatch(value)["key"] for value in self.references.values()]
+        return [*dict.fromkeys([*referred, *self.after])]
+
+    @property
+    def references(self) -> dict[str, str]:
+        """Those of the arguments that refer to a model of another step."""
+        return {name: value for name, value in self.chosen.items() if REFERENCE.fullmatch(str(value))}
+
+
+def refer_to(key: str) -> str:
+    """What stands for the id of the model that a step will have made, as ClearML's controller reads it. The key is
+    without a dot."""
+    return f"${{{key}.models.output.-1.id}}"
 
 
 def check_queue(queue: str) -> None:
@@ -78,9 +91,8 @@ def run_steps(name: str, steps: Sequence[Step], queue: str, tag: str) -> None:
 
         for step in steps:
             arguments = describe_arguments(step.module, step.chosen)
-            model_id = {f"{arguments['model_id'].section}/model_id": f"${{{step.model_of}.models.output.-1.id}}"
-                        } if step.model_of else {}
-            pipeline.add_step(step.key, parents=step.parents, execution_queue=queue, parameter_override=model_id,
+            ids = {f"{arguments[name].section}/{name}": value for name, value in step.references.items()}
+            pipeline.add_step(step.key, parents=step.parents, execution_queue=queue, parameter_override=ids,
                               base_task_factory=lambda _, step=step: write_draft(step, own.data.script, packages, tag),
                               status_change_callback=tell)
         try:
