@@ -20,7 +20,7 @@ from utils.errors import InputError, say_once
 from utils.files import atomic_path, write_png
 from utils.overlay import add_legend, class_colors, overlay, shrink, to_grey
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".pgm")
 LONGEST = 1024  # pixels of an overlay's longer side
 SOME_FAILED = 3  # exit code
 SAVED_EVERY = 10  # seconds
