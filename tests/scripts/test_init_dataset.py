@@ -607,7 +607,7 @@ def test_images_among_masks_are_no_masks(images, tmp_path, capsys):
     were taken for labels."""
     copy_images(images, tmp_path / "mots" / "images")
     (tmp_path / "mots" / "labels.txt").write_text("femur\ntibia\n")
-    with pytest.raises(InputError, match=r"no mask fits an image; 8 files that are copies of images \(0\.png"):
+    with pytest.raises(InputError, match=r"no mask fits an image; 8 files that are copies of images \(images/0\.png"):
         run(tmp_path, images, "--annotations", tmp_path / "mots")
     write_png_masks(tmp_path / "mots" / "instances", "{number}.png")
     run(tmp_path, images, "--annotations", tmp_path / "mots")
@@ -631,7 +631,8 @@ def test_exports_with_the_same_masks_in_several_forms(images, tmp_path, form):
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(images / f"{number}.png", path)
         index = np.maximum(drawn("femur", number), np.uint8(2) * drawn("tibia", number))
-        for name, pixels in ((colors, palette[index]), (objects, index * np.uint8(number + 3))):
+        by_label = "gtFine/{split}/{number}_gtFine_labelIds.png" if form == "cityscapes" else None
+        for name, pixels in ((colors, palette[index]), (objects, index * np.uint8(number + 3)), (by_label, index)):
             if name:
                 path = tmp_path / "export" / name.format(number=number, split=split)
                 path.parent.mkdir(parents=True, exist_ok=True)
