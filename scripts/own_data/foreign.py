@@ -13,7 +13,7 @@ from utils.errors import InputError
 from utils.names import name_some
 
 MOST_OPENED = 20  # files of a suffix
-VOLUMES = (".nii", ".gz", ".mha", ".mhd", ".nrrd", ".npy", ".npz", ".mat")
+VOLUMES = (".nii", ".gz", ".mha", ".mhd", ".nrrd", ".npz")
 BOXES = re.compile(r"\d+( \d*\.?\d+(e-?\d+)?){4,}")  # a line of YOLO's
 
 
@@ -37,12 +37,10 @@ def _recognize(path: Path, suffix: str) -> Iterator[str]:
                 yield "Pascal VOC's or LabelMe's XML: export COCO or masks"
         elif suffix in (".txt", ".yaml", ".data"):
             text = path.read_text(encoding="utf-8-sig")
-            if suffix != ".txt" or BOXES.fullmatch(text.partition("\n")[0].strip()):
+            if ("names" in text if suffix != ".txt" else BOXES.fullmatch(text.partition("\n")[0].strip())):
                 yield "YOLO's files: export COCO"
         elif suffix in VOLUMES:
             yield "volumes or arrays: save label maps of two dimensions as PNG"
-        elif suffix in (".ndjson", ".geojson", ".csv") and "segment" in path.name:
-            yield f"{suffix} files: export COCO"
 
 
 def _recognize_json(table: Any) -> Iterator[str]:

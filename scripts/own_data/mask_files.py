@@ -2,7 +2,7 @@
 import filecmp
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -42,10 +42,9 @@ LISTS = ("classes.txt", "class_names.txt", "labels.txt", "label_names.txt")
 NAMES, VALUES = ("label", "name", "class"), (("value",), ("id",), ("r", "g", "b"), ("red", "green", "blue"))  # columns
 COLOR_LISTS = ("label_colors.txt", "class_colors.txt")  # red green blue name, as CamVid has it
 IGNORED = ("ignore", "__ignore__")  # as nnU-Net and labelme call what nobody decided
-# words of the names of one export's masks, which say the same in several forms (Cityscapes, KITTI, Pascal VOC)
-OF_LABELS, OF_OBJECTS, IN_COLOR = ({"labelids", "semantic", "segmentationclass", "segmentationclasspng"},
-                                   {"instanceids", "instance", "segmentationobject", "segmentationobjectpng"},
-                                   {"color", "rgb", "segmentationclassvisualization"})
+# how words begin that tell several forms of the same masks apart (Cityscapes, KITTI, Pascal VOC)
+OF_LABELS, OF_OBJECTS, IN_COLOR = (("labelids", "semantic", "segmentationclass"), ("instance", "segmentationobject"),
+                                   ("color", "rgb", "segmentationclassvis"))
 Pattern = tuple[str, str]  # what stands before and after the name of the image
 
 
@@ -110,9 +109,10 @@ class MaskTable:
             return cls._of_pairs(pairs, path.name)
         except RegionsError:
             raise
-        except InputError:
+        except (InputError, UnicodeDecodeError) as error:
             if is_named:
-                raise
+                raise InputError(f"{path}: not readable as UTF-8 ({error}); save it so") if isinstance(
+                    error, UnicodeDecodeError) else error from None
             return cls()
 
     @classmethod
@@ -268,12 +268,12 @@ def match_masks(names: Sequence[str], images: Radiographs) -> tuple[dict[Pattern
 def _drop_copies(folder: Path, groups: dict[Pattern, dict[str, str]], images: Radiographs
                  ) -> tuple[dict[Pattern, dict[str, str]], list[str]]:
     """Without the files that are the images themselves, which many tools export beside masks; and their names."""
-    copies = [name for found in groups.values() for stem, name in
+    copies = {name for found in groups.values() for stem, name in
               tqdm(found.items(), desc="compare with images", unit="mask", leave=False)
-              if _shows_the_same(folder / name, images.images[stem].path)]
+              if _shows_the_same(folder / name, images.images[stem].path)}
     kept = {pattern: {stem: name for stem, name in found.items() if name not in copies}
             for pattern, found in groups.items()}
-    return {pattern: found for pattern, found in kept.items() if found}, copies
+    return {pattern: found for pattern, found in kept.items() if found}, sorted(copies)
 
 
 def _shows_the_same(path: Path, image: Path) -> bool:
@@ -289,11 +289,15 @@ def _shows_the_same(path: Path, image: Path) -> bool:
 def _choose_form(groups: dict[Pattern, dict[str, str]], has_colors: bool
                  ) -> tuple[dict[Pattern, dict[str, str]], list[str]]:
     """One of several forms of the same masks: by labels, not objects; in color where there is a table of colors."""
-    words = {pattern: set(PARTS.split("/".join(pattern).lower())) for pattern in groups}
-    if len(groups) < 2 or not any(of & OF_LABELS for of in words.values()):
+    def find(patterns: Iterable[Pattern], begins: tuple[str, ...]) -> list[Pattern]:
+        return [pattern for pattern in patterns
+                if any(word.startswith(begins) for word in PARTS.split("/".join(pattern).lower()))]
+
+    if len(groups) < 2 or not find(groups, OF_LABELS):
         return groups, []
-    kept = [pattern for pattern in groups if not words[pattern] & OF_OBJECTS]
-    if colored := [pattern for pattern in kept if words[pattern] & IN_COLOR]:
+    objects = find(groups, OF_OBJECTS)
+    kept = [pattern for pattern in groups if pattern not in objects]
+    if colored := find(kept, IN_COLOR):
         kept = colored if has_colors else [pattern for pattern in kept if pattern not in colored]
     return ({pattern: groups[pattern] for pattern in kept},
             [name for pattern, found in groups.items() if pattern not in kept for name in found.values()])
