@@ -244,13 +244,16 @@ def match_masks(names: Sequence[str], images: Radiographs) -> tuple[dict[Pattern
         by_name |= {end: stem} if ends[end] == 1 else {}
     shared = common_folder(names)
     for exact in (by_name, _shorten(images)):
-        known = {name.casefold(): stem for name, stem in exact.items()}
+        alike: dict[str, set[str]] = {}
+        for name, stem in exact.items():
+            alike.setdefault(name.casefold(), set()).add(stem)
+        known = {name: next(iter(stems)) for name, stems in alike.items() if len(stems) == 1} | exact
         groups, strangers, candidates = {}, [], {}
         for name in names:
             inner = name[len(shared):-len(Path(name).suffix)]
-            spans = [span for span in _spans(inner) if inner[slice(*span)].casefold() in known]
-            candidates[name] = [((inner[:start], inner[end:]), known[inner[start:end].casefold()])
-                                for start, end in spans]
+            found = [(span, known.get(inner[slice(*span)]) or known.get(inner[slice(*span)].casefold()))
+                     for span in _spans(inner)]
+            candidates[name] = [((inner[:start], inner[end:]), stem) for (start, end), stem in found if stem]
         counts = Counter(pattern for found in candidates.values() for pattern, _ in found)
         for name, found in candidates.items():
             if not found:
@@ -443,7 +446,7 @@ def _read_label_files(folder: Path, groups: dict[Pattern, dict[str, str]], wishe
     for pattern, paths in groups.items():
         if (label := names[pattern]) not in labels:
             continue
-        inner = re.sub(r"[^\w-]+", "_", label)
+        inner = str(len(files)) + re.sub(r"[^\w-]+", "_", f"_{label}")  # two labels might be alike without signs
         files[label] = f"{place.relative_to(place.parents[1]).as_posix()}/{inner}/{{stem}}.*"
         for stem, name in tqdm(paths.items(), desc=label, unit="mask", leave=False):
             mask = read_binary(folder / name)

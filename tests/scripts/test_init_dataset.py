@@ -821,3 +821,17 @@ def test_images_that_cant_be_decoded_are_left_out(images, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "1 images (cut.png): not a readable image" in said and "1 images (signed.tif): has grey values" in said
     assert "its name with its folders has more than 220 bytes" in said
+
+
+def test_names_that_differ_in_their_case_or_in_signs(images, tmp_path):
+    """Labels "left bone" and "left_bone" shared a folder; of 1a.png and 1A.png one had the other's mask."""
+    for number in range(COUNT + 2):
+        (images / f"{number}.png").rename(images / f"{number}a.png")
+    shutil.copy(images / "9a.png", images / "1A.png")
+    for label, name in (("femur", "left bone"), ("tibia", "left_bone")):
+        write_png_masks(tmp_path / "masks" / name, "{number}a.png", label)
+    run(tmp_path, images, "--annotations", tmp_path / "masks")
+    data = open_dataset("mine", tmp_path)
+    assert data.unlabeled_stems(1, False, 0) == ["1A", "8a", "9a"]
+    for stem in data.stems("train"):
+        np.testing.assert_array_equal(data.mask(stem), [drawn(label, int(stem[0])) for label in BONES])
