@@ -13,13 +13,14 @@ Writes  results/<dataset>/<model id>/search_<refiner>/: study.log (Optuna's jour
         contours as PNG and PDF
 """
 import argparse
-import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from scripts.study.figures import save_figure, search_figures
 from segment_anything.refinement.cleaning import ELEMENTS, OPERATIONS, SELECTIONS, clean_masks
@@ -106,23 +107,29 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def search(gain: Callable[[Mapping[str, Any]], float], grid: Mapping[str, Sequence], folder: Path, trials: int,
            seed: int, name: str) -> "optuna.Study":
-    """Tries points of the grid in random order, resuming what the folder's journal holds of the study of that name,
-    which stands for all that the gain depends on."""
+    """Tries points of the grid in random order but for those that the folder's journal holds of the study of that name,
+    which stands for all that the gain depends on. A trial enters the journal when it is done, so that one that was cut
+    off is tried again."""
     import optuna  # takes a second to import
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.log")))
     study = optuna.create_study(storage=storage, study_name=name, direction="maximize",
-                                load_if_exists=True, sampler=optuna.samplers.GridSampler(grid, seed=seed))
-
-    def objective(trial: optuna.Trial) -> float:
-        return gain({name: trial.suggest_categorical(name, values) for name, values in grid.items()})
-
-    wanted = min(trials, math.prod(map(len, grid.values())))
-    missing = wanted - len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
-    if missing > 0:
-        study.optimize(objective, n_trials=missing, show_progress_bar=True)
+                                load_if_exists=True)
+    distributions = {name: optuna.distributions.CategoricalDistribution(values) for name, values in grid.items()}
+    tried = [trial.params for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])]
+    missing = [point for point in shuffle_grid(grid, seed) if point not in tried][:max(0, trials - len(tried))]
+    for point in tqdm(missing, "trials", unit="trial"):
+        study.add_trial(optuna.create_trial(params=point, distributions=distributions, value=gain(point)))
     return study
+
+
+def shuffle_grid(grid: Mapping[str, Sequence], seed: int) -> list[dict[str, Any]]:
+    """All points of the grid in the order in which Optuna's GridSampler tries them."""
+    names = sorted(grid)
+    points = list(product(*(grid[name] for name in names)))
+    np.random.RandomState(seed).shuffle(points)
+    return [dict(zip(names, point, strict=True)) for point in points]
 
 
 def rank_trials(study: "optuna.Study") -> list[dict[str, Any]]:

@@ -162,6 +162,16 @@ class ClearMLServer:
         begin = body.get("page", 0) * body.get("page_size", 500)
         return {"models": newest_first[begin:begin + body.get("page_size", 500)]}
 
+    def events_scalar_metrics_iter_histogram(self, body: dict) -> dict:
+        curves: dict[str, dict[str, dict[str, list]]] = {}
+        for event in self.events:
+            if (event["task"], event["type"]) == (body["task"], "training_stats_scalar"):
+                points = curves.setdefault(event["metric"], {}).setdefault(
+                    event["variant"], {"name": event["variant"], "x": [], "y": []})
+                points["x"].append(event["iter"])
+                points["y"].append(event["value"])
+        return curves
+
     def events_add_batch(self, body: dict) -> dict:
         self.events += body["requests"]
         return {"added": len(body["requests"]), "errors": 0}

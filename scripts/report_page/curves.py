@@ -1,16 +1,24 @@
-"""The curves of trainings, as the sessions keep them that ran without a ClearML server."""
+"""The curves of trainings, as the sessions keep them that ran without a ClearML server, or as the server does."""
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 
+from utils.errors import InputError
+from utils.tracking.models import OFFLINE
 from utils.tracking.offline_runs import runs_dir
+from utils.tracking.server import fetch_scalars
 
 Curves = Mapping[str, Mapping[str, Mapping[int, float]]]  # title -> series -> epoch from 0 -> value
 
 
 def read_curves(task_id: str) -> Curves:
-    """What the task reported as scalars; {} for one that isn't a session in the folder of runs, or whose file is
-    damaged. Of a step that was reported again the last value counts."""
+    """What the task reported as scalars, {} where they are gone. Of a step that was reported again the last value
+    counts."""
+    if not task_id.startswith(OFFLINE):
+        with suppress(InputError):
+            return fetch_scalars(task_id)
+        return {}
     curves: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     path = runs_dir() / "offline" / task_id / "metrics.jsonl"
     try:

@@ -54,6 +54,8 @@ class RefinementCheck:
         labels: the refinement
         num_images: validation images
         of_labels: each label, and at last all of them, whose Dice is the mean over images of each image's mean
+        held_out: the last Dice after, where what the refinement does to an image was chosen on the others; None where
+            nothing is chosen, or there are no others
     """
 
     way: str
@@ -61,6 +63,7 @@ class RefinementCheck:
     labels: PseudoLabels
     num_images: int
     of_labels: Sequence[LabelCheck]
+    held_out: float | None = None
 
     def print(self) -> None:
         width = max(len(row.label) for row in self.of_labels)
@@ -79,7 +82,8 @@ class RefinementCheck:
         total, is_recommended = self.of_labels[-1], isinstance(self.labels, Recommended)
         instead = "another --sam_type" + ("" if is_recommended else " or --refinement recommended, which asks these "
                                           "images whom to trust")
-        masks, gain = total.found + total.false_before, total.dice_after - total.dice_before
+        masks = total.found + total.false_before
+        gain = (total.dice_after if self.held_out is None else self.held_out) - total.dice_before
         if total.found < FEW * total.shown and not is_recommended:  # which cuts lower where that pays
             yield (f"the U-Net finds {total.found} of {total.shown}, and what it doesn't find can't be refined: train "
                    "longer (--epochs), label more images, or give --initial_training recommended")
@@ -95,8 +99,11 @@ class RefinementCheck:
             yield f"the refinement gains {gain:.1f} points of Dice"
         if worse := [row.label for row in self.of_labels[:-1] if row.dice_after < row.dice_before - MUCH]:
             yield f"it loses more than {MUCH} of {name_some(worse)}: try {instead}"
-        if is_recommended:
-            yield "it was chosen on the same images, so these numbers are a little too good"
+        if self.held_out is not None:
+            yield (f"the refinement was chosen on these images, so the gain is that of a Dice of {self.held_out:.1f}, "
+                   "where each image had what the others chose")
+        elif is_recommended:
+            yield "it was chosen on the same image, so these numbers are too good"
 
 
 def check_refinement(way: str, number: int, labels: PseudoLabels, model: TrainedModel, selection: Selection,
@@ -115,7 +122,9 @@ def check_refinement(way: str, number: int, labels: PseudoLabels, model: Trained
     counts = {name: sum(getattr(row, name) for row in of_labels)
               for name in ("shown", "found", "drawn", "false_before", "false_after")}
     total = LabelCheck(ALL_LABELS, dice_before=summaries[0].mean, dice_after=summaries[1].mean, **counts)
-    return RefinementCheck(way, number, labels, len(evaluations[0].stems), [*of_labels, total])
+    held_out = labels.calibrate(model).held_out_dice if isinstance(labels, Recommended) else None
+    return RefinementCheck(way, number, labels, len(evaluations[0].stems), [*of_labels, total],
+                           held_out and 100 * held_out)
 
 
 def write_checks(path: Path, checks: Sequence[RefinementCheck]) -> None:

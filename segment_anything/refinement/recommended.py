@@ -51,6 +51,8 @@ class Calibration:
         quality: weights of the `FEATURES` in the estimated Dice
         offsets: of the estimated Dice, per class
         dice: mean Dice over the validation images, in [0, 1], of the U-Net's masks and of these
+        held_out_dice: of these, where each image has the shares and cuts that the others choose, as new images do;
+            None if there are no others
     """
 
     cuts: tuple[float, ...]
@@ -61,6 +63,7 @@ class Calibration:
     quality: tuple[float, ...]
     offsets: tuple[float, ...]
     dice: tuple[float, float]
+    held_out_dice: float | None = None
 
 
 class Rated(NamedTuple):
@@ -230,7 +233,7 @@ def calibrate(predict: Callable[[], Iterable[np.ndarray]],
     kept = int(np.argmax([_mean(of_component) for of_component in dice]))
     quality, offsets = _fit_quality(np.stack(features), dice[kept])
     return replace(found, selection=COMPONENTS[kept], quality=quality, offsets=offsets,
-                   dice=(_mean(np.stack(raw)), _mean(dice[kept])))
+                   dice=(_mean(np.stack(raw)), _mean(dice[kept])), held_out_dice=_hold_out(tables[best]))
 
 
 def _map_images(measure: Callable[[tuple[np.ndarray, ImageEmbedding, np.ndarray]], Measured],
@@ -286,10 +289,25 @@ def _shrink(tables: np.ndarray) -> np.ndarray:
     """Mean over images of (N, C, ...), NaN where an image doesn't count, with the mean over all classes worth `PRIOR`
     images: a class that few images show goes by what all say."""
     shown = ~np.isnan(tables)
-    total = np.where(shown, tables, 0).sum(axis=0)
-    count = shown.sum(axis=0)
+    return _draw_to_shared(np.where(shown, tables, 0).sum(axis=0), shown.sum(axis=0))
+
+
+def _draw_to_shared(total: np.ndarray, count: np.ndarray) -> np.ndarray:
     shared = total.sum(axis=0) / np.maximum(count.sum(axis=0), 1)
     return (total + PRIOR * shared) / (count + PRIOR)
+
+
+def _hold_out(tables: np.ndarray) -> float | None:
+    """Mean Dice with each image's choice made by the others, of (N, C, ...), NaN where an image doesn't count."""
+    if len(tables) == 1:
+        return None
+    tables = tables.reshape(*tables.shape[:2], -1)
+    shown = ~np.isnan(tables)
+    values, classes = np.where(shown, tables, 0), np.arange(tables.shape[1])
+    total, count = values.sum(axis=0), shown.sum(axis=0)
+    chosen = (_draw_to_shared(total - value, count - is_shown).argmax(axis=1)
+              for value, is_shown in zip(values, shown, strict=True))
+    return _mean(np.stack([image[classes, best] for image, best in zip(tables, chosen, strict=True)]))
 
 
 def _choose(tables: np.ndarray) -> np.ndarray:

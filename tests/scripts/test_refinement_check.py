@@ -9,11 +9,12 @@ from unet_training.hyper_params import TRAININGS
 from unet_training.pseudo_labels import Recommended, RecommendedOptions, SamRefined
 
 
-def advice(before: float, after: float, found: int = 10, drawn: int = 10, recommended: bool = False) -> str:
+def advice(before: float, after: float, found: int = 10, drawn: int = 10, recommended: bool = False,
+           held_out: float | None = None) -> str:
     kind = Recommended if recommended else SamRefined
     row = LabelCheck("femur", 10, found, drawn, before, after, 0, 0)
     labels = kind(Sam("demo", None), RecommendedOptions() if recommended else RefinementOptions())
-    check = RefinementCheck("refined", 1, labels, 10, [row, row._replace(label="all labels")])
+    check = RefinementCheck("refined", 1, labels, 10, [row, row._replace(label="all labels")], held_out)
     return "; ".join(check.advise())
 
 
@@ -22,6 +23,8 @@ def test_advice_says_what_to_do():
     worse = advice(80, 60)
     assert "by 20.0 points" in worse and "--refinement recommended" in worse and "--pseudo_label raw" in worse
     assert "--refinement recommended" not in advice(80, 60, recommended=True)
+    honest = advice(80, 85, recommended=True, held_out=78)
+    assert "makes masks worse, by 2.0 points" in honest and "a Dice of 78.0" in honest
     assert "finds 3 of 10" in advice(80, 85, found=3, drawn=3) and "--epochs" in advice(80, 85, found=3, drawn=3)
     assert "2 masks were drawn of the U-Net's 10" in advice(80, 85, drawn=2)
     assert "train longer" in advice(20, 30)

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import torch
 
@@ -52,6 +53,26 @@ def test_the_walk_is_searched_to_the_end_of_its_grid(workplace, tmp_path):
     with next(tmp_path.rglob("options.csv")).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["makes_a_difference"] for row in rows if row["option"] == "walk_radius"} == {"yes"}
+
+
+def test_points_are_those_of_optunas_sampler_and_one_that_was_cut_off_is_tried_again(tmp_path):
+    grid = {"width": [1, 2, 4], "name": ["", "box"], "part": [0.5, 1.0]}
+    theirs = optuna.create_study(sampler=optuna.samplers.GridSampler(grid, seed=7))
+    theirs.optimize(lambda trial: sum(trial.suggest_categorical(name, values) != values[0]
+                                      for name, values in grid.items()), n_trials=5)
+    expected, tried = [trial.params for trial in theirs.trials], []
+
+    def gain(options):
+        tried.append(options)
+        if len(tried) == 3:
+            raise KeyboardInterrupt
+        return 1.0
+
+    with pytest.raises(KeyboardInterrupt):
+        search_refinement.search(gain, grid, tmp_path, 5, 7, "some")
+    study = search_refinement.search(gain, grid, tmp_path, 5, 7, "some")
+    assert [trial.params for trial in study.trials] == expected
+    assert tried == [*expected[:3], *expected[2:]]
 
 
 def test_gains_are_of_all_classes_of_all_images_alike():

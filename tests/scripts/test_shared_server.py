@@ -145,6 +145,9 @@ def test_a_second_working_copy_finds_models_and_masks_of_the_first(phantom_data_
         first, second = ({path.relative_to(copy): path.read_bytes() for path in copy.glob("data/seg_masks/*/*.h5")}
                          for copy in copies)
         assert first == second and len(first) == 2
+        page = (copies[1] / "results" / "report.html").read_text(encoding="utf-8")
+        curves = page.partition("<h2>Training curves</h2>")[2].partition("</section>")[0]
+        assert curves.count('class="chart"') == 4  # loss and Dice of both trainings, which it didn't run itself
 
 
 @pytest.mark.slow

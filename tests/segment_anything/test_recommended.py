@@ -80,6 +80,7 @@ def test_masks_that_are_too_large_are_cut_where_they_should_be(seen):
     unseen = probabilities_of(masks, bias=3, seed=5)
     refined = [refine_calibrated(*pair, decoder, calibration) for pair in zip(unseen, embeddings, strict=True)]
     assert mean_dice([image.mask for image in refined], masks) > 0.95
+    assert calibration.held_out_dice == pytest.approx(after, abs=0.02)
     estimates = np.stack([image.estimated_dice for image in refined])
     assert ((estimates > 0.85) & (estimates <= 1)).all()
 
@@ -106,6 +107,17 @@ def test_a_class_that_few_images_show_goes_by_the_others(seen):
     assert abs(calibration.cuts[1] - calibration.cuts[0]) <= 1.5
     unseen = calibrate(probabilities, embeddings, masks & np.array([True, False])[:, None, None], decoder)
     assert np.isfinite([*unseen.cuts, *unseen.offsets, *unseen.quality]).all()
+
+
+def test_an_image_held_out_has_the_choice_of_the_others():
+    tables = np.random.default_rng(3).random((5, 3, 2, 7))
+    tables[1, 2] = tables[4, 0] = np.nan  # labels that the images don't show
+    dice = []
+    for number, table in enumerate(tables):
+        best = recommended._choose(np.delete(tables, number, axis=0))
+        dice.append(np.nanmean(table.reshape(3, -1)[range(3), best]))
+    assert recommended._hold_out(tables) == pytest.approx(np.mean(dice))
+    assert recommended._hold_out(tables[:1]) is None
 
 
 def test_many_images_are_refined_as_one_and_an_empty_mask_stays_empty(seen):

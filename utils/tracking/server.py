@@ -181,6 +181,19 @@ def fetch_arguments(task_id: str) -> dict[str, str]:
     return ask_server(lambda: prepare_clearml().Task.get_task(task_id).get_parameters())
 
 
+def fetch_scalars(task_id: str) -> dict[str, dict[str, dict[int, float]]]:
+    """Those of a task on the server: title -> series -> step -> value; {} without a server.
+
+    Raises:
+        InputError: there is no such task, or the server doesn't answer.
+    """
+    if not has_server():
+        return {}
+    scalars = ask_server(lambda: prepare_clearml().Task.get_task(task_id).get_reported_scalars())
+    return {title: {name: dict(zip(map(int, points["x"]), points["y"], strict=True)) for name, points in series.items()}
+            for title, series in scalars.items()}
+
+
 def correct_status(task, status: str, reason: str) -> None:
     """Marks a closed task, which the SDK leaves as completed, as "failed" or "stopped" if it is."""
     if status == "failed":
