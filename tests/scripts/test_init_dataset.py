@@ -759,11 +759,15 @@ def test_values_that_nobody_decided_and_labels_of_several_values(images, tmp_pat
 
 
 def test_masks_whose_names_end_with_the_name_of_another_image(images, tmp_path):
-    """3_1.png and 3_2.png are of image 3, not of 1 and 2."""
-    for place, label in enumerate(BONES, 1):
+    """3_11.png and 3_12.png are of image 3, not of 12."""
+    shutil.copy(images / "9.png", images / "12.png")
+    for place, label in enumerate(BONES, 11):
         write_png_masks(tmp_path / "masks", f"{{number}}_{place}.png", label)
     run(tmp_path, images, "--annotations", tmp_path / "masks")
-    open_mine(tmp_path, lambda label, number: drawn(dict(zip("12", BONES, strict=True))[label], number), ("1", "2"))
+    data = open_dataset("mine", tmp_path)
+    assert data.description.labels == ("11", "12") and data.unlabeled_stems(1, False, 0) == ["12", "8", "9"]
+    for stem in data.stems("train"):
+        np.testing.assert_array_equal(data.mask(stem), [drawn(label, int(stem)) for label in BONES])
 
 
 def test_masks_drawn_on_transparency(images, tmp_path):

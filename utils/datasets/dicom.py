@@ -112,11 +112,11 @@ def _show(dataset: "Dataset") -> np.ndarray:
 
 def _find_padding(dataset: "Dataset", stored: np.ndarray) -> np.ndarray:
     """Which pixels fill up the rectangle around the image, bool, (H, W); none where all would."""
-    first = dataset.get("PixelPaddingValue")
-    if first is None:
+    ends = [int(value) for value in map(dataset.get, ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+            if value is not None]
+    if not ends:
         return np.zeros(stored.shape, bool)
-    first, last = (int(value) for value in (first, dataset.get("PixelPaddingRangeLimit", first)))
-    padding = (stored >= min(first, last)) & (stored <= max(first, last))
+    padding = (stored >= min(ends)) & (stored <= max(ends))
     return padding & ~padding.all()
 
 
