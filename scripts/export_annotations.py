@@ -137,7 +137,7 @@ class Export:
         attribute = masks.attribute if isinstance(masks, CvatMasks) else None
         if attribute is None:
             return CvatLabels(description.labels)
-        file = masks.train[0]
+        file = (*masks.train, *masks.files)[0]
         path = ROOT / file.file if file.in_project else description.locate(self._data.folder, file.file)
         return CvatLabels(description.labels, given or find_label(path, attribute), attribute)
 

@@ -18,7 +18,7 @@ from utils.grey import STORED, GreyValues
 from utils.locks import hold, remove_leftovers
 
 OF_THE_BYTES = (None, errno.EINVAL)  # errors of what a file says, such as a place that can't be
-MAX_SAMPLE_VALUE, PHOTOMETRIC_INTERPRETATION = 281, 262  # tags of TIFF
+MAX_SAMPLE_VALUE, PHOTOMETRIC_INTERPRETATION, BITS_PER_SAMPLE = 281, 262, 258  # tags of TIFF
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def _check_single(path: Path, image: Image.Image) -> None:
     if count == 1:
         return
     image.seek(1)
-    if image.size == size:
+    if image.width >= size[0] and image.height >= size[1]:
         raise InputError(f"{path}: holds {count} images; save each of them as a file of its own")
     image.seek(0)
 
@@ -184,7 +184,8 @@ def has_16_bits(path: Path) -> bool:
         return start[24:] == b"\x10"
     try:
         with open_image(path) as image:
-            return image.mode.startswith("I")
+            bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, 8)  # Pillow has colors of 8 only
+            return image.mode.startswith("I") or bool(np.max(bits) > 8)
     except InputError:
         return start[:2] in (b"II", b"MM")  # of 10 or 14 bits, which Pillow doesn't know
 

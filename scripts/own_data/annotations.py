@@ -11,18 +11,20 @@ from typing import Any
 
 from lxml import etree
 
+from scripts.own_data.foreign import describe_foreign
 from scripts.own_data.images import Radiographs, common_folder, copy
 from scripts.own_data.mask_files import MaskTable, choose_labels, read_mask_files
 from scripts.own_data.splits import split_named
-from utils.datasets.coco import is_coco, parse_coco, read_json
+from utils.datasets.coco import CocoShape, is_coco, is_panoptic, parse_coco, read_json
 from utils.datasets.cvat import CvatImage, parse_cvat, read_attributes
-from utils.datasets.image_files import Places, list_names
+from utils.datasets.image_files import IN_FOLDERS, Places, list_names, make_stem
 from utils.datasets.labelme import is_labelme, parse_labelme
 from utils.errors import InputError
 from utils.names import name_some, suggest
 
 NO_AREA = ("points", "polyline", "skeleton", "cuboid")
 TEXTS = (".xml", ".json", ".txt", ".csv")
+OTHER_COCO = ("image_info_", "panoptic_", "stuff_", "person_keypoints_", "captions_", "labels_")  # beside instances_
 FORMATS = "CVAT for images 1.1, COCO, labelme, label maps or one mask per label"
 
 
@@ -63,11 +65,12 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Export:
-    """Files of one kind in a folder: "cvat", "coco", "labelme" or "masks"."""
+    """Files of one kind in a folder: "cvat", "coco", "labelme" or "masks"; `others` say the same in other ways."""
 
     kind: str
     folder: Path
     names: list[str]
+    others: tuple[str, ...] = ()
 
 
 def open_exports(paths: Sequence[Path], unpacked: Path) -> list[Export]:
@@ -96,7 +99,10 @@ def _recognize(path: Path, unpacked: Path) -> Export:
     else:
         export = _recognize_folder(path.parent, [path.name])
     if not export.names:
-        raise InputError(f"--annotations {path}: holds nothing that is known; export it as {FORMATS}")
+        foreign = describe_foreign(export.folder, list_names(path) if path.is_dir() else
+                                   list_names(unpacked) if unpacked.is_dir() else [path.name])
+        raise InputError(f"--annotations {path}: holds nothing that is read"
+                         + (f" ({foreign})" if foreign else f"; export it as {FORMATS}"))
     return export
 
 
@@ -110,7 +116,10 @@ def _recognize_folder(folder: Path, names: list[str]) -> Export:
         raise InputError(f"--annotations {folder}: holds annotations of several kinds ({', '.join(sorted(drawn))}), "
                          f"such as {found[drawn[0]][0]} and {found[drawn[1]][0]}; name the right ones")
     kind = drawn[0] if drawn else "masks"
-    return Export(kind, folder, found.get(kind, []))
+    names, others = found.get(kind, []), ()
+    if kind == "coco" and any(Path(name).name.startswith("instances_") for name in names):
+        others = tuple(name for name in names if Path(name).name.startswith(OTHER_COCO))
+    return Export(kind, folder, [name for name in names if name not in others], others)
 
 
 def _kind_of(path: Path, alone: bool) -> str | None:
@@ -123,7 +132,7 @@ def _kind_of(path: Path, alone: bool) -> str | None:
         return "cvat" if root.tag == "annotations" else None
     if suffix == ".json":
         table = read_json(path)
-        return "coco" if is_coco(table) else "labelme" if is_labelme(table) else None
+        return "coco" if is_coco(table) and not is_panoptic(table) else "labelme" if is_labelme(table) else None
     return "masks" if suffix in (".png", ".tif", ".tiff", ".gif", ".bmp", ".jpg", ".jpeg", ".webp", ".jp2") else None
 
 
@@ -154,6 +163,8 @@ def read_exports(exports: Sequence[Export], images: Radiographs, wishes: Wishes,
             for path in paths:
                 _part_subsets(path)
         annotations = _read_shapes(kind, paths, images, wishes, place)
+        if others := [name for export in exports for name in export.others]:
+            annotations.left_out.append(f"{len(others)} other COCO files beside the instances ({name_some(others)})")
     for stem in annotations.shown:
         for part in (annotations.subsets.get(stem, ""), images.images[stem].subset):
             if split := split_named(part):
@@ -234,6 +245,12 @@ def _read_shapes(kind: str, paths: Sequence[Path], images: Radiographs, wishes: 
                                     + name_some([f"{count} {label}" for label, count in unused.items()], 10))
     notes.insert(0, f"{kind} annotations of {len(read)} images; shapes: "
                  + ", ".join(f"{counts[label]} {label}" for label in annotations.labels))
+    boxes = Counter(shape.anatomy for _, image in read for shape in image.shapes
+                    if isinstance(shape, CocoShape) and shape.of_box and shape.anatomy in annotations.labels)
+    if boxes:
+        notes.append(f"{boxes.total()} annotations have nothing but a box, so that all of it is the mask: "
+                     + ", ".join(f"{count} {label}" for label, count in boxes.items())
+                     + " (--labels leaves labels out)")
     _match(annotations, read, images, wishes.without_shapes)
     return annotations
 
@@ -242,11 +259,15 @@ def _match(annotations: Annotations, read: Sequence[tuple[Path, CvatImage]], ima
            ) -> None:
     """Finds the image of each annotation."""
     places, absent, empty, wanted = Places(images.images), [], [], set(annotations.labels)
+    called: dict[str, str] = {}
     for path, image in read:
         stem = places.find(image.stem)
         labels = {shape.anatomy for shape in image.shapes} & wanted
         if stem is None:
             absent.append(image.name)
+        elif not _may_be_one(called.setdefault(stem, image.name), image.name):
+            raise InputError(f"{path}: {image.name} and {called[stem]} may both be the image "
+                             f"{images.images[stem].name}; {IN_FOLDERS}, or take one out of the annotations")
         elif not labels and without_shapes == "unlabeled":
             empty.append(image.name)
         elif stem in annotations.shown:
@@ -260,6 +281,12 @@ def _match(annotations: Annotations, read: Sequence[tuple[Path, CvatImage]], ima
         annotations.left_out.append(f"{len(empty)} images in the export without a shape ({name_some(empty)}): they "
                                     "count as not annotated; --without_shapes empty makes them images that show none "
                                     "of the labels")
+
+
+def _may_be_one(name: str, other: str) -> bool:
+    """Whether two names differ at most in how many of their folders they tell."""
+    short, long = sorted((make_stem(each, True) for each in (name, other)), key=len)
+    return long.endswith(short)
 
 
 def _find_attribute(paths: Sequence[Path], wish: str | None, notes: list[str]) -> tuple[str | None, set[str] | None]:

@@ -8,17 +8,19 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from utils.datasets.dicom import SUFFIXES as DICOM_SUFFIXES
 from utils.datasets.dicom import is_dicom, read_dicom
 from utils.datasets.image_files import FOLDER_MARK, list_names
+from utils.digests import READERS
 from utils.errors import InputError
 from utils.files import has_16_bits, image_size, read_grey, write_png
 from utils.names import IMAGE_SUFFIXES, name_some, plain
+from utils.overlap import map_threaded
 
 READ = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".pgm")
+LONGEST_STEM = 220  # bytes, as files of results have longer names
 OTHER = (".json", ".xml", ".txt", ".csv", ".zip", ".md", ".pdf", ".toml")
 
 
@@ -107,20 +109,22 @@ def take_in(paths: dict[str, Path], place: Path, mirror: str | None = None, mirr
         InputError: two images have one stem, no image is readable, or `patient` doesn't find anything in a name.
     """
     shared = common_folder(paths)
-    images, left_out = {}, {}
-    for name, path in tqdm(paths.items(), desc="images", unit="image", leave=False):
+    found, images, left_out = {}, {}, {}
+    for name, path in paths.items():
         inner = name[len(shared):]
         is_file = path.suffix.lower() in IMAGE_SUFFIXES
         stem = plain((inner[:-len(path.suffix)] if is_file else inner).replace("/", FOLDER_MARK))
-        if stem in images:
-            raise InputError(f"{path}: names the same image as {images[stem].name}; keep one, or give it another name")
+        if stem in found:
+            raise InputError(f"{path}: names the same image as {found[stem].name}; keep one, or give it another name")
         turn, before = (pattern is not None and re.search(pattern, name) is not None for pattern in (mirror, mirrored))
-        image = Radiograph(name, stem, path, place / stem, patient=find_patient(name, patient), turn=turn,
-                           is_mirrored=turn != before)
-        try:
-            images[stem] = _place(image)
-        except InputError as error:
-            left_out.setdefault(str(error).removeprefix(f"{path}: "), []).append(name)
+        found[stem] = Radiograph(name, stem, path, place / stem, patient=find_patient(name, patient), turn=turn,
+                                 is_mirrored=turn != before)
+    placed = zip(found.items(), map_threaded(_try_to_place, found.values(), READERS), strict=True)
+    for (stem, image), result in tqdm(placed, "images", len(found), unit="image", leave=False):
+        if isinstance(result, InputError):
+            left_out.setdefault(str(result).removeprefix(f"{image.path}: "), []).append(image.name)
+        else:
+            images[stem] = result
     if not images:
         why, names = next(iter(left_out.items()))
         raise InputError(f"none of {len(paths)} images is readable, such as {names[0]}: {why}")
@@ -153,18 +157,27 @@ def find_patient(name: str, pattern: str | None) -> str:
     return match[1] if match.re.groups else match[0]
 
 
+def _try_to_place(image: Radiograph) -> Radiograph | InputError:
+    try:
+        return _place(image)
+    except InputError as error:
+        return error
+
+
 def _place(image: Radiograph) -> Radiograph:
     """The image in its place, with what its file says of it. Raises InputError if it isn't readable."""
     suffix = image.path.suffix.lower()
+    if len(image.stem.encode()) > LONGEST_STEM:
+        raise InputError(f"its name with its folders has more than {LONGEST_STEM} bytes; shorten their names")
     if suffix not in READ and (suffix in DICOM_SUFFIXES or is_dicom(image.path)):
         return _convert_dicom(image)
     if suffix not in READ:
         raise InputError(f"files of the kind {suffix} are not read; save it as PNG")
     size, bits = image_size(image.path), 16 if has_16_bits(image.path) else 8
-    _check_numbers(image.path)
+    pixels = read_grey(image.path)  # the header doesn't show whether all is there
     place = image.place.with_name(image.stem + (".png" if image.turn else suffix))
     if image.turn:
-        write_png(place, read_grey(image.path)[:, ::-1].copy())
+        write_png(place, pixels[:, ::-1].copy())
     else:
         link(image.path, place)
     return replace(image, place=place, size=size, bits=bits)
@@ -176,16 +189,6 @@ def _convert_dicom(image: Radiograph) -> Radiograph:
     pixels = read.pixels[:, ::-1].copy() if image.turn else read.pixels
     write_png(place, pixels)
     return replace(image, place=place, size=pixels.shape, bits=16, patient=image.patient or read.patient)
-
-
-def _check_numbers(path: Path) -> None:
-    try:
-        with Image.open(path) as opened:
-            mode = opened.mode
-    except Exception:  # OpenCV reads more kinds of files
-        return
-    if mode == "F":
-        raise InputError("has grey values that are no whole numbers; save it with 8 or 16 bits, unsigned")
 
 
 def link(source: Path, place: Path) -> None:

@@ -1,7 +1,9 @@
 """Masks in image files, as tools and people name and store them: found for each image, and what their values mean."""
+import filecmp
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from scripts.own_data.foreign import describe_foreign
 from scripts.own_data.images import Radiographs, common_folder, copy
 from scripts.own_data.splits import split_named
 from utils.datasets.coco import read_json
@@ -27,6 +30,7 @@ from utils.datasets.label_maps import (
     read_label_map,
 )
 from utils.errors import InputError
+from utils.files import read_grey
 from utils.names import name_some, plain, suggest
 from utils.tables import read_rows
 
@@ -36,7 +40,16 @@ NO_LABEL = {"mask", "masks", "label", "labels", "labelstr", "segmentation", "seg
             "annotations", "gt", "ground", "truth", "images", "image", "png", "export", "data"}
 LISTS = ("classes.txt", "class_names.txt", "labels.txt", "label_names.txt")
 NAMES, VALUES = ("label", "name", "class"), (("value",), ("id",), ("r", "g", "b"), ("red", "green", "blue"))  # columns
+COLOR_LISTS = ("label_colors.txt", "class_colors.txt")  # red green blue name, as CamVid has it
+IGNORED = ("ignore", "__ignore__")  # as nnU-Net and labelme call what nobody decided
+# how words begin that tell several forms of the same masks apart (Cityscapes, KITTI, Pascal VOC)
+OF_LABELS, OF_OBJECTS, IN_COLOR = (("labelids", "semantic", "segmentationclass"), ("instance", "segmentationobject"),
+                                   ("color", "rgb", "segmentationclassvis"))
 Pattern = tuple[str, str]  # what stands before and after the name of the image
+
+
+class RegionsError(InputError):
+    """A table whose labels are several values each."""
 
 
 @dataclass(frozen=True)
@@ -69,27 +82,37 @@ class MaskTable:
 
     @classmethod
     def _of_file(cls, path: Path, is_named: bool) -> "MaskTable":
-        """An empty table where the file isn't one, unless the user named it."""
+        """An empty table where the file isn't one, unless the user named it. Raises InputError for nnU-Net's regions.
+        """
         try:
             if path.suffix.lower() == ".json":
                 table = read_json(path)
                 table = table.get("labels", table) if isinstance(table, dict) else {}
                 if not isinstance(table, dict):
                     raise InputError(f"{path}: is no table of label -> value")
+                if path.name == "dataset.json" and (regions := [
+                        name for name, value in table.items() if isinstance(value, list) and len(value) > 1]):
+                    raise RegionsError(f"{path}: {regions[0]} has several values; say what each value is: --values "
+                                       "LABEL=VALUE ...")
                 pairs = [(name, ",".join(map(str, value)) if isinstance(value, list) else str(value))
                          for name, value in table.items()]
                 if pairs and all(name.isdigit() for name, _ in pairs):  # as older versions of nnU-Net have it
                     pairs = [(value, name) for name, value in pairs]
             elif path.suffix.lower() == ".csv":
                 pairs = _read_pairs(path)
+            elif path.name.lower() in COLOR_LISTS:
+                pairs = _read_color_list(path)
             elif path.name.lower() in LISTS:
                 pairs = _read_list(path)
             else:
                 pairs = [(name, ",".join(map(str, color))) for name, color in read_colors(path).items()]
             return cls._of_pairs(pairs, path.name)
-        except InputError:
+        except RegionsError:
+            raise
+        except (InputError, UnicodeDecodeError) as error:
             if is_named:
-                raise
+                raise InputError(f"{path}: not readable as UTF-8 ({error}); save it so") if isinstance(
+                    error, UnicodeDecodeError) else error from None
             return cls()
 
     @classmethod
@@ -106,7 +129,11 @@ class MaskTable:
                 colors[plain(name)] = tuple(map(int, match.groups()))
         if bool(values) == bool(colors):
             raise InputError(f"{source}: give each label a value, or each one a color")
-        values = {name: value for name, value in values.items() if value != 0}
+        values = {name: value for name, value in values.items() if value != 0 and name not in IGNORED}
+        counts = Counter([*values.values(), *(color for color in colors.values() if any(color))])
+        if twins := [name for name, value in {**values, **colors}.items() if counts[value] > 1]:
+            raise InputError(f"{source}: {' and '.join(twins)} are the same; give each label a value or color of its "
+                             "own")
         return cls(values, colors, source)
 
 
@@ -119,6 +146,15 @@ def _read_pairs(path: Path) -> list[tuple[str, str]]:
         if name and set(columns) <= set(rows[0]):
             return [(row[name], ",".join(row[column] for column in columns)) for row in rows]
     raise InputError(f"{path}: needs the columns 'label' and 'value', or 'label', 'r', 'g' and 'b'")
+
+
+def _read_color_list(path: Path) -> list[tuple[str, str]]:
+    """Name and color of the lines `red green blue name`."""
+    rows = [re.fullmatch(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(.+)", plain(line)) for line in
+            path.read_text(encoding="utf-8-sig").splitlines() if plain(line)]
+    if not all(rows):
+        raise InputError(f"{path}: needs lines such as '255 0 0 femur'")
+    return [(row[4], ",".join(row.groups()[:3])) for row in rows]
 
 
 def _read_list(path: Path) -> list[tuple[str, str]]:
@@ -159,17 +195,30 @@ def read_mask_files(folder: Path, names: Sequence[str], images: Radiographs, wis
     names = [name for name in names if (folder / name).resolve() not in taken]
     lossless = [name for name in names if Path(name).suffix.lower() in (*LOSSLESS, ".tiff")]
     groups, strangers = match_masks(lossless, images)
-    if any("class" in before.lower() for before, _ in groups):  # CVAT and VOC: the same masks by object, too
-        groups = {key: found for key, found in groups.items() if "object" not in key[0].lower()}
+    groups, copies = _drop_copies(folder, groups, images)
+    groups, twins = _choose_form(_join_splits(groups), bool(table.colors))
     left_out = [f"{len(left)} files {why} ({name_some(left)})" for why, left in (
+        ("that are copies of images", copies),
+        ("that show the same masks in another form", twins),
         ("that fit no image", strangers),
         ("in lossy formats, which keep masks only roughly", sorted(set(names) - set(lossless)))) if left]
+    foreign = describe_foreign(folder, list_names(folder))
     if not groups:
         raise InputError(f"--annotations {folder}: no mask fits an image" + "".join(f"; {text}" for text in left_out)
-                         + "; a mask's name has the image's name in it, as 17_mask.png or femur/17.png, and is PNG, "
-                         "TIFF, GIF or BMP")
+                         + (f"; it holds {foreign}" if foreign else "; a mask's name has the image's name in it, as "
+                            "17_mask.png or femur/17.png, and is PNG, TIFF, GIF or BMP"))
+    if foreign:
+        left_out.append(f"{foreign} (the masks are read)")
     read = _read_label_maps if len(groups) == 1 else _read_label_files
-    found = read(folder, groups, wished, table, place)
+    try:
+        found = read(folder, groups, wished, table, place)
+    except InputError as error:
+        raise InputError(f"{error}; beside the masks lie {foreign}" if foreign else str(error)) from None
+    shared = common_folder(names)
+    parts = {stem: name[len(shared):].rpartition("/")[0].removesuffix("annot")
+             for of in groups.values() for stem, name in of.items()}
+    if len({split_named(part) for part in parts.values()}) > 1:
+        found["subsets"] = parts
     found["left_out"] = [*left_out, *found.get("left_out", ())]
     return found
 
@@ -195,29 +244,77 @@ def match_masks(names: Sequence[str], images: Radiographs) -> tuple[dict[Pattern
         by_name |= {end: stem} if ends[end] == 1 else {}
     shared = common_folder(names)
     for exact in (by_name, _shorten(images)):
-        known = {name.casefold(): stem for name, stem in exact.items()}
-        groups, strangers = {}, []
+        alike: dict[str, set[str]] = {}
+        for name, stem in exact.items():
+            alike.setdefault(name.casefold(), set()).add(stem)
+        known = {name: next(iter(stems)) for name, stems in alike.items() if len(stems) == 1} | exact
+        groups, strangers, candidates = {}, [], {}
         for name in names:
             inner = name[len(shared):-len(Path(name).suffix)]
-            place = next((span for span in _spans(inner) if inner[slice(*span)].casefold() in known), None)
-            if place is None:
+            found = [(span, known.get(inner[slice(*span)]) or known.get(inner[slice(*span)].casefold()))
+                     for span in _spans(inner)]
+            candidates[name] = [((inner[:start], inner[end:]), stem) for (start, end), stem in found if stem]
+        counts = Counter(pattern for found in candidates.values() for pattern, _ in found)
+        for name, found in candidates.items():
+            if not found:
                 strangers.append(name)
                 continue
-            pattern, stem = (inner[:place[0]], inner[place[1]:]), known[inner[slice(*place)].casefold()]
+            pattern, stem = max(found, key=lambda pair: counts[pair[0]])  # 1_10 may be of image 1 or 10
             if stem in groups.setdefault(pattern, {}):
                 raise InputError(f"{name}: is a mask of the same image as {groups[pattern][stem]}; keep one")
             groups[pattern][stem] = name
         if groups:
-            return _join_splits(groups), strangers
+            return groups, strangers
     return {}, list(names)
 
 
+def _drop_copies(folder: Path, groups: dict[Pattern, dict[str, str]], images: Radiographs
+                 ) -> tuple[dict[Pattern, dict[str, str]], list[str]]:
+    """Without the files that are the images themselves, which many tools export beside masks; and their names."""
+    copies = {name for found in groups.values() for stem, name in
+              tqdm(found.items(), desc="compare with images", unit="mask", leave=False)
+              if _shows_the_same(folder / name, images.images[stem].path)}
+    kept = {pattern: {stem: name for stem, name in found.items() if name not in copies}
+            for pattern, found in groups.items()}
+    return {pattern: found for pattern, found in kept.items() if found}, sorted(copies)
+
+
+def _shows_the_same(path: Path, image: Path) -> bool:
+    """Whether a file has the pixels of an image, which has more values than a mask."""
+    if filecmp.cmp(path, image, shallow=False):
+        return True
+    with suppress(InputError):
+        grey = read_grey(path)
+        return len(find_values(grey)) > MOST_VALUES and np.array_equal(grey, read_grey(image))
+    return False
+
+
+def _choose_form(groups: dict[Pattern, dict[str, str]], has_colors: bool
+                 ) -> tuple[dict[Pattern, dict[str, str]], list[str]]:
+    """One of several forms of the same masks: by labels, not objects; in color where there is a table of colors."""
+    def find(patterns: Iterable[Pattern], begins: tuple[str, ...]) -> list[Pattern]:
+        return [pattern for pattern in patterns
+                if any(word.startswith(begins) for word in PARTS.split("/".join(pattern).lower()))]
+
+    if len(groups) < 2 or not find(groups, OF_LABELS):
+        return groups, []
+    objects = find(groups, OF_OBJECTS)
+    kept = [pattern for pattern in groups if pattern not in objects]
+    if colored := find(kept, IN_COLOR):
+        kept = colored if has_colors else [pattern for pattern in kept if pattern not in colored]
+    return ({pattern: groups[pattern] for pattern in kept},
+            [name for pattern, found in groups.items() if pattern not in kept for name in found.values()])
+
+
 def _join_splits(groups: dict[Pattern, dict[str, str]]) -> dict[Pattern, dict[str, str]]:
-    """Patterns that differ in the folder of a split only are one."""
+    """Patterns that differ in the folder of a split only are one; CamVid's folders are called trainannot."""
     joined: dict[Pattern, dict[str, str]] = {}
     for (before, after), found in groups.items():
-        folders = [part for part in before.split("/")[:-1] if split_named(part) is None]
-        joined.setdefault(("/".join([*folders, before.split("/")[-1]]), after), {}).update(found)
+        folders = [part for part in before.split("/")[:-1] if split_named(part.removesuffix("annot")) is None]
+        others = joined.setdefault(("/".join([*folders, before.split("/")[-1]]), after), {})
+        if twins := sorted(set(others) & set(found)):
+            raise InputError(f"{found[twins[0]]}: is a mask of the same image as {others[twins[0]]}; keep one")
+        others.update(found)
     return joined
 
 
@@ -251,7 +348,8 @@ def _read_label_maps(folder: Path, groups: dict[Pattern, dict[str, str]], wished
     masks: dict[str, Any] = {"kind": "label_maps", "folder": place.relative_to(place.parents[1]).as_posix()}
     notes, left_out = [], []
     if table.colors:
-        names = [name for name, color in table.colors.items() if name.casefold() != BACKGROUND and any(color)]
+        names = [name for name, color in table.colors.items()
+                 if name.casefold() not in (BACKGROUND, *IGNORED) and any(color)]
         masks["colors"] = {name: list(color) for name, color in table.colors.items()}
         notes.append(f"label maps in color; {len(names)} colors by {table.source}")
         values = {}
@@ -313,7 +411,7 @@ def _name_values(counts: Counter[int], table: MaskTable, wished: Sequence[str], 
     said = ", ".join(f"{value} in {counts[value]}" for value in found[:MOST_VALUES])
     if not found:
         raise InputError("--annotations: all masks are black; name the folder with the right ones")
-    if table.values:
+    if table.values and len(found) <= MOST_VALUES + len(table.values):
         notes.append(f"label maps with the values {said} images; their labels by {table.source}")
         return table.values, [value for value in found if value not in table.values.values()]
     if len(found) > MOST_VALUES:
@@ -348,7 +446,7 @@ def _read_label_files(folder: Path, groups: dict[Pattern, dict[str, str]], wishe
     for pattern, paths in groups.items():
         if (label := names[pattern]) not in labels:
             continue
-        inner = re.sub(r"[^\w-]+", "_", label)
+        inner = str(len(files)) + re.sub(r"[^\w-]+", "_", f"_{label}")  # two labels might be alike without signs
         files[label] = f"{place.relative_to(place.parents[1]).as_posix()}/{inner}/{{stem}}.*"
         for stem, name in tqdm(paths.items(), desc=label, unit="mask", leave=False):
             mask = read_binary(folder / name)

@@ -2,6 +2,7 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from unet_training.saved_masks import masks_path
 from utils.datasets.annotated import open_dataset
 from utils.datasets.cvat import draw_masks, parse_cvat
 from utils.datasets.description import OWN
+from utils.datasets.sources import AnnotationFile, CvatMasks
 from utils.datasets.writers import CvatLabels, ExportedImage, write_cvat
 from utils.errors import InputError
 from utils.files import write_png
@@ -146,3 +148,13 @@ def test_corrected_annotations_are_labels_of_the_next_run(saved):
     for stem, (image, mask) in zip(after.stems("train"), LabeledDataset(after, after.stems("train")), strict=True):
         grey = 255 * (0.3 * image[0].numpy() + 0.5)
         assert (grey[mask[0].numpy() & ~mask[1].numpy()] > 140).mean() > 0.9, stem  # mirrored as its image is
+
+
+def test_labels_of_a_data_set_that_was_made_of_an_export(tmp_path):
+    """Which names its CVAT files without splits."""
+    names = CvatLabels(LABELS, "structure", "organ")
+    write_cvat(tmp_path / "a.xml", [ExportedImage("0.png", ground_truth(0), np.full(2, np.nan))], names)
+    masks = CvatMasks(files=(AnnotationFile("a.xml"),), attribute="organ")
+    description = SimpleNamespace(labels=LABELS, masks=masks, locate=lambda folder, file: folder / file)
+    data = SimpleNamespace(description=description, folder=tmp_path)
+    assert export_annotations.Export(data, SimpleNamespace(stems=[]), set()).cvat_labels(None) == names

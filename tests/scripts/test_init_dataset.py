@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -583,3 +585,257 @@ def test_the_command_in_the_description_is_the_one_that_made_it(words):
     said = shlex.split(init_dataset.say_command(vars(args)))
     assert said[:3] == ["python", "-m", "scripts.init_dataset"]
     assert said[3:] == shlex.split(words)
+
+
+def write_png_masks(folder: Path, name: str, label: str | None = None) -> None:
+    """Label maps (femur 1, tibia 2) of all annotated images, or the masks of one label; `name` has {number}."""
+    for number in range(COUNT):
+        index = np.maximum(drawn("femur", number), np.uint8(2) * drawn("tibia", number))
+        path = folder / name.format(number=number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(index if label is None else drawn(label, number)).save(path)
+
+
+def copy_images(images: Path, folder: Path, name: str = "{}.png") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(COUNT):
+        shutil.copy(images / f"{number}.png", folder / name.format(number))
+
+
+def test_images_among_masks_are_no_masks(images, tmp_path, capsys):
+    """As Datumaro and CVAT export them, for MOTS with the names of labels beside them: pixels with the values 1 and 2
+    were taken for labels."""
+    copy_images(images, tmp_path / "mots" / "images")
+    (tmp_path / "mots" / "labels.txt").write_text("femur\ntibia\n")
+    with pytest.raises(InputError, match=r"no mask fits an image; 8 files that are copies of images \(images/0\.png"):
+        run(tmp_path, images, "--annotations", tmp_path / "mots")
+    write_png_masks(tmp_path / "mots" / "instances", "{number}.png")
+    run(tmp_path, images, "--annotations", tmp_path / "mots")
+    open_mine(tmp_path, drawn)
+    assert "8 files that are copies of images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["voc", "camvid", "cityscapes", "kitti"])
+def test_exports_with_the_same_masks_in_several_forms(images, tmp_path, form):
+    """In the layout of Datumaro's and CVAT's writers: by label, by object, in color, beside the images."""
+    place = {"voc": ("JPEGImages/{}.png", "SegmentationClass/{number}.png", "SegmentationObject/{number}.png"),
+             "camvid": ("{split}/{}.png", "{split}annot/{number}.png", None),
+             "cityscapes": ("leftImg8bit/{split}/{}_leftImg8bit.png", "gtFine/{split}/{number}_gtFine_color.png",
+                            "gtFine/{split}/{number}_gtFine_instanceIds.png"),
+             "kitti": ("{split}/image_2/{}.png", "{split}/semantic_rgb/{number}.png", "{split}/instance/{number}.png")}
+    of = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
+    palette = np.array([(0, 0, 0), (250, 50, 83), (52, 209, 183)], np.uint8)
+    for number, split in enumerate(of):
+        image, colors, objects = place[form]
+        path = tmp_path / "export" / image.replace("{split}", split).format(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(images / f"{number}.png", path)
+        index = np.maximum(drawn("femur", number), np.uint8(2) * drawn("tibia", number))
+        by_label = "gtFine/{split}/{number}_gtFine_labelIds.png" if form == "cityscapes" else None
+        for name, pixels in ((colors, palette[index]), (objects, index * np.uint8(number + 3)), (by_label, index)):
+            if name:
+                path = tmp_path / "export" / name.format(number=number, split=split)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    if form == "voc":
+        (tmp_path / "export" / "labelmap.txt").write_text(
+            "# label:color_rgb:parts:actions\nbackground:0,0,0::\nfemur:250,50,83::\ntibia:52,209,183::\n")
+    else:
+        (tmp_path / "export" / "label_colors.txt").write_text(
+            "0 0 0 background\n250 50 83 femur\n52 209 183 tibia\n")
+    run(tmp_path, images, "--annotations", tmp_path / "export")
+    data = open_mine(tmp_path, drawn)
+    if form != "voc":
+        assert [data.stems(split) for split in ("train", "val", "test")] == [list("0123"), list("45"), list("67")]
+
+
+def test_several_coco_files_of_one_export(images, tmp_path, capsys):
+    """As Datumaro writes them: instances, and the same for other uses."""
+    table = {"images": [{"id": number, "file_name": f"{number}.png", "height": HEIGHT, "width": WIDTH}
+                        for number in range(COUNT)],
+             "categories": [{"id": 1, "name": "femur"}, {"id": 2, "name": "tibia"}],
+             "annotations": [{"id": 2 * number + place, "image_id": number, "category_id": place + 1, "iscrowd": 0,
+                              "segmentation": {"size": [HEIGHT, WIDTH], "counts": coco_mask.encode(np.asfortranarray(
+                                  drawn(label, number), np.uint8))["counts"].decode()}, "area": 1, "bbox": [0, 0, 1, 1]}
+                             for number in range(COUNT) for place, label in enumerate(BONES)]}
+    panoptic = {**table, "annotations": [{"image_id": number, "file_name": f"{number}.png", "segments_info": []}
+                                         for number in range(COUNT)]}
+    folder = tmp_path / "coco"
+    folder.mkdir()
+    for name, content in (("instances", table), ("stuff", table), ("image_info", {**table, "annotations": []}),
+                          ("panoptic", panoptic)):
+        (folder / f"{name}_default.json").write_text(json.dumps(content))
+    run(tmp_path, images, "--annotations", folder)
+    open_mine(tmp_path, drawn)
+    assert "2 other COCO files beside the instances" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"COCO panoptic: export COCO instances, such as panoptic_default\.json"):
+        run(tmp_path, images, "--annotations", folder / "panoptic_default.json")
+
+
+def test_coco_with_addresses_boxes_and_images_of_no_size(images, tmp_path, capsys):
+    """As Label Studio writes tasks whose image it couldn't load (no size), and boxes (no segmentation)."""
+    table = {"images": [{"id": float(number), "file_name": f"https://x.org/x%20rays/{number}.png?key=a.b",
+                         "height": HEIGHT, "width": WIDTH} for number in range(COUNT)]
+             + [{"id": 90, "file_name": "8.png", "height": None, "width": None}],
+             "categories": [{"id": 7, "name": "femur"}, {"id": 9, "name": "tibia"}], "annotations": []}
+    for number in range(COUNT):
+        table["annotations"] += [{"id": 2 * number, "image_id": number, "category_id": 7,
+                                  "segmentation": [corners("femur", number).ravel().tolist()], "bbox": [0, 0, 1, 1]},
+                                 {"id": 2 * number + 1, "image_id": number, "category_id": 9, "segmentation": [],
+                                  "bbox": [40, 10, 20, 15]}]
+    (tmp_path / "result.json").write_text("\ufeff" + json.dumps(table), encoding="utf-8")
+    run(tmp_path, images, "--annotations", tmp_path / "result.json")
+    box = np.zeros((HEIGHT, WIDTH), bool)
+    box[10:25, 40:60] = True
+
+    def expected(label: str, number: int) -> np.ndarray:
+        polygon = coco_mask.frPyObjects([corners(label, number).ravel().tolist()], HEIGHT, WIDTH)
+        return coco_mask.decode(polygon)[..., 0].astype(bool) if label == "femur" else box
+    open_mine(tmp_path, expected)
+    assert "8 annotations have nothing but a box, so that all of it is the mask: 8 tibia" in capsys.readouterr().out
+
+
+def test_rectangles_of_newer_labelme_and_of_x_anylabeling(images, tmp_path):
+    """Turned ones, and upright ones by four corners; none has a kind in old files."""
+    for number in range(COUNT):
+        turned = [[30, 5], [40, 15], [30, 25], [20, 15]]
+        kind = "rotation" if number % 2 else "oriented_rectangle"
+        shapes = [{"label": "femur", "points": turned, "shape_type": kind},
+                  {"label": "tibia", "points": [[50, 20], [60, 20], [60, 30], [50, 30]], "shape_type": "rectangle"},
+                  {"label": "tibia", "points": [[2, 2], [8, 2], [8, 40]], "shape_type": None}]
+        (tmp_path / "json").mkdir(exist_ok=True)
+        (tmp_path / "json" / f"{number}.json").write_text(json.dumps(
+            {"version": "6.3.1", "shapes": shapes, "imagePath": f"{number}.png", "imageData": None,
+             "imageHeight": HEIGHT, "imageWidth": WIDTH}))
+    run(tmp_path, images, "--annotations", tmp_path / "json")
+
+    def expected(label: str, _: int) -> np.ndarray:
+        y, x = np.mgrid[:HEIGHT, :WIDTH]
+        if label == "femur":
+            return abs(x - 30) + abs(y - 15) <= 10
+        polygon = np.array(Image.new("1", (WIDTH, HEIGHT)))
+        canvas = Image.fromarray(polygon)
+        ImageDraw.Draw(canvas).polygon([(2, 2), (8, 2), (8, 40)], fill=1, outline=1)
+        return np.array(canvas) | (x >= 50) & (x <= 60) & (y >= 20) & (y <= 30)
+    open_mine(tmp_path, expected)
+
+
+@pytest.mark.parametrize(("name", "text", "what"), [
+    ("1.txt", "0 0.5 0.5 0.2 0.1\n", "YOLO's files"), ("1.xml", "<annotation/>", "Pascal VOC's or LabelMe's XML"),
+    ("a.json", '[{"id": 1, "data": {}, "annotations": []}]', "Label Studio's JSON"),
+    ("a.json", '{"items": [], "categories": {}}', "Datumaro's JSON"), ("1.nii.gz", "", "volumes or arrays"),
+    ("a.json", '{"1.png12": {"regions": []}}', "VIA's JSON"), ("a.json", '{"_via_img_metadata": {}}', "VIA's JSON")])
+def test_what_is_not_read_is_named_with_what_to_export_instead(images, tmp_path, name, text, what):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / name).write_text(text)
+    for export in (tmp_path / "export", tmp_path / "export" / name):
+        with pytest.raises(InputError, match=rf"{re.escape(str(export))}: holds nothing that is read \({what}.*such as "
+                                             f"{re.escape(name)}"):
+            run(tmp_path, images, "--annotations", export)
+    copy_images(images, tmp_path / "export" / "images")
+    with pytest.raises(InputError, match=f"copies of images .*it holds {what}"):
+        run(tmp_path, images, "--annotations", tmp_path / "export")
+
+
+def test_values_that_nobody_decided_and_labels_of_several_values(images, tmp_path, capsys):
+    """nnU-Net's "ignore" was a label; its regions have a remedy."""
+    for number in range(COUNT):
+        index = np.maximum(drawn("femur", number), np.uint8(2) * drawn("tibia", number))
+        index[:2, :5] = 3
+        (tmp_path / "labelsTr").mkdir(exist_ok=True)
+        Image.fromarray(index).save(tmp_path / "labelsTr" / f"{number}.png")
+    table = tmp_path / "dataset.json"
+    table.write_text(json.dumps({"labels": {"background": 0, "femur": 1, "tibia": 2, "ignore": 3}}))
+    run(tmp_path, images, "--annotations", tmp_path / "labelsTr")
+    open_mine(tmp_path, drawn)
+    assert "the values 3, which no label has" in capsys.readouterr().out
+    table.write_text(json.dumps({"labels": {"background": 0, "bones": [1, 2, 3], "tibia": 2}}))
+    with pytest.raises(InputError, match="bones has several values; say what each value is: --values LABEL=VALUE"):
+        run(tmp_path, images, "--annotations", tmp_path / "labelsTr")
+    run(tmp_path, images, "--annotations", tmp_path / "labelsTr", "--values", "femur=1", "tibia=2")
+    open_mine(tmp_path, drawn)
+    with pytest.raises(InputError, match="femur and tibia are the same"):
+        run(tmp_path, images, "--annotations", tmp_path / "labelsTr", "--values", "femur=1", "tibia=1")
+
+
+def test_masks_whose_names_end_with_the_name_of_another_image(images, tmp_path):
+    """3_11.png and 3_12.png are of image 3, not of 12."""
+    shutil.copy(images / "9.png", images / "12.png")
+    for place, label in enumerate(BONES, 11):
+        write_png_masks(tmp_path / "masks", f"{{number}}_{place}.png", label)
+    run(tmp_path, images, "--annotations", tmp_path / "masks")
+    data = open_dataset("mine", tmp_path)
+    assert data.description.labels == ("11", "12") and data.unlabeled_stems(1, False, 0) == ["12", "8", "9"]
+    for stem in data.stems("train"):
+        np.testing.assert_array_equal(data.mask(stem), [drawn(label, int(stem)) for label in BONES])
+
+
+def test_masks_drawn_on_transparency(images, tmp_path):
+    for number in range(COUNT):
+        for label in BONES:
+            mask = drawn(label, number)
+            path = tmp_path / "masks" / label / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.dstack([np.uint8(255) * mask, 0 * mask, 0 * mask, np.uint8(255) * mask]).astype(np.uint8)
+                            ).save(path)
+    run(tmp_path, images, "--annotations", tmp_path / "masks")
+    open_mine(tmp_path, drawn)
+
+
+def test_annotations_of_images_in_other_folders(tmp_path):
+    """ward0/0.png was annotated, --images holds ward1/0.png only: it got the other one's masks."""
+    rng, elements = np.random.default_rng(0), ""
+    for number in range(COUNT):
+        ward, place = number % 2, number // 2
+        write_png(tmp_path / "all" / f"ward{ward}" / f"{place}.png", rng.integers(0, 256, (HEIGHT, WIDTH), np.uint8))
+        shapes = "" if ward else "".join(cvat_polygon(label, number) for label in BONES)
+        elements += f'<image name="ward{ward}/{place}.png" width="{WIDTH}" height="{HEIGHT}">{shapes}</image>'
+    export = tmp_path / "a.xml"
+    export.write_text(f"<annotations><version>1.1</version>{elements}</annotations>")
+    with pytest.raises(InputError, match=r"0 appears twice \('ward0/0.png' and .* give `--images` the folder"):
+        run(tmp_path, tmp_path / "all" / "ward1", "--annotations", export)
+    two = [tmp_path / "ward0.xml", tmp_path / "ward1.xml"]
+    for ward, path in enumerate(two):
+        path.write_text(re.sub(rf'<image name="ward{1 - ward}.*?</image>', "", export.read_text()))
+    with pytest.raises(InputError, match=r"ward1/0\.png and ward0/0\.png may both be the image"):
+        run(tmp_path, tmp_path / "all" / "ward1", "--annotations", *two)
+    run(tmp_path, tmp_path / "all", "--annotations", export, "--fractions", 1, 1, 1)
+    data = open_dataset("mine", tmp_path)
+    for stem in data.stems("train"):
+        assert stem.startswith("ward0__")
+        np.testing.assert_array_equal(data.mask(stem)[0], drawn("femur", 2 * int(stem[-1])))
+
+
+def test_images_that_cant_be_decoded_are_left_out(images, tmp_path, capsys):
+    """Their headers are right: one is cut off, one has negative values. Names may have points."""
+    for path in list(images.iterdir()):
+        path.rename(images / f"1.2.840.{path.name}")
+    whole = (images / "1.2.840.9.png").read_bytes()
+    (images / "cut.png").write_bytes(whole[:len(whole) // 2])
+    tifffile.imwrite(images / "signed.tif", np.zeros((HEIGHT, WIDTH), np.int16))
+    deep = images / ("f" * 120) / ("g" * 120)
+    deep.mkdir(parents=True)
+    shutil.copy(images / "1.2.840.9.png", deep / "deep.png")
+    (tmp_path / "a.xml").write_text(cvat_xml(cvat_polygon, "1.2.840.{}"))
+    run(tmp_path, images, "--annotations", tmp_path / "a.xml")
+    data = open_dataset("mine", tmp_path)
+    assert data.unlabeled_stems(1, False, 0) == ["1.2.840.8", "1.2.840.9"]
+    for stem in data.stems("train"):
+        np.testing.assert_array_equal(data.mask(stem)[0], drawn("femur", int(stem[-1])))
+    said = capsys.readouterr().out
+    assert "1 images (cut.png): not a readable image" in said and "1 images (signed.tif): has grey values" in said
+    assert "its name with its folders has more than 220 bytes" in said
+
+
+def test_names_that_differ_in_their_case_or_in_signs(images, tmp_path):
+    """Labels "left bone" and "left_bone" shared a folder; of 1a.png and 1A.png one had the other's mask."""
+    for number in range(COUNT + 2):
+        (images / f"{number}.png").rename(images / f"{number}a.png")
+    shutil.copy(images / "9a.png", images / "1A.png")
+    for label, name in (("femur", "left bone"), ("tibia", "left_bone")):
+        write_png_masks(tmp_path / "masks" / name, "{number}a.png", label)
+    run(tmp_path, images, "--annotations", tmp_path / "masks")
+    data = open_dataset("mine", tmp_path)
+    assert data.unlabeled_stems(1, False, 0) == ["1A", "8a", "9a"]
+    for stem in data.stems("train"):
+        np.testing.assert_array_equal(data.mask(stem), [drawn(label, int(stem[0])) for label in BONES])

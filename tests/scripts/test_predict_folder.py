@@ -172,3 +172,11 @@ def test_names_stay_apart(tmp_path):
         (tmp_path / f"{Path(name).stem}_.png").rename(tmp_path / name)
     assert name_images(tmp_path, tmp_path / "out") == {
         "a.jpg": "a.jpg", "a.png": "a.png", "b/a.png": "b/a"}
+
+
+def test_files_of_other_kinds_are_named(tmp_path, capsys):
+    for name in ("a.PNG", "b.webp", "c.nii.gz", "d.mha", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert name_images(tmp_path, tmp_path / "out") == {"a.PNG": "a", "b.webp": "b"}
+    assert "left out: 2 files that are no images of the kinds that are read (c.nii.gz, d.mha); save them as PNG" in (
+        capsys.readouterr().err)

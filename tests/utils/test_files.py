@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import ExifTags, Image, ImageOps
 
@@ -14,6 +15,7 @@ from utils.errors import InputError
 from utils.files import (
     atomic_path,
     explain_damage,
+    has_16_bits,
     image_size,
     load_tensors,
     read_grey,
@@ -178,3 +180,16 @@ def test_damaged_tensors_are_found(tmp_path):
         with pytest.raises(InputError, match=r"state\.pt: not a state .*; make it again"), \
                 explain_damage(path, "not a state", "make it again"):
             load_tensors(path)
+
+
+def test_tiff_files_in_color_of_16_bits_and_with_the_preview_before_the_image(tmp_path):
+    color = np.full((20, 30, 3), 4000, np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", color, photometric="rgb")
+    assert has_16_bits(tmp_path / "a.tif") and read_grey(tmp_path / "a.tif").max() == 4000
+    tifffile.imwrite(tmp_path / "b.tif", color.astype(np.uint8), photometric="rgb")
+    assert not has_16_bits(tmp_path / "b.tif")
+    with tifffile.TiffWriter(tmp_path / "c.tif") as file:
+        file.write(color[::4, ::4, 0], photometric="minisblack")
+        file.write(color[..., 0], photometric="minisblack")
+    with pytest.raises(InputError, match="holds 2 images"):
+        read_grey(tmp_path / "c.tif")

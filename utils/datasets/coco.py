@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from utils.datasets.cvat import CvatImage
-from utils.datasets.image_files import make_stem
+from utils.datasets.image_files import IN_FOLDERS, make_stem
 from utils.errors import InputError
 from utils.names import plain
 
@@ -20,10 +20,12 @@ CORRECT = "correct it in the tool that wrote the file, and export it again"
 
 @dataclass(frozen=True)
 class CocoShape:
-    """One annotation: `counts` are COCO's compressed run lengths of an image of (H, W) = `size`."""
+    """One annotation: `counts` are COCO's compressed run lengths of an image of (H, W) = `size`. `of_box`: it has
+    nothing else than a box."""
     anatomy: str
     counts: bytes
     size: tuple[int, int]
+    of_box: bool = False
 
     @property
     def content(self) -> object:
@@ -50,6 +52,12 @@ def is_coco(table: Any) -> bool:
     return isinstance(table, dict) and all(isinstance(table.get(key), list) for key in ("images", "annotations"))
 
 
+def is_panoptic(table: Any) -> bool:
+    """Whether that is COCO's panoptic format, whose masks are colors of other files."""
+    return is_coco(table) and any(isinstance(annotation, dict) and "segments_info" in annotation
+                                  for annotation in table["annotations"][:1])
+
+
 def parse_coco(path: Path, labels: Collection[str] | None = None, subfolders: bool = False) -> list[CvatImage]:
     """Reads all images of one file, in the file's order.
 
@@ -63,13 +71,15 @@ def parse_coco(path: Path, labels: Collection[str] | None = None, subfolders: bo
             of no image or category that there is.
     """
     table = read_json(path)
-    if not is_coco(table) or not isinstance(table.get("categories"), list):
+    if not is_coco(table) or is_panoptic(table) or not isinstance(table.get("categories"), list):
         raise InputError(f"{path}: is not in COCO's format, which has `images`, `categories` and `annotations`; export "
                          "it as COCO instances")
     wanted = None if labels is None else {plain(label): label for label in labels}
     try:
         names = {category["id"]: plain(str(category["name"])) for category in table["categories"]}
-        sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in table["images"]}
+        used = {annotation["image_id"] for annotation in table["annotations"]}
+        images_of = [image for image in table["images"] if image["id"] in used or image.get("width")]  # else unseen
+        sizes = {image["id"]: (int(image["height"]), int(image["width"])) for image in images_of}
         shapes, unused = {number: [] for number in sizes}, {number: Counter() for number in sizes}
         for annotation in table["annotations"]:
             number, name = annotation["image_id"], names[annotation["category_id"]]
@@ -80,13 +90,15 @@ def parse_coco(path: Path, labels: Collection[str] | None = None, subfolders: bo
                                                   sizes[number]))
         folder = f"{path.parent.name}/" if subfolders else ""
         images = {}
-        for image in table["images"]:
+        for image in images_of:
             number, name = image["id"], str(image["file_name"])
             read = CvatImage(make_stem(folder + name, subfolders), name, sizes[number][1], sizes[number][0], None,
                              tuple(shapes[number]), unused[number])
             twin = images.get(read.stem, read)
-            if twin is not read and bool(twin.shapes) == bool(read.shapes):
-                raise InputError(f"{path}: image {read.stem} appears twice ({twin.name!r} and {name!r}); {CORRECT}")
+            if twin is not read and (twin.name != name or bool(twin.shapes) == bool(read.shapes)):
+                raise InputError(f"{path}: image {read.stem} appears twice ({twin.name!r} and {name!r}); " + (
+                    CORRECT if subfolders or twin.name == name else
+                    f"where these are two images, {IN_FOLDERS}, else {CORRECT}"))
             images[read.stem] = read if read.shapes else twin
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: lacks what COCO's format has ({type(error).__name__}: {error}); {CORRECT}") from None
@@ -97,7 +109,7 @@ def parse_coco(path: Path, labels: Collection[str] | None = None, subfolders: bo
 
 def _read_shape(path: Path, annotation: dict[str, Any], name: str, size: tuple[int, int]) -> CocoShape:
     from pycocotools.mask import frPyObjects, merge  # which other formats do without
-    drawn = annotation.get("segmentation")
+    drawn, polygons = annotation.get("segmentation"), []
     try:
         if isinstance(drawn, dict):
             if list(drawn["size"]) != list(size):
@@ -111,4 +123,5 @@ def _read_shape(path: Path, annotation: dict[str, Any], name: str, size: tuple[i
         raise InputError(f"{path}: annotation {annotation.get('id')} ({name}) can't be drawn ({error}); {CORRECT}"
                          ) from None
     counts = rle["counts"]
-    return CocoShape(name, counts.encode() if isinstance(counts, str) else bytes(counts), size)
+    of_box = not isinstance(drawn, dict) and not polygons
+    return CocoShape(name, counts.encode() if isinstance(counts, str) else bytes(counts), size, of_box)

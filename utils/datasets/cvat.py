@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from lxml import etree
 
-from utils.datasets.image_files import make_stem
+from utils.datasets.image_files import IN_FOLDERS, make_stem
 from utils.errors import InputError
 from utils.names import plain
 
@@ -112,11 +112,10 @@ def parse_cvat(path: Path, attribute: str | None = "Anatomie", labels: Collectio
         except ValueError as error:
             raise InputError(f"{path}: image {element.get('name')!r}: {error}") from None
         twin = images.get(image.stem, image)
-        if twin is not image and bool(twin.shapes) == bool(image.shapes):
+        if twin is not image and (twin.name != image.name or bool(twin.shapes) == bool(image.shapes)):
             raise InputError(f"{path}: image {image.stem} appears twice ({twin.name!r} and {image.name!r}); " + (
                 "delete one of them in CVAT, and export it again" if subfolders or twin.name == image.name else
-                "where these are two images, write `subfolders = true` into the description, else delete one in CVAT, "
-                "and export it again"))
+                f"where these are two images, {IN_FOLDERS}, else delete one in CVAT, and export it again"))
         images[image.stem] = image if image.shapes else twin
     if not images:
         raise InputError(f"{path}: holds no <image>; export the task as 'CVAT for images 1.1'")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from utils.errors import InputError
 from utils.files import has_16_bits
@@ -16,16 +17,21 @@ if TYPE_CHECKING:
     from utils.datasets.description import DatasetDescription
 
 SAME_SUFFIX = {".jpeg": ".jpg", ".tiff": ".tif"}
+SUFFIX = re.compile(r"\.(?=[^.]*[A-Za-z])[A-Za-z0-9]{1,5}$")  # not the end of a number with points, as DICOM has
 UPLOADED = re.compile(r"^[0-9a-f]{8}-")
+IN_FOLDERS = ("put the images into such folders, and give `--images` the folder that holds these (in a description "
+              "written by hand `subfolders = true`)")
 FOLDER_MARK = "__"  # between folder and name in a stem, which names files, too
 
 
 def make_stem(name: str, subfolders: bool) -> str:
-    """What identifies an image of that name, which may have folders and a suffix: the name, or with `subfolders` the
-    folders too, which `FOLDER_MARK` ends."""
+    """What identifies an image of that name, which may have folders and a suffix, or be a URL: the name, or with
+    `subfolders` the folders too, which `FOLDER_MARK` ends."""
+    if "://" in name:
+        name = unquote(urlsplit(name).path)
     path = PurePosixPath(name.replace("\\", "/"))
     folders = [part for part in path.parts[:-1] if part not in ("/", ".")] if subfolders else []
-    return plain(FOLDER_MARK.join([*folders, path.stem]))
+    return plain(FOLDER_MARK.join([*folders, SUFFIX.sub("", path.name)]))
 
 
 @dataclass(frozen=True)

@@ -50,10 +50,7 @@ class Pixels:
                 upright = image if turn is None else image.transpose(turn)
             values = np.asarray(upright)
         if "A" in upright.getbands():
-            if upright.getchannel("A").getextrema()[0] < WHITE:
-                raise InputError(f"{path}: is transparent in places, where it tells no label; save it without "
-                                 "transparency")
-            upright = upright.convert(upright.mode.rstrip("Aa"))
+            upright = _fill_transparent(path, upright)
             values = np.asarray(upright)
         whole = upright.mode in ("1", "L", "P", "RGB") or upright.mode.startswith("I")
         if upright.mode == "F" and (values == np.floor(values)).all():
@@ -70,6 +67,20 @@ class Pixels:
         grey = colored and bool((self.shown == self.shown[..., :1]).all())
         self.has_grey_palette = grey and upright.mode == "P"
         self.stored = values if values.ndim == 2 else values[..., 0] if grey else None
+
+
+def _fill_transparent(path: Path, image: Image.Image) -> Image.Image:
+    """A mask without its transparency: what is drawn on nothing has nothing around it."""
+    alpha, image = np.asarray(image.getchannel("A")), image.convert(image.mode.rstrip("Aa"))
+    hidden, pixels = alpha == 0, np.array(image)
+    if not (alpha < WHITE).any():
+        return image
+    around = np.unique(pixels[hidden].reshape(np.count_nonzero(hidden), -1), axis=0)
+    pixels[hidden] = 0
+    if image.mode not in ("L", "RGB") or (alpha[~hidden] < WHITE).any() or len(around) > 1 or (
+            not pixels.any() and not hidden.all()):
+        raise InputError(f"{path}: is transparent in places, where it tells no label; save it without transparency")
+    return Image.fromarray(pixels)
 
 
 def _read_turned_tiff(path: Path) -> Image.Image:

@@ -17,7 +17,8 @@ from utils.datasets.image_files import make_stem
 from utils.errors import InputError
 from utils.names import plain
 
-AREAS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}  # shapes with an area -> least number of points
+AREAS = {"polygon": 3, "rectangle": 2, "oriented_rectangle": 4, "circle": 2, "mask": 2,
+         "rotation": 4}  # shapes with an area (X-AnyLabeling's, too) -> least number of points
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class LabelmeShape:
         canvas = Image.new("L", mask.shape[::-1])
         pen = ImageDraw.Draw(canvas)
         if self.kind == "circle":  # its center, and a point on it
-            (x, y), (edge_x, edge_y) = self.points
+            (x, y), (edge_x, edge_y) = self.points[:2]
             radius = math.hypot(x - edge_x, y - edge_y)
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=1, fill=1)
-        elif self.kind == "rectangle":  # two opposite corners
+        elif self.kind == "rectangle" and len(self.points) == 2:  # opposite corners
             (x1, y1), (x2, y2) = self.points
             pen.rectangle((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), outline=1, fill=1)
         else:
@@ -77,14 +78,15 @@ def parse_labelme(path: Path, name: str, labels: Collection[str] | None = None) 
     try:
         height, width = int(table["imageHeight"]), int(table["imageWidth"])
         for shape in table["shapes"]:
-            label, kind = plain(str(shape["label"])), shape.get("shape_type", "polygon")
+            label, kind = plain(str(shape["label"])), shape.get("shape_type") or "polygon"
             if wanted is not None and label not in wanted:
                 unused[label] += 1
             elif kind not in AREAS:
                 skipped[kind] += 1
             else:
                 points = tuple((float(x), float(y)) for x, y in shape["points"])
-                if len(points) < AREAS[kind] or not np.isfinite(points).all():
+                if (len(points) < AREAS[kind] or not np.isfinite(points).all()
+                        or (kind == "rectangle" and len(points) not in (2, 4))):
                     raise ValueError(f"a {kind} ({label}) of {len(points)} points")
                 mask = shape["mask"] if kind == "mask" else None
                 if mask is not None:
