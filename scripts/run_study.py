@@ -193,12 +193,13 @@ def compare(setting: Setting, methods: Sequence[str], results_dir: Path, toleran
     test_images = data_parameters(setting.data, setting.data.stems("test"))["data_sha256"]
     for name, initial, measured, evaluations in walk(Stages(setting), methods, results_dir, tolerance):
         key = setting.data.description.name, name, setting.num_labeled, setting.seed
-        ids = {"test": measured.model.id, "unlabeled": initial.id}
-        rows = {split: [(*key, *row, ids[split]) for row in measure_once(evaluation)]
+        rows = {split: [(*key, *row, evaluation.model.id) for row in measure_once(evaluation)]
                 for split, evaluation in evaluations.items()}
-        yield Result(rows["test"], rows.get("unlabeled", []),
-                     {"method": name, "n": setting.num_labeled, "seed": setting.seed, "initial_model_id": initial.id,
-                      "model_id": measured.model.id, "masks": measured.kind, "test_sha256": test_images})
+        record = {"method": name, "n": setting.num_labeled, "seed": setting.seed, "initial_model_id": initial.id,
+                  "model_id": measured.model.id, "masks": measured.kind, "test_sha256": test_images}
+        if measured.trained_on:
+            record |= {"labeler_id": measured.labeler.id, "pseudo_labels": measured.trained_on.variant}
+        yield Result(rows["test"], rows.get("unlabeled", []), record)
 
 
 def walk(stages: Stages, methods: Sequence[str], results_dir: Path, tolerance: float
@@ -214,10 +215,11 @@ def walk(stages: Stages, methods: Sequence[str], results_dir: Path, tolerance: f
         measured = METHODS[name].run(stages, initial)
         evaluations = {"test": Evaluation(measured.model, setting.labels[measured.kind], "test", setting.selection,
                                           results_dir, tolerance)}
-        labels = measured.trained_on or setting.labels.get(name)
-        if METHODS[name].final and labels and setting.can_measure_unlabeled():  # and not another method's
-            evaluations["unlabeled"] = Evaluation(measured.labeler or initial, labels, "unlabeled", setting.selection,
-                                                  results_dir)
+        if METHODS[name].final and (labels := measured.trained_on or setting.labels.get(name)):  # not another method's
+            measured = measured._replace(trained_on=labels, labeler=measured.labeler or initial)
+            if setting.can_measure_unlabeled():
+                evaluations["unlabeled"] = Evaluation(measured.labeler, labels, "unlabeled", setting.selection,
+                                                      results_dir)
         yield name, initial, measured, evaluations
 
 

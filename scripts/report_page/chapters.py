@@ -24,12 +24,12 @@ from scripts.report_page.gallery import (
 )
 from scripts.report_page.places import Places
 from scripts.run_study import COLUMNS
-from scripts.study.methods import METHODS, Setting
+from scripts.study.methods import Setting
 from scripts.study.refinement_check import LabelCheck
 from scripts.study.tables import rename_methods
 from segment_anything.registry import SAM_TYPES
 from unet_training.models import TrainedModel
-from unet_training.saved_masks import masks_of, masks_path
+from unet_training.saved_masks import masks_of
 from utils.datasets.annotated import AnnotatedImages
 from utils.errors import InputError
 from utils.mask_store import MaskStore
@@ -245,18 +245,19 @@ def study_galleries(setting: Setting, results: Sequence[Mapping[str, Any]], rows
     on_test, on_unlabeled, stems = [], [], []
     initial = setting.load(results[0]["initial_model_id"])
     for result in results:
-        name, title, model = result["method"], TITLES[result["method"]], setting.load(result["model_id"])
+        title, model = TITLES[result["method"]], setting.load(result["model_id"])
         labels = setting.labels[result["masks"]]
         values = [values_of_rows(rows, measure, title) for measure in ("dice", "estimated_dice")]
         on_test.append(Column(title, lambda stems, labels=labels, model=model: masks_of(labels, model, stems), *values))
-        if not METHODS[name].final or name not in setting.labels:
+        if "pseudo_labels" not in result:
             continue
-        if (path := masks_path(setting.labels[name], initial)).is_file():
+        path = mask_file(setting.data.derived_dir, result["labeler_id"], result["pseudo_labels"])
+        if path.is_file():
             store = MaskStore(path, setting.data.description.labels)
             stems = store.stems if not stems else [stem for stem in stems if stem in store]
             values = [values_of_rows(pseudo_label_rows, measure, title) for measure in ("dice", "estimated_dice")]
             values[1] = values[1] or saved_estimates(store, store.stems, setting.data.description.labels)
-            on_unlabeled += saved_columns(title, store, initial, *values)
+            on_unlabeled += saved_columns(title, store, setting.load(result["labeler_id"]), *values)
     galleries = [Gallery(initial.data, "test", setting.data.stems("test"), on_test)]
     return galleries + ([Gallery(initial.data, "unlabeled", stems, on_unlabeled)] if stems else [])
 

@@ -159,7 +159,8 @@ def test_what_is_gone_is_told(results, tmp_path):
 def test_a_study_has_its_page(results, tmp_path):
     _, data_dir = results
     arguments = [argument for argument in ARGUMENTS if argument not in ("--seed", "5")]
-    run(run_study, data_dir, *arguments, "--seeds", "5", "--methods", "initial", "sam", "--results_dir", str(tmp_path))
+    run(run_study, data_dir, *arguments, "--seeds", "5", "--methods", "initial", "sam", "recommended_twice",
+        "--results_dir", str(tmp_path))
     page = parse(report.main(report.get_args_parser().parse_args(["--results_dir", str(tmp_path)])))
     rows = {row[0].text_content(): row[1].text_content() for row in page.xpath("(//table)[1]/tbody/tr")}
     study = read(tmp_path / "study.csv")
@@ -175,7 +176,14 @@ def test_a_study_has_its_page(results, tmp_path):
             assert values[f"Dice: {title}"] == pytest.approx(means[each.get("data-stem")], abs=1e-6)
     panels = find(find(page, "//section[h2='Unlabeled images']//.row")[0], ".//.panel")
     assert [panel.get("data-title") for panel in panels] == [
-        "image", "prompts of SAM's pseudo labels", "SAM's pseudo labels", "ground truth"]
+        "image", "prompts of SAM's pseudo labels", "SAM's pseudo labels", "prompts of Recommended, two rounds",
+        "Recommended, two rounds", "ground truth"]
+    twice = next(each for each in read_record(tmp_path / "manifest.json", dict)["results"]
+                 if each["method"] == "recommended_twice")
+    labeler = fetch_model(twice["labeler_id"])  # the final network of the first round
+    assert labeler.parameters["stage"] == "final" and labeler.id != twice["model_id"]
+    assert {row["model_id"] for row in read(tmp_path / "pseudo_labels.csv")
+            if row["method"] == "recommended_twice"} == {labeler.id}
 
 
 @pytest.mark.slow
