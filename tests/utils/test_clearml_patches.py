@@ -168,6 +168,8 @@ with start("run", {}) as experiment:
 
     def abandon_task():
         patches.abandon_task(task)
+        experiment.scalar("too late", "train", 1.0, 0)
+        task._reporter._report_service._write()
         return clearml.Task.current_task() is None and clearml.Task.is_offline() and not (
             set(patches.OWN_TASK) & set(os.environ))
 

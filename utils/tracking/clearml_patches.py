@@ -131,6 +131,7 @@ def abandon_task(task) -> None:
     from clearml.backend_api import Session
     from clearml.backend_interface.base import InterfaceBase
     stop_watching(task)
+    task._reporter._metrics._offline_log_filename = Path(os.devnull)  # where reports under way go that find it offline
     Task._Task__register_at_exit(None)
     Logger._remove_std_logger()
     Task._Task__main_task = Task._Task__forked_proc_main_pid = None
