@@ -14,16 +14,24 @@ mkdir -p data/dental_standin
 cp docs/dental_standin.toml data/dental_standin/description.toml
 ln -sfn "$dental/img" "$dental/masks_machine" data/dental_standin/
 
-study() {  # data set, name, more arguments
-    python -m scripts.run_study --dataset "$1" --seeds ${SEEDS:-42} --batch_size 4 --lr 4e-3 --bf16 \
-        --methods initial raw sam recommended recommended_twice --results_dir "results/recommended_$2" "${@:3}"
-}
-small="--base_width 8 --n_last_channel 8 --input_size 128 128 --epochs 40 --final_epochs 20"
-middle="--base_width 16 --n_last_channel 16"
+methods="initial raw sam recommended"
+trained="--batch_size 4 --lr 4e-3 --bf16 --threads 1"
+small="--base_width 8 --n_last_channel 8"
+chest="$small --input_size 128 128 --epochs 40 --final_epochs 20"
+teeth="$small --input_size 96 160 --epochs 12 --data_sample_per_epoch 180"
+wrist="--base_width 16 --n_last_channel 16 --input_size 128 80 --epochs 24 --data_sample_per_epoch 60"
 mobile_sam=(--sam_type vit_t --sam_checkpoint "$checkpoint")
-study jsrt jsrt $small --num_train_samples 5 20 "${mobile_sam[@]}"
-study jsrt jsrt_medsam_lite $small --num_train_samples 20 --sam_type medsam_lite
-study dental_standin dental $middle --num_train_samples 45 --input_size 112 192 --epochs 12 --data_sample_per_epoch 180 \
-    "${mobile_sam[@]}"
-study phantom phantom $middle --num_train_samples 5 43 --input_size 128 80 --epochs 24 --data_sample_per_epoch 60 \
+study() {  # data set, name, more arguments
+    python -m scripts.run_study --dataset "$1" --seeds ${SEEDS:-42} $trained --results_dir "results/recommended_$2" "${@:3}"
+    python -m scripts.plot_results --results_dir "results/recommended_$2"
+}
+study jsrt jsrt --methods $methods recommended_twice $chest --num_train_samples 5 20 "${mobile_sam[@]}"
+study jsrt jsrt_medsam_lite --methods $methods recommended_twice $chest --num_train_samples 20 --sam_type medsam_lite
+study dental_standin dental --methods $methods recommended_twice $teeth --num_train_samples 20 45 "${mobile_sam[@]}"
+study dental_standin dental_medsam_lite --methods $methods recommended_twice $teeth --num_train_samples 45 \
     --sam_type medsam_lite
+study phantom phantom --methods $methods recommended_twice $wrist --num_train_samples 5 43 --sam_type medsam_lite
+study phantom phantom_paper_size --methods $methods $small --num_train_samples 5 --epochs 24 --final_epochs 12 \
+    --data_sample_per_epoch 60 --sam_type medsam_lite
+python -m scripts.run_pipeline --dataset jsrt --preset recommended --num_train_samples 20 $chest $trained \
+    "${mobile_sam[@]}" --results_dir results/recommended_preset

@@ -150,7 +150,9 @@ with start("killed", {}):
 OWN_TASK = """
 from clearml import Task
 from utils.errors import InputError
+from utils.tracking.clearml_patches import report_from_threads
 from utils.tracking.experiment import start
+report_from_threads()  # the SDK's own way, a fork beside its threads, hangs now and then
 Task.set_offline(True)
 own = Task.init("own", "mine", auto_resource_monitoring=False)
 try:
