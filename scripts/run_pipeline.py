@@ -66,8 +66,7 @@ NAMES = {"initial": "initial U-Net", "raw": "raw pseudo labels", "refined": "ref
          "final": "final U-Net", "recommended": "recommended pseudo labels",
          "recommended_final": "recommended final U-Net"}
 PICTURED = 2
-PRESETS = {"paper": {}, "recommended": {"refinement": "recommended", "initial_training": "recommended",
-                                        "training": "recommended", "rounds": 2}}
+PRESETS = {"paper": {}, "recommended": {"refinement": "recommended", "training": "recommended", "rounds": 2}}
 PRESETS["quick"] = {**PRESETS["recommended"], "rounds": 1, "sam_type": "medsam_lite", "input_side": 192,
                     "base_width": 8, "n_last_channel": 8, "epochs": 40, "final_epochs": 20, "batch_size": 4,
                     "lr": 4e-3}  # on two CPU cores, without a download

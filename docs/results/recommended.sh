@@ -33,5 +33,7 @@ study dental_standin dental_medsam_lite --methods $methods recommended_twice $te
 study phantom phantom --methods $methods recommended_twice $wrist --num_train_samples 5 43 --sam_type medsam_lite
 study phantom phantom_paper_size --methods $methods $small --num_train_samples 5 --epochs 24 --final_epochs 12 \
     --data_sample_per_epoch 60 --sam_type medsam_lite
-python -m scripts.run_pipeline --dataset jsrt --preset recommended --num_train_samples 20 $chest $trained \
-    "${mobile_sam[@]}" --results_dir results/recommended_preset
+for n in 20 5; do
+    python -m scripts.run_pipeline --dataset jsrt --preset recommended --initial_training recommended $chest $trained \
+        --num_train_samples $n "${mobile_sam[@]}" --results_dir results/recommended_initial_$n
+done

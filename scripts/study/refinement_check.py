@@ -86,7 +86,7 @@ class RefinementCheck:
         gain = (total.dice_after if self.held_out is None else self.held_out) - total.dice_before
         if total.found < FEW * total.shown and not is_recommended:  # which cuts lower where that pays
             yield (f"the U-Net finds {total.found} of {total.shown}, and what it doesn't find can't be refined: train "
-                   "longer (--epochs), label more images, or give --initial_training recommended")
+                   "longer (--epochs), or label more images")
         if total.drawn < FEW * masks:
             yield (f"{total.drawn} masks were drawn of the U-Net's {masks}; the others lie wholly under masks of other "
                    "labels: it makes them too large; train longer (--epochs), or give --initial_training recommended")

@@ -206,8 +206,7 @@ def test_a_queue_needs_a_server(monkeypatch):
 
 def test_presets_of_a_study_fill_in_what_is_not_given():
     quick = run_study.get_args_parser().parse_args(["--preset", "quick", "--epochs", "7"])
-    assert (quick.epochs, quick.final_epochs, quick.sam_type, quick.initial_training) == (7, 20, "medsam_lite",
-                                                                                         "recommended")
+    assert (quick.epochs, quick.final_epochs, quick.sam_type) == (7, 20, "medsam_lite")
     assert (quick.loss, quick.mixed, quick.refinement, hasattr(quick, "rounds")) == ("bce_dice", "half", "paper", False)
     recommended = run_study.get_args_parser().parse_args(["--preset", "recommended", "--training", "paper"])
-    assert (recommended.initial_training, recommended.loss, recommended.epochs) == ("recommended", "bce", 350)
+    assert (recommended.loss, recommended.epochs) == ("bce", 350)

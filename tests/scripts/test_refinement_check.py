@@ -37,7 +37,7 @@ def parse(*arguments: str):
 def test_presets_give_what_is_not_given():
     assert vars(parse("--preset", "paper")) == {**vars(parse()), "given": frozenset({"preset"})}
     args = parse("--preset", "recommended")
-    assert (args.refinement, args.rounds, args.initial_training) == ("recommended", 2, "recommended")
+    assert (args.refinement, args.rounds, args.initial_training) == ("recommended", 2, "paper")
     assert {name: getattr(args, name) for name in TRAININGS["recommended"]} == TRAININGS["recommended"]
     for order in (("--loss", "bce", "--preset", "recommended"), ("--preset", "recommended", "--loss", "bce")):
         args = parse(*order, "--rounds", "1")  # also what is a default
@@ -54,4 +54,4 @@ def test_the_help_begins_with_what_people_need():
                                  "--gpu_id"}
     titles = re.findall(r"^(\w.*):$", text, re.MULTILINE)
     assert len(titles) == len(set(titles)) and {"training", "initial network", "final network", "SAM"} <= set(titles)
-    assert "--refinement recommended --initial_training recommended" in " ".join(text.split())
+    assert "--refinement recommended --training recommended --rounds 2" in " ".join(text.split())
