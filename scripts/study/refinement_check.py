@@ -100,8 +100,8 @@ class RefinementCheck:
         if worse := [row.label for row in self.of_labels[:-1] if row.dice_after < row.dice_before - MUCH]:
             yield f"it loses more than {MUCH} of {name_some(worse)}: try {instead}"
         if self.held_out is not None:
-            yield (f"the refinement was chosen on these images, so the gain is that of a Dice of {self.held_out:.1f}, "
-                   "where each image had what the others chose")
+            yield (f"it was chosen on these images, so the gain counts the Dice of {self.held_out:.1f} that they have "
+                   "when each is left out of the choice")
         elif is_recommended:
             yield "it was chosen on the same image, so these numbers are too good"
 

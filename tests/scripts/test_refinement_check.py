@@ -24,7 +24,7 @@ def test_advice_says_what_to_do():
     assert "by 20.0 points" in worse and "--refinement recommended" in worse and "--pseudo_label raw" in worse
     assert "--refinement recommended" not in advice(80, 60, recommended=True)
     honest = advice(80, 85, recommended=True, held_out=78)
-    assert "makes masks worse, by 2.0 points" in honest and "a Dice of 78.0" in honest
+    assert "makes masks worse, by 2.0 points" in honest and "the Dice of 78.0" in honest
     assert "finds 3 of 10" in advice(80, 85, found=3, drawn=3) and "--epochs" in advice(80, 85, found=3, drawn=3)
     assert "2 masks were drawn of the U-Net's 10" in advice(80, 85, drawn=2)
     assert "train longer" in advice(20, 30)
