@@ -183,7 +183,8 @@ class Evaluation:
     @property
     def title(self) -> str:
         """In the tracker."""
-        return name_evaluation(self.split, name_result(self.model.record.parameters), self.labels)
+        masks = "" if self.labels.kind == "raw" else f", masks {self.labels.kind}"
+        return f"evaluate {self.split}, {name_result(self.model.record.parameters)}{masks}"
 
     def run_if_missing(self) -> Summary:
         """The mean Dice as it was measured before, or else now."""
@@ -276,11 +277,6 @@ class Evaluation:
         if self.labels.notice:
             print(f"refined masks: {self.labels.notice}")
         self.model.print_notice()
-
-
-def name_evaluation(split: str, model: str, labels: PseudoLabels) -> str:
-    """In the tracker; `model` as of `name_result`."""
-    return f"evaluate {split}, {model}" + ("" if labels.kind == "raw" else f", masks {labels.kind}")
 
 
 def list_rows(values: Values, labels: Sequence[str], counts: Mapping[str, Mapping[str, int]]) -> list[list[Any]]:

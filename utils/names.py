@@ -4,8 +4,9 @@ import unicodedata
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".dcm", ".dicom", ".img",
-                  ".pgm", ".npy", ".nii", ".mha")
+READ_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".pgm")  # beside DICOM's
+IMAGE_SUFFIXES = (*READ_SUFFIXES, ".dcm", ".dicom", ".img", ".npy", ".nii", ".mha")
+VOLUME_SUFFIXES = (".nii", ".gz", ".mha", ".mhd", ".nrrd", ".npz")  # also of arrays
 
 
 def plain(text: str | None) -> str:

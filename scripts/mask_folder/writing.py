@@ -18,11 +18,9 @@ from utils.datasets.dicom_seg import can_write_dicom_seg, write_dicom_seg
 from utils.datasets.image_files import list_names
 from utils.errors import InputError, say_once
 from utils.files import atomic_path, write_png
-from utils.names import IMAGE_SUFFIXES, name_some
+from utils.names import IMAGE_SUFFIXES, READ_SUFFIXES, VOLUME_SUFFIXES, name_some
 from utils.overlay import add_legend, class_colors, overlay, shrink, to_grey
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".pgm")
-VOLUMES = (".gz", ".nrrd", ".mhd", ".npz")
 LONGEST = 1024  # pixels of an overlay's longer side
 SOME_FAILED = 3  # exit code
 SAVED_EVERY = 10  # seconds
@@ -179,13 +177,16 @@ def name_images(folder: Path, out: Path) -> dict[str, str]:
 
     Raises InputError if there is none.
     """
-    names, inside = [Path(name) for name in list_names(folder)], out.resolve()
-    paths = [name for name in names if inside not in (folder / name).resolve().parents
-             and (name.suffix.lower() in (*SUFFIXES, *DICOM_SUFFIXES) or is_dicom(folder / name))]
+    inside = out.resolve()
+    names = [name for name in map(Path, list_names(folder)) if inside not in (folder / name).resolve().parents]
+    paths = [name for name in names
+             if name.suffix.lower() in (*READ_SUFFIXES, *DICOM_SUFFIXES) or is_dicom(folder / name)]
     if not paths:
-        raise InputError(f"{folder}: holds no image ({', '.join(SUFFIXES)}, DICOM); name another folder with --images")
-    if others := [name for name in names if name.suffix.lower() in (*IMAGE_SUFFIXES, *VOLUMES) and name not in paths
-                  and inside not in (folder / name).resolve().parents]:
+        raise InputError(f"{folder}: holds no image ({', '.join(READ_SUFFIXES)}, DICOM); name another folder with "
+                         "--images")
+    taken = set(paths)
+    if others := [name for name in names
+                  if name not in taken and name.suffix.lower() in (*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)]:
         say_once(f"{folder}: left out: {len(others)} files that are no images of the kinds that are read "
                  f"({name_some(others)}); save them as PNG")
     return name_masks(paths)

@@ -10,10 +10,9 @@ from lxml import etree
 
 from utils.datasets.coco import is_panoptic, read_json
 from utils.errors import InputError
-from utils.names import name_some
+from utils.names import VOLUME_SUFFIXES, name_some
 
 MOST_OPENED = 20  # files of a suffix
-VOLUMES = (".nii", ".gz", ".mha", ".mhd", ".nrrd", ".npz")
 BOXES = re.compile(r"\d+( \d*\.?\d+(e-?\d+)?){4,}")  # a line of YOLO's
 
 
@@ -39,7 +38,7 @@ def _recognize(path: Path, suffix: str) -> Iterator[str]:
             text = path.read_text(encoding="utf-8-sig")
             if ("names" in text if suffix != ".txt" else BOXES.fullmatch(text.partition("\n")[0].strip())):
                 yield "YOLO's files: export COCO"
-        elif suffix in VOLUMES:
+        elif suffix in VOLUME_SUFFIXES:
             yield "volumes or arrays: save label maps of two dimensions as PNG"
 
 

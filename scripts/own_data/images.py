@@ -16,10 +16,9 @@ from utils.datasets.image_files import FOLDER_MARK, list_names
 from utils.digests import READERS
 from utils.errors import InputError
 from utils.files import has_16_bits, image_size, read_grey, write_png
-from utils.names import IMAGE_SUFFIXES, name_some, plain
+from utils.names import IMAGE_SUFFIXES, READ_SUFFIXES, name_some, plain
 from utils.overlap import map_threaded
 
-READ = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".pgm")
 LONGEST_STEM = 220  # bytes, as files of results have longer names
 OTHER = (".json", ".xml", ".txt", ".csv", ".zip", ".md", ".pdf", ".toml")
 
@@ -169,9 +168,9 @@ def _place(image: Radiograph) -> Radiograph:
     suffix = image.path.suffix.lower()
     if len(image.stem.encode()) > LONGEST_STEM:
         raise InputError(f"its name with its folders has more than {LONGEST_STEM} bytes; shorten their names")
-    if suffix not in READ and (suffix in DICOM_SUFFIXES or is_dicom(image.path)):
+    if suffix not in READ_SUFFIXES and (suffix in DICOM_SUFFIXES or is_dicom(image.path)):
         return _convert_dicom(image)
-    if suffix not in READ:
+    if suffix not in READ_SUFFIXES:
         raise InputError(f"files of the kind {suffix} are not read; save it as PNG")
     size, bits = image_size(image.path), 16 if has_16_bits(image.path) else 8
     pixels = read_grey(image.path)  # the header doesn't show whether all is there

@@ -107,13 +107,13 @@ class MaskTable:
             else:
                 pairs = [(name, ",".join(map(str, color))) for name, color in read_colors(path).items()]
             return cls._of_pairs(pairs, path.name)
-        except RegionsError:
-            raise
-        except (InputError, UnicodeDecodeError) as error:
+        except InputError as error:
+            if is_named or isinstance(error, RegionsError):
+                raise
+        except UnicodeDecodeError as error:
             if is_named:
-                raise InputError(f"{path}: not readable as UTF-8 ({error}); save it so") if isinstance(
-                    error, UnicodeDecodeError) else error from None
-            return cls()
+                raise InputError(f"{path}: not readable as UTF-8 ({error}); save it so") from None
+        return cls()
 
     @classmethod
     def _of_pairs(cls, pairs: Sequence[tuple[str, str]], source: str) -> "MaskTable":

@@ -18,13 +18,12 @@ import tifffile
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from skimage.draw import polygon2mask
 
 from scripts import init_dataset
 from scripts.own_data.images import propose_input_size
 from scripts.own_data.splits import assign, split_named
+from tests.dicom_files import make_dicom
 from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.datasets.description import OWN
 from utils.errors import InputError
@@ -394,19 +393,8 @@ def test_label_studio_and_a_label_that_vanishes(images, tmp_path, capsys):
 
 
 def write_dicom(path: Path, pixels: np.ndarray, **elements: object) -> None:
-    """As pydicom writes a radiograph."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    dataset.Rows, dataset.Columns = pixels.shape
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = 1, "MONOCHROME2", 0
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
-    for name, value in elements.items():
-        setattr(dataset, name, value)
-    dataset.PixelData = pixels.astype("<u2").tobytes()
-    dataset.save_as(path, enforce_file_format=True)
+    """With 12 bits."""
+    make_dicom(pixels.astype("<u2"), BitsStored=12, HighBit=11, **elements).save_as(path, enforce_file_format=True)
 
 
 def test_dicom_without_a_suffix_of_patients_with_several_images(tmp_path):

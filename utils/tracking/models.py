@@ -69,7 +69,8 @@ def fetch_model(model_id: str) -> Model:
     Raises:
         InputError: there is no such model, or its weights can't be had. The message lists what there is.
     """
-    if model := _find_known(model_id) or _find_known(find_offline_id(model_id)):
+    known = [*load_local_models(), *_fetched]
+    if model := _choose(known, model_id) or _choose(known, find_offline_id(model_id)):
         return model
     places = f"in {runs_dir()}"
     if has_server():
@@ -81,10 +82,9 @@ def fetch_model(model_id: str) -> Model:
     raise InputError(f"model id {model_id}: there is no such model {places}; there are: {describe(find_models())}")
 
 
-def _find_known(model_id: str) -> Model | None:
-    """A model that is a file, or was fetched before."""
-    known = [*load_local_models(), *_fetched] if model_id else []
-    return next((model for model in known if model_id in (model.id, model.server_id)), None)
+def _choose(models: Sequence[Model], model_id: str) -> Model | None:
+    """The one of that id, here or on the server; none of the id ""."""
+    return next((model for model in models if model_id and model_id in (model.id, model.server_id)), None)
 
 
 def find_models(**parameters) -> list[Model]:
