@@ -13,7 +13,8 @@ from lxml import etree
 
 from scripts.own_data.foreign import describe_foreign
 from scripts.own_data.images import Radiographs, common_folder, copy
-from scripts.own_data.mask_files import MaskTable, choose_labels, read_mask_files
+from scripts.own_data.mask_files import choose_labels, read_mask_files
+from scripts.own_data.mask_table import MaskTable
 from scripts.own_data.splits import split_named
 from utils.datasets.coco import CocoShape, is_coco, is_panoptic, parse_coco, read_json
 from utils.datasets.cvat import CvatImage, parse_cvat, read_attributes
