@@ -21,12 +21,9 @@ import argparse
 import re
 import shlex
 import shutil
-import sys
 import tempfile
-import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +35,19 @@ from scripts.own_data.annotations import (
     Annotations,
     Export,
     Wishes,
+    find_masks,
+    leave_out_other_sizes,
+    naming_originals,
     open_exports,
     read_exports,
     unpack_embedded,
 )
-from scripts.own_data.description import HEAD, explain_keys, write_toml
-from scripts.own_data.images import Radiographs, describe_left_out, list_images, propose_input_size, take_in
-from scripts.own_data.mask_files import guess_masks, keep_labels
+from scripts.own_data.description import HEAD, KEPT, TABLE, describe, explain_keys, write_toml
+from scripts.own_data.images import PREPARED, Radiographs, describe_left_out, list_images, propose_input_size, take_in
+from scripts.own_data.mask_files import keep_labels
 from scripts.own_data.overlays import choose_pictured, draw_page
 from scripts.own_data.splits import assign, read_splits
-from utils.cli import run_stage, stage_parser
+from utils.cli import run_stage, stage_parser, tell
 from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.datasets.description import DATASET_NAMES, MEASURED, OWN
 from utils.datasets.image_files import Places
@@ -59,8 +59,8 @@ from utils.options import non_negative, positive_int
 from utils.paths import DATA
 from utils.tables import read_rows, write_rows
 
-TABLE, PREPARED, PAGE = "images.csv", "prepared", "overlays.png"
-COLUMNS, KEPT = ("stem", "file", "split", "patient", "mirrored"), "kept"
+PAGE = "overlays.png"
+COLUMNS = ("stem", "file", "split", "patient", "mirrored")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -154,11 +154,6 @@ def say_number(data: AnnotatedImages) -> str:
     return f" --num_train_samples {max(1, len(data.stems('train')) // 2)}"
 
 
-def tell(title: str, lines: Sequence[str]) -> None:
-    for line in lines:
-        print(f"{title}: {line}")
-
-
 def check_pattern(option: str, pattern: str | None) -> None:
     """Raises an InputError where a regular expression isn't one."""
     try:
@@ -181,21 +176,6 @@ def check_folder(name: str, folder: Path, sources: Sequence[Path]) -> None:
         raise InputError(f"{odd[0]}: lies in {inside}, which this command writes; name the original files")
 
 
-@contextmanager
-def naming_originals(unpacked: Path, annotations: Sequence[Path]) -> Iterator[None]:
-    """Has errors name what the user gave, instead of the files in `unpacked`."""
-    try:
-        yield
-    except InputError as error:
-        text, new = str(error), f"{unpacked}/new/{PREPARED}/annotations"
-        for number, path in enumerate(annotations):
-            original = path.parent if path.is_file() and not zipfile.is_zipfile(path) else path
-            alone = [f"{new}/"] if len(annotations) == 1 else []
-            for place in (f"{new}/{number}/", f"{unpacked}/exports/{number}/", *alone):
-                text = text.replace(place, f"{original}/")
-        raise InputError(text) from None
-
-
 def find_images(images: Path, exports: list[Export], place: Path) -> dict[str, Path]:
     """Name -> file: those in the folder; if it holds none, those inside labelme's files, which are unpacked to `place`.
     """
@@ -205,28 +185,6 @@ def find_images(images: Path, exports: list[Export], place: Path) -> dict[str, P
         if not (unpacked := unpack_embedded(exports, place)):
             raise
         return list_images(unpacked)
-
-
-def find_masks(exports: Sequence[Export], images: Path) -> list[Path]:
-    """The masks, or folders of masks, that lie in the folder of the images."""
-    folders = [export.folder.resolve() for export in exports if export.kind == "masks"]
-    if images.resolve() in folders:
-        return guess_masks(list_images(images))
-    return [folder for folder in folders if images.resolve() in folder.parents]
-
-
-def leave_out_other_sizes(annotations: Annotations, images: Radiographs) -> None:
-    """Images whose annotation is of another size than they are count as not annotated."""
-    wrong = [stem for stem, drawn in annotations.sizes.items() if not all(
-        0 <= of_drawing - shown <= 1 for of_drawing, shown in zip(drawn, images.images[stem].size, strict=True))]
-    if not wrong:
-        return
-    (height, width), (drawn_height, drawn_width) = images.images[wrong[0]].size, annotations.sizes[wrong[0]]
-    annotations.left_out.append(
-        f"{len(wrong)} annotated images that are of another size than their annotation ({name_some(wrong)}; the first "
-        f"is {width} x {height} pixels, annotated as {drawn_width} x {drawn_height}): they count as not annotated")
-    for stem in wrong:
-        del annotations.shown[stem]
 
 
 def split(annotations: Annotations, images: Radiographs, folder: Path, splits: Path | None, fractions: Sequence[float],
@@ -279,25 +237,6 @@ def write_images(path: Path, images: Radiographs, split_of: Mapping[str, str], w
     write_rows(path, [(*COLUMNS, KEPT), *(
         [stem, image.name, split_of.get(stem, ""), image.patient, int(image.is_mirrored), int(stem not in withheld)]
         for stem, image in images.images.items())])
-
-
-def describe(annotations: Annotations, images: Radiographs, size: Sequence[int], sam_type: str, prepare: str,
-             annotated: int, withheld: Collection[str]) -> dict[str, Any]:
-    """The description as a table, without what is measured."""
-    suffixes = sorted({image.place.suffix for image in images.images.values()})
-    metadata = {"file": TABLE, "stem_column": "stem", "split_column": "split"}
-    if any(image.is_mirrored for image in images.images.values()):
-        metadata["mirror"] = {"mirrored": "1"}
-    if withheld:
-        metadata["keep"] = {KEPT: "1"}
-    table = {"labels": annotations.labels, "input_size": list(size), "image_folder": f"{PREPARED}/img",
-             "image_suffix": suffixes if len(suffixes) > 1 else suffixes[0], "prepare": prepare,
-             "unlabeled": "not_annotated" if annotated < len(images.images) else "rest_of_train", "sam_type": sam_type}
-    if images.in_folders:
-        table["subfolders"] = True
-    if annotated == len(images.images):
-        print("all images are annotated: those for training that a run doesn't take get pseudo labels", file=sys.stderr)
-    return {**table, "masks": annotations.masks, "metadata": metadata}
 
 
 def say_command(values: Mapping[str, Any]) -> str:

@@ -19,16 +19,23 @@ from pathlib import Path
 
 import msgspec
 
-from scripts.init_dataset import describe, find_masks, leave_out_other_sizes, naming_originals, tell
 from scripts.mask_folder.writing import Made, MaskFolder, Recipe, name_masks
-from scripts.own_data.annotations import Wishes, open_exports, read_exports
-from scripts.own_data.images import describe_left_out, list_images, take_in
+from scripts.own_data.annotations import (
+    Wishes,
+    find_masks,
+    leave_out_other_sizes,
+    naming_originals,
+    open_exports,
+    read_exports,
+)
+from scripts.own_data.description import describe
+from scripts.own_data.images import PREPARED, describe_left_out, list_images, take_in
 from segment_anything.options import Sam, SamOptions
 from segment_anything.refinement.refine import RefinementOptions
 from unet_training.arrays import FEWER_BITS, refine
 from unet_training.new_images import LoadedSam, read_image
 from unet_training.pseudo_labels import SamRefined
-from utils.cli import run_stage, select_device, stage_parser
+from utils.cli import run_stage, select_device, stage_parser, tell
 from utils.datasets.description import DatasetDescription
 from utils.datasets.sources import SOURCES, Source
 from utils.errors import InputError
@@ -95,7 +102,7 @@ def read_masks(folder: Path, masks: list[Path], out: Path, wishes: Wishes, place
     try:
         with naming_originals(place, masks):
             exports = open_exports(masks, place / "exports")
-            new = place / "new" / "prepared"
+            new = place / "new" / PREPARED
             (new / "img").mkdir(parents=True)
             images = take_in(list_images(folder, [*find_masks(exports, folder), out]), new / "img")
             annotations = read_exports(exports, images, wishes, new)

@@ -14,7 +14,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING
 
@@ -215,3 +215,9 @@ def select_device(gpu_id: int | None) -> "torch.device":
     if gpu_id is None or 0 <= gpu_id < count:
         return torch.device("cuda", gpu_id or 0)
     raise InputError(f"--gpu_id {gpu_id}: there is no such GPU; GPUs 0 to {count - 1} are here")
+
+
+def tell(title: str, lines: Iterable[str]) -> None:
+    """Prints each line with the title before it."""
+    for line in lines:
+        print(f"{title}: {line}")

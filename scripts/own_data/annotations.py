@@ -3,8 +3,8 @@ import shutil
 import zipfile
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 from lxml import etree
 
 from scripts.own_data.foreign import describe_foreign
-from scripts.own_data.images import Radiographs, common_folder, copy
-from scripts.own_data.mask_files import choose_labels, read_mask_files
+from scripts.own_data.images import PREPARED, Radiographs, common_folder, copy, list_images
+from scripts.own_data.mask_files import choose_labels, guess_masks, read_mask_files
 from scripts.own_data.mask_table import MaskTable
 from scripts.own_data.splits import split_named
 from utils.datasets.coco import CocoShape, is_coco, is_panoptic, parse_coco, read_json
@@ -72,6 +72,21 @@ class Export:
     folder: Path
     names: list[str]
     others: tuple[str, ...] = ()
+
+
+@contextmanager
+def naming_originals(unpacked: Path, annotations: Sequence[Path]) -> Iterator[None]:
+    """Has errors name what the user gave, instead of the files in `unpacked`."""
+    try:
+        yield
+    except InputError as error:
+        text, new = str(error), f"{unpacked}/new/{PREPARED}/annotations"
+        for number, path in enumerate(annotations):
+            original = path.parent if path.is_file() and not zipfile.is_zipfile(path) else path
+            alone = [f"{new}/"] if len(annotations) == 1 else []
+            for place in (f"{new}/{number}/", f"{unpacked}/exports/{number}/", *alone):
+                text = text.replace(place, f"{original}/")
+        raise InputError(text) from None
 
 
 def open_exports(paths: Sequence[Path], unpacked: Path) -> list[Export]:
@@ -200,6 +215,28 @@ def _part_subsets(path: Path) -> None:
             element.set("name", f"{element.get('subset')}/{element.get('name')}")
         if twins:
             tree.write(str(path), encoding="utf-8", xml_declaration=True)
+
+
+def leave_out_other_sizes(annotations: Annotations, images: Radiographs) -> None:
+    """Images whose annotation is of another size than they are count as not annotated."""
+    wrong = [stem for stem, drawn in annotations.sizes.items() if not all(
+        0 <= of_drawing - shown <= 1 for of_drawing, shown in zip(drawn, images.images[stem].size, strict=True))]
+    if not wrong:
+        return
+    (height, width), (drawn_height, drawn_width) = images.images[wrong[0]].size, annotations.sizes[wrong[0]]
+    annotations.left_out.append(
+        f"{len(wrong)} annotated images that are of another size than their annotation ({name_some(wrong)}; the first "
+        f"is {width} x {height} pixels, annotated as {drawn_width} x {drawn_height}): they count as not annotated")
+    for stem in wrong:
+        del annotations.shown[stem]
+
+
+def find_masks(exports: Sequence[Export], images: Path) -> list[Path]:
+    """The masks, or folders of masks, that lie in the folder of the images."""
+    folders = [export.folder.resolve() for export in exports if export.kind == "masks"]
+    if images.resolve() in folders:
+        return guess_masks(list_images(images))
+    return [folder for folder in folders if images.resolve() in folder.parents]
 
 
 def unpack_embedded(exports: Sequence[Export], place: Path) -> Path | None:

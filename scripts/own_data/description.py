@@ -1,12 +1,35 @@
 """The description of a data set of one's own as text, and what its keys mean."""
 import json
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from scripts.own_data.annotations import Annotations
+from scripts.own_data.images import PREPARED, Radiographs
 from utils.datasets.description import MASK_KINDS, DatasetDescription, Metadata
 
 HEAD = "# Written by scripts.init_dataset, which writes it anew when it runs again. Paths are inside this folder.\n"
+TABLE, KEPT = "images.csv", "kept"  # of the images; its column of those that may be trained on
+
+
+def describe(annotations: Annotations, images: Radiographs, size: Sequence[int], sam_type: str, prepare: str,
+             annotated: int, withheld: Collection[str]) -> dict[str, Any]:
+    """The description as a table, without what is measured."""
+    suffixes = sorted({image.place.suffix for image in images.images.values()})
+    metadata = {"file": TABLE, "stem_column": "stem", "split_column": "split"}
+    if any(image.is_mirrored for image in images.images.values()):
+        metadata["mirror"] = {"mirrored": "1"}
+    if withheld:
+        metadata["keep"] = {KEPT: "1"}
+    table = {"labels": annotations.labels, "input_size": list(size), "image_folder": f"{PREPARED}/img",
+             "image_suffix": suffixes if len(suffixes) > 1 else suffixes[0], "prepare": prepare,
+             "unlabeled": "not_annotated" if annotated < len(images.images) else "rest_of_train", "sam_type": sam_type}
+    if images.in_folders:
+        table["subfolders"] = True
+    if annotated == len(images.images):
+        print("all images are annotated: those for training that a run doesn't take get pseudo labels", file=sys.stderr)
+    return {**table, "masks": annotations.masks, "metadata": metadata}
 
 
 def write_toml(table: Mapping[str, Any]) -> str:

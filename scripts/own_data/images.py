@@ -19,6 +19,7 @@ from utils.files import has_16_bits, image_size, read_grey, write_png
 from utils.names import IMAGE_SUFFIXES, READ_SUFFIXES, name_some, plain
 from utils.overlap import map_threaded
 
+PREPARED = "prepared"  # the folder of images and annotations in that of the data set
 LONGEST_STEM = 220  # bytes, as files of results have longer names
 OTHER = (".json", ".xml", ".txt", ".csv", ".zip", ".md", ".pdf", ".toml")
 
