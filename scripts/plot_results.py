@@ -7,8 +7,9 @@ Reads   study.csv, pseudo_labels.csv and manifest.json in --results_dir; for the
 Writes  beside them, as text, CSV and LaTeX: paper_table with the mean Dice of each method at every n, its standard
         deviation over images and seeds; for the n that --n names (left out: the largest) table with the p-value of a
         paired Wilcoxon test over images against the initial U-Net, and the surface Dice; pseudo_label_table with the
-        same of the pseudo labels; as PNG and PDF: dice_over_n and box_plot_over_n for all n; for that n box_plot,
-        cumulative, per_class, estimated_dice, estimate_error, estimate_histogram, and overlays
+        same of the pseudo labels, and estimate_table with how well their estimated Dice tells the true one; as PNG and
+        PDF: dice_over_n and box_plot_over_n for all n; for that n box_plot, cumulative, per_class, estimated_dice,
+        estimate_error, estimate_histogram, and overlays
 """
 import argparse
 from collections.abc import Mapping, Sequence
@@ -108,6 +109,8 @@ def tables_of_n(rows: Sequence[Row], pseudo_label_rows: Sequence[Row],
     made = {"table": (f"{title}, test images", tables.comparison(rows, TITLES["initial"]))}
     if pseudo_label_rows:
         made["pseudo_label_table"] = (f"{title}, pseudo labels", tables.comparison(pseudo_label_rows, TITLES["raw"]))
+    if len(estimated := tables.estimates(pseudo_label_rows)) > 1:
+        made["estimate_table"] = (f"{title}, the estimated Dice of pseudo labels", estimated)
     return made
 
 

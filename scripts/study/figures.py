@@ -125,7 +125,7 @@ def per_class(axes: "Axes", rows: Sequence[Mapping[str, str]], methods: Sequence
 
 
 def estimated_dice(axes: "Axes", rows: Sequence[Mapping[str, str]]) -> None:
-    """What SAM thinks of its masks over what they are worth, a point a mask; with the correlation."""
+    """The estimated Dice over the true one, a point a mask; with the correlation."""
     axes.plot([0, 100], [0, 100], color="grey", linewidth=1)
     rows = _with_estimate(rows)
     for method, (color, _, _) in styles(list(dict.fromkeys(row["method"] for row in rows))).items():
@@ -133,13 +133,13 @@ def estimated_dice(axes: "Axes", rows: Sequence[Mapping[str, str]]) -> None:
                                     if row["method"] == method]).T
         axes.plot(true, estimated, ".", color=color, alpha=0.3, markersize=3,
                   label=f"{method}, {len(true)} masks, r = {np.corrcoef(true, estimated)[0, 1]:.2f}")
-    axes.set(xlabel="true Dice in %", ylabel="Dice in % by SAM's estimate", xlim=(-2, 102), ylim=(-2, 102))
+    axes.set(xlabel="true Dice in %", ylabel="estimated Dice in %", xlim=(-2, 102), ylim=(-2, 102))
     for handle in _legend_below(axes).legend_handles:
         handle.set(alpha=1, markersize=6)
 
 
 def estimate_error(axes: "Axes", rows: Sequence[Mapping[str, str]]) -> None:
-    """SAM's estimate minus the Dice, in points, of the masks of each class: above 0 SAM thinks too well of them."""
+    """The estimated minus the true Dice, in points, of the masks of each class: above 0 the estimate is too high."""
     errors = defaultdict(list)
     for row in _with_estimate(rows):
         errors[row["method"], row["class"]].append(float(row["estimated_dice"]) - float(row["dice"]))
@@ -151,7 +151,7 @@ def estimate_error(axes: "Axes", rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def estimate_histogram(axes: "Axes", estimates: Mapping[str, Sequence[float]]) -> None:
-    """How often SAM thinks how much of its masks.
+    """How often masks are thought how good.
 
     Args:
         estimates: method -> its masks' estimated Dice in percent, NaN where SAM was not asked
@@ -161,7 +161,7 @@ def estimate_histogram(axes: "Axes", estimates: Mapping[str, Sequence[float]]) -
         values = values[~np.isnan(values)]
         axes.hist(values, BINS, weights=np.full(len(values), 100 / max(1, len(values))), histtype="step", color=color,
                   linestyle=line, linewidth=1.5, label=f"{method}, {len(values)} masks")
-    axes.set(xlabel="Dice in % by SAM's estimate", ylabel="share of masks in %")
+    axes.set(xlabel="estimated Dice in %", ylabel="share of masks in %")
     _legend_below(axes)
 
 

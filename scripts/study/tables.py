@@ -81,6 +81,32 @@ def comparison(rows: Sequence[Mapping[str, str]], baseline: str) -> list[list[st
     return table
 
 
+def estimates(rows: Sequence[Mapping[str, str]]) -> list[list[str]]:
+    """How well the estimated Dice tells the true one, of rows of one n: method, number of masks, the correlation over
+    all masks, that over images' means (the mean over seeds), and the mean error, in points, above 0 where the estimate
+    is too high. Rows without an estimate don't count; a correlation that isn't defined is empty."""
+    masks: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
+    for row in rows:
+        if row["dice"] and row["estimated_dice"]:
+            seeds = masks.setdefault(row["method"], {})
+            pair = [float(row["dice"]), float(row["estimated_dice"])]
+            seeds.setdefault(row["seed"], {}).setdefault(row["image"], []).append(pair)
+    table = [["method", "masks", "r over masks", "r over images", "estimate - Dice"]]
+    for method, seeds in masks.items():
+        pairs = np.array([pair for images in seeds.values() for of_image in images.values() for pair in of_image])
+        of_seeds = [_correlation(np.array([np.mean(of_image, axis=0) for of_image in images.values()]))
+                    for images in seeds.values()]
+        table.append([method, str(len(pairs)), *(f"{value:.2f}" if np.isfinite(value) else "" for value in
+                                                 (_correlation(pairs), np.mean(of_seeds))),
+                      f"{np.mean(pairs[:, 1] - pairs[:, 0]):+.2f}"])
+    return table
+
+
+def _correlation(pairs: np.ndarray) -> float:
+    """Pearson's, of pairs (N, 2); NaN where it isn't defined."""
+    return float(np.corrcoef(pairs.T)[0, 1]) if (np.ptp(pairs, axis=0) > 0).all() else np.nan
+
+
 def best_methods(scores: Mapping[str, ImageScores]) -> set[str]:
     """Of method -> its images' scores those with the highest mean, several if they are equal."""
     means = {method: np.mean(list(images.values())) for method, images in scores.items() if images}

@@ -188,6 +188,8 @@ def test_table_equals_a_computation_by_hand(study, capsys):
     assert r"\textbf{" + table[2][1][:-1] + "}" in (study / "table.tex").read_text()
     assert read(study / "table.csv")[1]["mean"] == table[2][1][:-1]
     assert [row["mean"] for row in read(study / "pseudo_label_table.csv")] == ["55.50", "60.50"]
+    estimated, = read(study / "estimate_table.csv")
+    assert (estimated["method"], estimated["estimate - Dice"]) == ("SAM's pseudo labels", "+11.25")
     for name in ("dice_over_n", "box_plot", "cumulative", "per_class", "estimated_dice"):
         assert (study / f"{name}.png").stat().st_size > 10_000
         assert (study / f"{name}.pdf").read_bytes().startswith(b"%PDF")

@@ -6,7 +6,16 @@ import pandas
 import pytest
 from scipy.stats import bootstrap, wilcoxon
 
-from scripts.study.tables import comparison, gain, image_scores, mean_over_seeds, p_value, paper_table, rename_methods
+from scripts.study.tables import (
+    comparison,
+    estimates,
+    gain,
+    image_scores,
+    mean_over_seeds,
+    p_value,
+    paper_table,
+    rename_methods,
+)
 
 LEVELS = {"initial": 60, "sam": 66, "raw": 58}
 
@@ -88,6 +97,26 @@ def test_the_comparison_equals_pandas(rows, frame):
         assert mean.endswith("*") == (method == "sam")
     without = comparison([{**row, "surface_dice": ""} for row in rows], "initial")
     assert without[0] == table[0][:6]
+
+
+def test_the_table_of_estimates_equals_pandas(rows):
+    rng = np.random.default_rng(1)
+    rows = [{**row, "estimated_dice": f"{float(row['dice']) + 5 + 4 * rng.normal():.4f}"} for row in rows
+            if row["n"] == "43"]
+    rows[3]["estimated_dice"] = rows[5]["dice"] = ""
+    _, *table = estimates([*rows, {**rows[0], "method": "random_walk", "estimated_dice": ""},
+                           {**rows[0], "method": "one mask"}])
+    assert [row[0] for row in table] == [*LEVELS, "one mask"] and table[-1][1:4] == ["1", "", ""]
+    frame = pandas.DataFrame(rows).replace("", np.nan).dropna(subset=["dice", "estimated_dice"])
+    frame[["dice", "estimated_dice"]] = frame[["dice", "estimated_dice"]].astype(float)
+    for (_, masks, over_masks, over_images, error), method in zip(table, LEVELS, strict=False):
+        of_method = frame[frame.method == method]
+        images = of_method.groupby(["seed", "image"])[["dice", "estimated_dice"]].mean()
+        seeds = [of_seed.dice.corr(of_seed.estimated_dice) for _, of_seed in images.groupby("seed")]
+        assert masks == str(len(of_method))
+        assert over_masks == f"{of_method.dice.corr(of_method.estimated_dice):.2f}"
+        assert over_images == f"{np.mean(seeds):.2f}"
+        assert error == f"{(of_method.estimated_dice - of_method.dice).mean():+.2f}"
 
 
 def test_only_images_that_both_have_are_compared():
