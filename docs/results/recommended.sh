@@ -36,15 +36,16 @@ study jsrt jsrt_medsam_lite "20" --methods $methods recommended_twice $chest --s
 study jsrt jsrt_192 "20" --methods $methods recommended_twice $chest --input_size 192 192 "${mobile_sam[@]}"
 study dental_standin dental "20 45" --methods $methods recommended_twice $teeth "${mobile_sam[@]}"
 study dental_standin dental_medsam_lite "45" --methods $methods recommended_twice $teeth --sam_type medsam_lite
-study dental_standin dental_wide "45" --methods $methods recommended_twice $wide_teeth "${mobile_sam[@]}"
 study legs legs "5 20" --methods $methods recommended_twice $small --input_size 384 48 --epochs 40 --final_epochs 20 \
     --sam_type medsam_lite
 study phantom phantom "5 43" --methods $methods recommended_twice $wrist --sam_type medsam_lite
 study phantom phantom_paper_size "5" --methods $methods $small --epochs 24 --final_epochs 12 \
     --data_sample_per_epoch 60 --sam_type medsam_lite
-python -m scripts.run_pipeline --dataset dental_standin --preset recommended --rounds 3 $wide_teeth $trained \
-    --num_train_samples 45 "${mobile_sam[@]}" --results_dir results/recommended_dental_three
+pipeline() {  # data set, name, more arguments
+    python -m scripts.run_pipeline --dataset "$1" --preset recommended $trained "${mobile_sam[@]}" \
+        --results_dir "results/recommended_$2" "${@:3}"
+}
+pipeline dental_standin dental_three --rounds 3 --num_train_samples 45 $wide_teeth
 for n in 20 5; do
-    python -m scripts.run_pipeline --dataset jsrt --preset recommended --initial_training recommended $chest $trained \
-        --num_train_samples $n "${mobile_sam[@]}" --results_dir results/recommended_initial_$n
+    pipeline jsrt initial_$n --initial_training recommended --num_train_samples $n $chest
 done

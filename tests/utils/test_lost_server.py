@@ -104,18 +104,29 @@ def check_upload(tmp_path: Path, lost: dict) -> None:
 @pytest.mark.slow
 def test_reports_that_a_server_refused_for_a_while_are_told_again(tmp_path):
     with running_server(tmp_path / "server_files") as server:
-        server.troubles = {"events.add_batch": "fails", "models.create": ""}  # it has come back by then
+        server.troubles = {"events.add_batch": "fails"}
         stage = start_stage(tmp_path, server)
         while not server.trouble and stage.poll() is None:
             time.sleep(0.05)
-        while server.calls.count("events.add_batch") == 0 and stage.poll() is None:
-            time.sleep(0.5)
-            server.troubles, server.trouble = {}, ""
+        time.sleep(0.5)
+        server.troubles, server.trouble = {}, ""
         output, errors = stage.communicate(timeout=MOST + 15 * PATIENCE)
         assert stage.returncode == 0, output + errors
         losses = {event["iter"]: event["value"] for event in server.events if event.get("metric") == "loss"}
     assert losses == pytest.approx({epoch: 1 / (epoch + 1) for epoch in range(4)})
     assert {task["status"] for task in server.tasks.values()} == {"completed"} and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_model_that_the_server_has_is_found_when_it_is_lost_later(tmp_path):
+    with running_server(tmp_path / "server_files") as server:
+        server.troubles = {"events.add_batch": "fails", "models.create": ""}  # takes the model, and again no reports
+        output, errors = start_stage(tmp_path, server).communicate(timeout=MOST + 15 * PATIENCE)
+        assert len(server.models) == 1 and "takes no reports" in errors, output + errors
+    weights = Path(re.search("^weights: (.*)$", output, re.MULTILINE)[1])
+    assert weights.read_bytes() == b"weights"
+    assert {name: end["status"] for name, end in sessions(tmp_path / "runs").items()} == {
+        "train": "completed", "next": "completed"}
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ PAGE_SIZE = 500  # models that a server lists at once
 TELLING_PARAMETERS = ("stage", "dataset", "num_train_samples")  # what a list of models says beside the id
 LISTED_MODELS = 20
 
-_fetched: list["Model"] = []  # from a server, which may be lost before they are asked for again
+_seen: list["Model"] = []  # on a server, which may be lost before they are asked for again
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ def fetch_model(model_id: str) -> Model:
     Raises:
         InputError: there is no such model, or its weights can't be had. The message lists what there is.
     """
-    known = [*load_local_models(), *_fetched]
+    known = [*load_local_models(), *_seen]
     if model := _choose(known, model_id) or _choose(known, find_offline_id(model_id)):
         return model
     places = f"in {runs_dir()}"
     if has_server():
         models = _find_server_models(**{"tags" if model_id.startswith(OFFLINE) else "id": [model_id]})
         if models:
-            _fetched.append(models[0])
+            _seen.append(models[0])
             return models[0]
         places += f" and on {get_server_address()} in the project '{PROJECT}'"
     raise InputError(f"model id {model_id}: there is no such model {places}; there are: {describe(find_models())}")
@@ -198,6 +198,8 @@ def upload_model(task, weights: Path, parameters: Mapping, labels: Sequence[str]
         config_text=json.dumps(dict(parameters)),
         label_enumeration={label: channel for channel, label in enumerate(labels)})
     model.update_weights(register_uri=uri, update_comment=False)
+    _seen.append(Model(model.id, json.loads(json.dumps(dict(parameters))), tuple(labels), tuple(tags), task.id,
+                       time.time(), partial(_download, model.id, uri), model.id))
     return model.id
 
 
