@@ -198,9 +198,16 @@ def upload_model(task, weights: Path, parameters: Mapping, labels: Sequence[str]
         config_text=json.dumps(dict(parameters)),
         label_enumeration={label: channel for channel, label in enumerate(labels)})
     model.update_weights(register_uri=uri, update_comment=False)
-    _seen.append(Model(model.id, json.loads(json.dumps(dict(parameters))), tuple(labels), tuple(tags), task.id,
-                       time.time(), partial(_download, model.id, uri), model.id))
+    model_id, tags = _part_offline_id(tags, model.id)
+    _seen.append(Model(model_id, json.loads(json.dumps(dict(parameters))), tuple(labels), tags, task.id, time.time(),
+                       partial(_download, model_id, uri), model.id))
     return model.id
+
+
+def _part_offline_id(tags: Sequence[str], server_id: str) -> tuple[str, tuple[str, ...]]:
+    """The id of a model on the server, which is among its tags if it was made offline, and the other tags."""
+    model_id = next((tag for tag in tags if re.fullmatch(f"{OFFLINE}[0-9a-f]{{32}}", tag)), server_id)
+    return model_id, tuple(tag for tag in tags if tag != model_id)
 
 
 def link_input_model(task, model_id: str, number: int) -> None:
@@ -254,10 +261,9 @@ def _from_server(model) -> Model | None:
         parameters = json.loads(model.design["design"])
         if not isinstance(parameters, dict):
             raise ValueError(parameters)
-        tags = tuple(model.tags or ())
-        model_id = next((tag for tag in tags if re.fullmatch(f"{OFFLINE}[0-9a-f]{{32}}", tag)), model.id)
-        return Model(model_id, parameters, tuple(labels), tuple(tag for tag in tags if tag != model_id), model.task,
-                     model.created.timestamp(), partial(_download, model_id, model.uri), model.id)
+        model_id, tags = _part_offline_id(model.tags or (), model.id)
+        return Model(model_id, parameters, tuple(labels), tags, model.task, model.created.timestamp(),
+                     partial(_download, model_id, model.uri), model.id)
     except (AttributeError, KeyError, TypeError, ValueError):  # of whatever somebody else has put there
         say_once(f"left out: model {model.id} on the server, which doesn't say by its labels and configuration how it "
                  "was trained here")
