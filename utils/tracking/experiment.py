@@ -48,6 +48,7 @@ from utils.tracking.models import OFFLINE, PROJECT, Model, fetch_model, link_inp
 from utils.tracking.offline_runs import SessionEnd, end_session, remove_killed_sessions, runs_dir
 from utils.tracking.server import (
     LONGEST,
+    PINGS,
     Answer,
     ServerGone,
     ask_server,
@@ -219,12 +220,16 @@ class Experiment:
 
     def _close(self, status: str, reason: str) -> None:
         self._task.flush(wait_for_uploads=True)
-        if dropped := self._count_losses():  # the server was out of order for a while: it is told all once more
+        known, began = 0, time.monotonic()
+        while (dropped := self._count_losses()) > known:  # the server was out of order: it is told all once more
+            if known:
+                if time.monotonic() - began > get_patience():
+                    raise OSError(f"{get_server_address()} takes no reports")
+                time.sleep(get_patience() / PINGS)
+            known = dropped
             for method, arguments in self._journal.calls:
                 getattr(self._logger, method)(**arguments)
             self._task.flush(wait_for_uploads=True)
-            if self._count_losses() > dropped:
-                raise OSError(f"{get_server_address()} takes no reports")
         self._task.close()
         correct_status(self._task, status, reason)
 
