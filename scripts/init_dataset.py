@@ -36,7 +36,6 @@ from scripts.own_data.annotations import (
     Export,
     Wishes,
     find_masks,
-    leave_out_other_sizes,
     naming_originals,
     open_exports,
     read_exports,
@@ -124,7 +123,6 @@ def main(args: argparse.Namespace) -> Path | None:
         wishes = Wishes(tuple(args.labels), args.attribute, args.without_shapes, tuple(args.values))
         new = Path(unpacked) / "new" / PREPARED
         annotations = read_exports(exports, images, wishes, new)
-        leave_out_other_sizes(annotations, images)
         tell("annotations", annotations.notes)
         tell("left out", annotations.left_out)
         split_of = split(annotations, images, folder, args.splits, args.fractions, args.seed)

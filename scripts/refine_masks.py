@@ -23,7 +23,6 @@ from scripts.mask_folder.writing import Made, MaskFolder, Recipe, name_masks
 from scripts.own_data.annotations import (
     Wishes,
     find_masks,
-    leave_out_other_sizes,
     naming_originals,
     open_exports,
     read_exports,
@@ -106,7 +105,6 @@ def read_masks(folder: Path, masks: list[Path], out: Path, wishes: Wishes, place
             (new / "img").mkdir(parents=True)
             images = take_in(list_images(folder, [*find_masks(exports, folder), out]), new / "img")
             annotations = read_exports(exports, images, wishes, new)
-            leave_out_other_sizes(annotations, images)
             tell("images", [images.describe()])
             tell("masks", annotations.notes)
             tell("left out", describe_left_out(images.left_out, "images") + annotations.left_out)

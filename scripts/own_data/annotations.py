@@ -188,6 +188,7 @@ def read_exports(exports: Sequence[Export], images: Radiographs, wishes: Wishes,
                 break
         else:
             annotations.subsets.pop(stem, None)
+    _leave_out_other_sizes(annotations, images)
     return annotations
 
 
@@ -217,20 +218,6 @@ def _part_subsets(path: Path) -> None:
             tree.write(str(path), encoding="utf-8", xml_declaration=True)
 
 
-def leave_out_other_sizes(annotations: Annotations, images: Radiographs) -> None:
-    """Images whose annotation is of another size than they are count as not annotated."""
-    wrong = [stem for stem, drawn in annotations.sizes.items() if not all(
-        0 <= of_drawing - shown <= 1 for of_drawing, shown in zip(drawn, images.images[stem].size, strict=True))]
-    if not wrong:
-        return
-    (height, width), (drawn_height, drawn_width) = images.images[wrong[0]].size, annotations.sizes[wrong[0]]
-    annotations.left_out.append(
-        f"{len(wrong)} annotated images that are of another size than their annotation ({name_some(wrong)}; the first "
-        f"is {width} x {height} pixels, annotated as {drawn_width} x {drawn_height}): they count as not annotated")
-    for stem in wrong:
-        del annotations.shown[stem]
-
-
 def find_masks(exports: Sequence[Export], images: Path) -> list[Path]:
     """The masks, or folders of masks, that lie in the folder of the images."""
     folders = [export.folder.resolve() for export in exports if export.kind == "masks"]
@@ -252,6 +239,20 @@ def unpack_embedded(exports: Sequence[Export], place: Path) -> Path | None:
             except (TypeError, ValueError) as error:
                 raise InputError(f"{path}: its imageData isn't readable ({error}); save it again in labelme") from None
     return place if place.is_dir() else None
+
+
+def _leave_out_other_sizes(annotations: Annotations, images: Radiographs) -> None:
+    """Images whose annotation is of another size than they are count as not annotated."""
+    wrong = [stem for stem, drawn in annotations.sizes.items() if not all(
+        0 <= of_drawing - shown <= 1 for of_drawing, shown in zip(drawn, images.images[stem].size, strict=True))]
+    if not wrong:
+        return
+    (height, width), (drawn_height, drawn_width) = images.images[wrong[0]].size, annotations.sizes[wrong[0]]
+    annotations.left_out.append(
+        f"{len(wrong)} annotated images that are of another size than their annotation ({name_some(wrong)}; the first "
+        f"is {width} x {height} pixels, annotated as {drawn_width} x {drawn_height}): they count as not annotated")
+    for stem in wrong:
+        del annotations.shown[stem]
 
 
 def _read_shapes(kind: str, paths: Sequence[Path], images: Radiographs, wishes: Wishes, place: Path) -> Annotations:

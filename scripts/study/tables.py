@@ -85,20 +85,18 @@ def estimates(rows: Sequence[Mapping[str, str]]) -> list[list[str]]:
     """How well the estimated Dice tells the true one, of rows of one n: method, number of masks, the correlation over
     all masks, that over images' means (the mean over seeds), and the mean error, in points, above 0 where the estimate
     is too high. Rows without an estimate don't count; a correlation that isn't defined is empty."""
-    masks: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
-    for row in rows:
-        if row["dice"] and row["estimated_dice"]:
-            seeds = masks.setdefault(row["method"], {})
-            pair = [float(row["dice"]), float(row["estimated_dice"])]
-            seeds.setdefault(row["seed"], {}).setdefault(row["image"], []).append(pair)
+    rows = [row for row in rows if row["dice"] and row["estimated_dice"]]
+    dice, estimated = (image_scores(rows, measure) for measure in ("dice", "estimated_dice"))
     table = [["method", "masks", "r over masks", "r over images", "estimate - Dice"]]
-    for method, seeds in masks.items():
-        pairs = np.array([pair for images in seeds.values() for of_image in images.values() for pair in of_image])
-        of_seeds = [_correlation(np.array([np.mean(of_image, axis=0) for of_image in images.values()]))
-                    for images in seeds.values()]
-        table.append([method, str(len(pairs)), *(f"{value:.2f}" if np.isfinite(value) else "" for value in
-                                                 (_correlation(pairs), np.mean(of_seeds))),
-                      f"{np.mean(pairs[:, 1] - pairs[:, 0]):+.2f}"])
+    for method, n in dice:
+        masks = np.array([(float(row["dice"]), float(row["estimated_dice"])) for row in rows
+                          if row["method"] == method])
+        images = defaultdict(list)
+        for (seed, image), value in dice[method, n].items():
+            images[seed].append((value, estimated[method, n][seed, image]))
+        correlations = _correlation(masks), np.mean([_correlation(np.array(pairs)) for pairs in images.values()])
+        table.append([method, str(len(masks)), *("" if np.isnan(value) else f"{value:.2f}" for value in correlations),
+                      f"{np.mean(masks[:, 1] - masks[:, 0]):+.2f}"])
     return table
 
 

@@ -193,13 +193,13 @@ def upload_model(task, weights: Path, parameters: Mapping, labels: Sequence[str]
     uri = clearml.StorageManager.upload_file(str(weights), place)
     if not uri:
         raise OSError(f"{weights} was not uploaded to {place}")
+    text = json.dumps(dict(parameters))
     model = clearml.OutputModel(
         task, name=name_result(parameters), framework="PyTorch", tags=list(tags),
-        config_text=json.dumps(dict(parameters)),
-        label_enumeration={label: channel for channel, label in enumerate(labels)})
+        config_text=text, label_enumeration={label: channel for channel, label in enumerate(labels)})
     model.update_weights(register_uri=uri, update_comment=False)
     model_id, tags = _part_offline_id(tags, model.id)
-    _seen.append(Model(model_id, json.loads(json.dumps(dict(parameters))), tuple(labels), tags, task.id, time.time(),
+    _seen.append(Model(model_id, json.loads(text), tuple(labels), tags, task.id, time.time(),
                        partial(_download, model_id, uri), model.id))
     return model.id
 
