@@ -31,6 +31,10 @@ study() {  # data set, name, numbers of labeled images, more arguments
         --num_train_samples $3 "${@:4}"
     for n in $3; do python -m scripts.plot_results --results_dir "results/recommended_$2" --n "$n"; done
 }
+pipeline() {  # data set, name, more arguments
+    python -m scripts.run_pipeline --dataset "$1" --preset recommended $trained "${mobile_sam[@]}" \
+        --results_dir "results/recommended_$2" "${@:3}"
+}
 study jsrt jsrt "5 20" --methods $methods recommended_twice $chest "${mobile_sam[@]}"
 study jsrt jsrt_medsam_lite "20" --methods $methods recommended_twice $chest --sam_type medsam_lite
 study jsrt jsrt_192 "20" --methods $methods recommended_twice $chest --input_size 192 192 "${mobile_sam[@]}"
@@ -41,10 +45,6 @@ study legs legs "5 20" --methods $methods recommended_twice $small --input_size 
 study phantom phantom "5 43" --methods $methods recommended_twice $wrist --sam_type medsam_lite
 study phantom phantom_paper_size "5" --methods $methods $small --epochs 24 --final_epochs 12 \
     --data_sample_per_epoch 60 --sam_type medsam_lite
-pipeline() {  # data set, name, more arguments
-    python -m scripts.run_pipeline --dataset "$1" --preset recommended $trained "${mobile_sam[@]}" \
-        --results_dir "results/recommended_$2" "${@:3}"
-}
 pipeline dental_standin dental_three --rounds 3 --num_train_samples 45 $wide_teeth
 for n in 20 5; do
     pipeline jsrt initial_$n --initial_training recommended --num_train_samples $n $chest
