@@ -273,20 +273,23 @@ class Recommended(_OfSam):
         known = find_record(path, _KnownCalibration)
         if known and known.attributes == attributes:
             return known.calibration
+        calibration = self.ask(model, stems)
+        before, after = (100 * dice for dice in calibration.dice)
+        print(f"recommended refinement, chosen on {len(stems)} validation images: their Dice {before:.2f} % of the "
+              f"U-Net's masks, {after:.2f} % of the refined ones")
+        write_record(path, _KnownCalibration(attributes, calibration))
+        return calibration
 
+    def ask(self, model: TrainedModel, stems: Sequence[str]) -> Calibration:
+        """What labeled images say that the network wasn't trained on; kept nowhere."""
         def predict() -> Iterator[np.ndarray]:
             return (probabilities for _, probabilities in model.probabilities(stems))
 
         def images() -> Iterator[tuple[np.ndarray, ImageEmbedding]]:
             return (image for _, *image in self.inputs(model, stems)[1])
 
-        calibration = calibrate(predict, images, [model.data.mask(stem) for stem in stems],
-                                self.sam.load_decoder(model.device))
-        before, after = (100 * dice for dice in calibration.dice)
-        print(f"recommended refinement, chosen on {len(stems)} validation images: their Dice {before:.2f} % of the "
-              f"U-Net's masks, {after:.2f} % of the refined ones")
-        write_record(path, _KnownCalibration(attributes, calibration))
-        return calibration
+        return calibrate(predict, images, [model.data.mask(stem) for stem in stems],
+                         self.sam.load_decoder(model.device))
 
 
 @dataclass(frozen=True)

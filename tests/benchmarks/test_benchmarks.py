@@ -16,12 +16,15 @@ from benchmarks import (
     pipeline,
     random_walk,
     refinement,
+    refinement_parts,
     shared_machine,
     training,
 )
+from scripts import evaluate
 from scripts.evaluate import Summary
 from segment_anything.refinement.cleaning import apply_morphology, clean_masks
 from unet_training.networks.registry import Architecture
+from utils.errors import InputError
 
 
 def test_the_papers_way_of_cleaning_keeps_the_same_component():
@@ -66,6 +69,35 @@ def test_other_stages_give_the_same_where_nothing_was_asked_to_differ(phantom_da
     for step in steps:
         assert min(step.baseline_ms, step.ours_ms) > 0
         assert step.step not in equal or step.changed_pixels <= (2 if benchmark is random_walk else 0)
+
+
+@pytest.mark.slow
+def test_each_part_of_the_recommended_refinement_is_left_out_alone(workplace, capsys, monkeypatch):
+    data_dir, model_id = workplace
+    parts = {name: refinement_parts.PARTS[name] for name in ("without SAM", "all of it")}  # in this order
+    monkeypatch.setattr(refinement_parts, "PARTS", parts)
+    arguments = ["--dataset", "phantom", "--data_dir", str(data_dir), "--model_id", model_id]
+
+    def run(module, *more):
+        return module.main(module.get_args_parser().parse_args([*arguments, *more]))
+
+    rows = run(refinement_parts)
+    raw, whole = rows[refinement_parts.RAW], rows["all of it"]
+    assert f"| all of it | {whole[0]:.2f} | {whole[1]:.2f} |" in capsys.readouterr().out
+    to = "--results_dir", str(data_dir / "results"), "--split"
+    assert raw[0] == pytest.approx(run(evaluate, *to, "val").mean)
+    assert raw[1] == pytest.approx(run(evaluate, *to, "unlabeled").mean)
+    refined = "--pseudo_label", "sam", "--refinement", "recommended"
+    assert whole[1] == pytest.approx(run(evaluate, *to, "unlabeled", *refined).mean)  # no constant stayed changed
+    assert rows["without SAM"] != whole
+
+    of_three = run(refinement_parts, "--validation", "3", "--images", "2")
+    assert [name.partition(",")[0] for name in of_three] == [refinement_parts.RAW, "all of it",
+                                                             *2 * ["3 validation images"]]
+    mean, worst = list(of_three.values())[2:]
+    assert mean.unlabeled >= worst.unlabeled
+    with pytest.raises(InputError, match="--validation 300: the data set has"):
+        run(refinement_parts, "--validation", "3", "300")
 
 
 @pytest.mark.slow

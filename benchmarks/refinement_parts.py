@@ -1,0 +1,109 @@
+"""Measures what the parts of the recommended refinement give, and how many validation images it needs.
+
+    python -m benchmarks.refinement_parts --dataset jsrt --num_train_samples 20 --sam_type medsam_lite
+    python -m benchmarks.refinement_parts --dataset jsrt --num_train_samples 20 --sam_type medsam_lite --validation 3 10
+
+It is calibrated without one part at a time; or whole, on so many validation images (--validation), drawn several times.
+Prints mean Dice in %: of the validation images, each with the shares and cuts that the others choose, and of unlabeled
+images whose ground truth is known, with those that all validation images choose. The first column is for decisions, the
+second one shows what they are worth.
+
+Reads   a model by its id, images and masks of the data set, SAM's weights; embeddings that are missing are computed
+Writes  nothing else
+"""
+import argparse
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+
+from segment_anything.options import Sam, SamOptions
+from segment_anything.refinement import recommended
+from segment_anything.refinement.recommended import PRIOR, refine_all_calibrated
+from unet_training.models import Selection, TrainedModel, add_model_arguments
+from unet_training.pseudo_labels import Raw, Recommended, RecommendedOptions
+from utils.cli import run_stage, stage_parser
+from utils.dice import image_dice, multilabel_dice
+from utils.errors import InputError
+from utils.options import add_options, options_from, positive_int
+
+RAW, WHOLE = "the U-Net's masks", "all of it"
+PARTS: dict[str, dict[str, Any]] = {  # what takes the place of which constants of the refinement
+    WHOLE: {"PRIOR": PRIOR},
+    "without SAM": {"SHARES": (0.0,)},
+    "without the U-Net, whose masks give the prompts alone": {"SHARES": (1.0,)},
+    "without cuts: every one is 0": {"CUTS": np.zeros(1)},
+    "box alone": {"PROMPT_SETS": (("box",),)},
+    "box and mask alone": {"PROMPT_SETS": (("box", "mask"),)},
+    "box, positive point and mask alone": {"PROMPT_SETS": (("box", "pos_points", "mask"),)},
+    "without the choice of a component": {"COMPONENTS": ("none",)},
+    "each class by itself": {"PRIOR": 1e-6},
+    "one choice for all classes": {"PRIOR": 1e6},
+}
+DRAWS = 4  # of validation images
+
+
+class Row(NamedTuple):
+    """Mean Dice in percent; NaN where there is none, as of a single validation image."""
+
+    validation: float
+    unlabeled: float
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = stage_parser("benchmarks.refinement_parts", __doc__)
+    add_model_arguments(parser)
+    add_options(parser.add_argument_group("SAM"), SamOptions)
+    parser.add_argument("--images", type=positive_int, default=60, help="unlabeled images at most")
+    parser.add_argument("--validation", type=positive_int, nargs="+", metavar="N",
+                        help=f"leave no part out, but calibrate on all validation images, and {DRAWS} times on so many")
+    return parser
+
+
+def main(args: argparse.Namespace) -> dict[str, Row]:
+    """Returns the lines of the table, by name."""
+    model, selection = TrainedModel.from_args(args), options_from(Selection, args)
+    labels = Recommended(Sam.choose(options_from(SamOptions, args), model.data), RecommendedOptions("recommended"))
+    validation, unlabeled = model.data.stems("val"), model.unlabeled_stems(selection)
+    unlabeled = [stem for stem in unlabeled if model.data.has_ground_truth(stem)][:args.images]
+    if (most := max(args.validation or [0])) > len(validation):
+        raise InputError(f"--validation {most}: the data set has {len(validation)} validation images; give fewer")
+    rows = {RAW: Row(*(mean_dice(model, stems, (mask.mask for mask in Raw().compute(model, stems)))
+                       for stems in (validation, unlabeled)))}
+    for name, constants in PARTS.items() if not args.validation else [(WHOLE, PARTS[WHOLE])]:
+        with mock.patch.multiple(recommended, **constants):
+            rows[name] = refine(labels, model, validation, unlabeled)
+    for count in args.validation or ():
+        rng = np.random.default_rng(args.seed)
+        draws = [refine(labels, model, rng.choice(validation, count, replace=False).tolist(), unlabeled)
+                 for _ in range(DRAWS)]
+        rows[f"{count} validation images, mean of {DRAWS} draws"] = Row(*np.mean(draws, axis=0))
+        rows[f"{count} validation images, worst draw"] = min(draws, key=lambda row: row.unlabeled)
+    print(f"{len(validation)} validation and {len(unlabeled)} unlabeled images, {labels.title}\n"
+          "| | validation | unlabeled |\n|---|---:|---:|")
+    for name, row in rows.items():
+        print(f"| {name} | {row.validation:.2f} | {row.unlabeled:.2f} |")
+    return rows
+
+
+def refine(labels: Recommended, model: TrainedModel, validation: Sequence[str], unlabeled: Sequence[str]) -> Row:
+    """What the refinement gives that these validation images choose."""
+    calibration = labels.ask(model, validation)
+    decoder, images = labels.inputs(model, unlabeled)
+    refined = refine_all_calibrated((image for _, *image in images), decoder, calibration)
+    return Row(100 * (calibration.held_out_dice or math.nan),
+               mean_dice(model, unlabeled, (each.mask for each in refined)))
+
+
+def mean_dice(model: TrainedModel, stems: Sequence[str], masks: Iterable[np.ndarray]) -> float:
+    """Over images, in percent; masks are bool, (C, H, W), at the network's input size."""
+    dice = [multilabel_dice(torch.from_numpy(mask), torch.from_numpy(model.data.mask(stem)))
+            for stem, mask in zip(stems, masks, strict=True)]
+    return 100 * image_dice(torch.stack(dice)).nanmean().item()
+
+
+if __name__ == "__main__":
+    run_stage(main, get_args_parser())
