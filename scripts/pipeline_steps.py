@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from scripts.evaluate import Evaluation
 from scripts.study.methods import Setting, Stages, headline
 from segment_anything.tuned_decoder import TunedDecoder
+from unet_training.combine_networks import describe_ensemble, find_ensemble
 from unet_training.models import TrainedModel
 from unet_training.nnunet.training import find_nnunet
 from unet_training.pseudo_labels import NNUNetMasks, PseudoLabels
@@ -46,7 +47,8 @@ class Steps(Stages):
         initial, labels, reliable = (given.get(name) for name in ("initial", "labels", "reliable"))
         number = initial.num_labeled if initial else len(training.stems)
         made = {"stage": training.tags[0], "dataset": data.description.name, "num_train_samples": number}
-        chosen, needs = {"final_epochs": None, **option_values(*filter(is_options, given.values()))}, []
+        options = option_values(*filter(is_options, given.values()))
+        chosen, needs = {"final_epochs": None, "seed": training.seed, **options}, []
         if not initial:
             made["architecture"] = chosen["architecture"] = training.architecture.name
         if labels:
@@ -62,6 +64,15 @@ class Steps(Stages):
             return self.setting.load(model_id)
         record = Model(refer_to(self._add(step)), made, data.description.labels, (), "", 0, None)
         return TrainedModel(record, None, None, data, self.setting.device)
+
+    def combine(self, models: Sequence[TrainedModel]) -> TrainedModel:
+        model_ids, made = [model.id for model in models], describe_ensemble([model.record for model in models])
+        step = self._describe(f"combine {name_result(made)}", "unet_training.combine_networks",
+                              {"model_ids": model_ids}, None, kind="data_processing")
+        if not step.parents and (model_id := find_ensemble(model_ids)):
+            return self.setting.load(model_id)
+        record = Model(refer_to(self._add(step)), made, self.setting.data.description.labels, (), "", 0, None)
+        return TrainedModel(record, None, None, self.setting.data, self.setting.device)
 
     def tune(self, tuning: DecoderTuning) -> TunedDecoder:
         sam = tuning.sam

@@ -13,7 +13,8 @@ First masks of your own images within minutes, and then the way that measured be
     python -m scripts.run_pipeline --dataset phantom --num_train_samples 5 --recommended medsam_lite --rounds 2
 
 `--recommended` goes on, after the paper's way, with the recommended refinement and training: rows of their own tell
-which helps more. `--rounds 2` puts the final U-Net in the initial one's place and labels and trains once more.
+which helps more. `--rounds 2` puts the final U-Net in the initial one's place and labels and trains once more. `--ensemble 3` trains three
+initial U-Nets, whose mean labels the images of the first round.
 
 Reads   the images and annotations of the data set, SAM's weights
 Writes  what the stages write, and in --results_dir: report.html to look at, table.csv, masks/ and pipeline.png (the
@@ -38,6 +39,7 @@ from scripts.study.refinement_check import check_refinement, describe_drawn, wri
 from segment_anything.embeddings import embedding_path
 from segment_anything.options import SamOptions
 from unet_training.hyper_params import (
+    RECOMMENDED_ENSEMBLE,
     RECOMMENDED_FINAL,
     RECOMMENDED_LOSS,
     FinalOptions,
@@ -66,15 +68,20 @@ NAMES = {"initial": "initial U-Net", "raw": "raw pseudo labels", "refined": "ref
          "final": "final U-Net", "recommended": "recommended pseudo labels",
          "recommended_final": "recommended final U-Net"}
 PICTURED = 2
-PRESETS = {"paper": {}, "recommended": {"refinement": "recommended", "training": "recommended", "rounds": 2}}
-PRESETS["quick"] = {**PRESETS["recommended"], "rounds": 1, "sam_type": "medsam_lite", "input_side": 192,
+PRESETS = {"paper": {}, "recommended": {"refinement": "recommended", "training": "recommended", "rounds": 2,
+                                         "ensemble": RECOMMENDED_ENSEMBLE}}
+PRESETS["quick"] = {**PRESETS["recommended"], "rounds": 1, "ensemble": 1, "sam_type": "medsam_lite", "input_side": 192,
                     "base_width": 8, "n_last_channel": 8, "epochs": 40, "final_epochs": 20, "batch_size": 4,
                     "lr": 4e-3}  # on two CPU cores, without a download
 
 
 @dataclass(frozen=True)
 class Way:
-    """How pseudo labels are made and trained on, and how the table calls them and the final network."""
+    """How pseudo labels are made and trained on, and how the table calls them and the final network.
+
+    Attributes:
+        ensemble: how many initial networks label in the first round
+    """
 
     refined: str
     final: str
@@ -82,6 +89,8 @@ class Way:
     schedule: Schedule
     options: FinalOptions
     loss: LossOptions
+    rounds: int = 1
+    ensemble: int = 1
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -95,6 +104,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_pseudo_label_argument(group, default="sam")
     group.add_argument("--rounds", type=positive_int, default=1,
                        help="how often pseudo labels are made and trained on, by the final U-Net of the round before")
+    group.add_argument("--ensemble", type=positive_int, default=1, metavar="N",
+                       help="initial U-Nets that label the images of the first round together, each from another seed; "
+                            "the final one starts from the first of them")
     group.add_argument("--recommended", nargs="?", const="", metavar="TYPE",
                        help="also refine and train in the recommended ways, with this type of SAM (nothing after the "
                             "argument: --sam_type)")
@@ -118,10 +130,9 @@ def main(args: argparse.Namespace) -> list[Row]:
     """Returns the rows of the table."""
     setting = Setting.from_args(args)
     setting.check(final=True)
-    ways = [Way("refined", "final", setting.labels[args.pseudo_label], setting.final_schedule, setting.final,
-                setting.loss)]
-    if args.recommended is not None:
-        ways.append(recommend(setting, args.recommended))
+    first = Way("refined", "final", setting.labels[args.pseudo_label], setting.final_schedule, setting.final,
+                setting.loss, args.rounds, args.ensemble)
+    ways = [first] if args.recommended is None else [first, recommend(setting, first, args.recommended)]
     for way in ways:
         way.labels.check()
     check_folder(args.results_dir)
@@ -130,19 +141,19 @@ def main(args: argparse.Namespace) -> list[Row]:
     tell_costs(setting, ways)
     tag = f"pipeline {args.results_dir.name}"
     if args.queue:
-        run_by_agents(plan(setting, ways, args.rounds, args.results_dir), args.queue, tag)
+        run_by_agents(plan(setting, ways, args.results_dir), args.queue, tag)
     with tagged(tag):
-        return run(setting, ways, args.rounds, args.results_dir)
+        return run(setting, ways, args.results_dir)
 
 
-def recommend(setting: Setting, sam_type: str) -> Way:
+def recommend(setting: Setting, other: Way, sam_type: str) -> Way:
     """The recommended way, with another type of SAM if one is named. Half of its batches are labeled images, so half of
     the epochs take as many steps as the other way's."""
-    labels, schedule = setting.labels["recommended"], setting.final_schedule
+    labels, schedule = setting.labels["recommended"], replace(other.schedule, epochs=(other.schedule.epochs + 1) // 2)
     if sam_type:
         labels = replace(labels, sam=labels.sam.of_type(sam_type, setting.data))
-    return Way("recommended", "recommended_final", labels, replace(schedule, epochs=(schedule.epochs + 1) // 2),
-               RECOMMENDED_FINAL, RECOMMENDED_LOSS)
+    return replace(other, refined="recommended", final="recommended_final", labels=labels, schedule=schedule,
+                   options=RECOMMENDED_FINAL, loss=RECOMMENDED_LOSS)
 
 
 def tell_costs(setting: Setting, ways: Sequence[Way]) -> None:
@@ -166,19 +177,20 @@ def check_folder(results_dir: Path) -> None:
     check_writable(results_dir)
 
 
-def plan(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -> Steps:
+def plan(setting: Setting, ways: Sequence[Way], results_dir: Path) -> Steps:
     """The stages whose results aren't there yet; `run` finds what they will have made."""
     steps = Steps(setting)
-    _, evaluations = walk(steps, ways, rounds, results_dir)
+    evaluations = walk(steps, ways, results_dir)
     for evaluation in evaluations.values():
         if evaluation.split != "unlabeled" or setting.can_measure_unlabeled():
             steps.measure(evaluation)
     return steps
 
 
-def run(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -> list[Row]:
+def run(setting: Setting, ways: Sequence[Way], results_dir: Path) -> list[Row]:
     """All stages, for each of the ways; returns the rows of the table."""
-    prepared, evaluations = walk(Stages(setting), ways, rounds, results_dir)
+    evaluations = walk(Stages(setting), ways, results_dir)
+    labeled = [evaluations.get(way.refined, evaluations["raw"]) for way in ways]
     headline("evaluation")
     recorded = [{"what": name, "title": NAMES[name], "split": each.split, "model_id": each.model.id,
                  "masks": each.labels.variant, "notice": each.labels.notice} for name, each in evaluations.items()]
@@ -195,28 +207,28 @@ def run(setting: Setting, ways: Sequence[Way], rounds: int, results_dir: Path) -
     write_record(record, {"evaluations": folders, "rows": recorded, "run": describe_run(),
                           "data": {"dataset": setting.data.description.name, **places.recorded()}})
     if not is_shown:
-        write_png(picture, picture_pipeline(setting, evaluations["initial"].model, prepared))
+        write_png(picture, picture_pipeline(setting, evaluations["initial"].model, labeled))
         headline("report")
         write_report(results_dir, ReportOptions(), places, masks_dir=results_dir / "masks")
-    print_table(setting, prepared, rows)
+    print_table(setting, [each.labels for each in labeled], rows)
     print(f"report, table and masks: {results_dir}")
     return rows
 
 
-def walk(stages: Stages, ways: Sequence[Way], rounds: int, results_dir: Path
-         ) -> tuple[list[PseudoLabels], dict[str, Evaluation]]:
-    """All stages but the evaluations; returns the refined pseudo labels of each way, and what is to be measured, by the
-    names of the rows."""
+def walk(stages: Stages, ways: Sequence[Way], results_dir: Path) -> dict[str, Evaluation]:
+    """All stages but the evaluations; returns what is to be measured, by the names of the rows."""
     setting, raw = stages.setting, stages.setting.labels["raw"]
     stages.begin(NAMES["initial"])
     initial = stages.train(setting.initial_training())
     stages.begin(NAMES["raw"])
     stages.save_masks(raw, initial)
-    prepared, checks, measured = [], [], [("initial", initial, raw, "test"), ("raw", initial, raw, "unlabeled")]
+    checks, measured = [], [("initial", initial, raw, "test"), ("raw", initial, raw, "unlabeled")]
     for way in ways:
-        final = initial
-        for number in range(rounds):
-            of_round = f", round {number + 1}" if rounds > 1 else ""
+        if way.ensemble > 1:
+            stages.begin(f"ensemble of {way.ensemble} initial U-Nets")
+        final = stages.join_ensemble(initial, way.ensemble)
+        for number in range(way.rounds):
+            of_round = f", round {number + 1}" if way.rounds > 1 else ""
             labeler = final
             stages.begin(NAMES[way.refined] + of_round)
             labels = stages.prepare(way.labels, labeler)
@@ -232,12 +244,11 @@ def walk(stages: Stages, ways: Sequence[Way], rounds: int, results_dir: Path
             stages.begin(NAMES[way.final] + of_round)
             final = stages.train(setting.final_training(labeler, labels, schedule=way.schedule, options=way.options,
                                                         loss=way.loss))
-        prepared.append(labels)
         if labels.kind != raw.kind:
             measured.append((way.refined, labeler, labels, "unlabeled"))
         measured.append((way.final, final, raw, "test"))
-    return prepared, {name: Evaluation(model, labels, split, setting.selection, results_dir)
-                      for name, model, labels, split in measured}
+    return {name: Evaluation(model, labels, split, setting.selection, results_dir)
+            for name, model, labels, split in measured}
 
 
 def write_table(path: Path, rows: list[Row]) -> None:
@@ -248,10 +259,11 @@ def write_table(path: Path, rows: list[Row]) -> None:
                         for what, split, s in rows)])
 
 
-def picture_pipeline(setting: Setting, initial: TrainedModel, refined: Sequence[PseudoLabels]) -> np.ndarray:
+def picture_pipeline(setting: Setting, initial: TrainedModel, labeled: Sequence[Evaluation]) -> np.ndarray:
     """The first unlabeled images with what the stages made of them (and the ground truth where it is known), RGB."""
     stores = {"initial U-Net": open_saved_masks(setting.labels["raw"], initial)}
-    stores |= {labels.title: open_saved_masks(labels, initial) for labels in refined if labels.kind != "raw"}
+    stores |= {each.labels.title: open_saved_masks(each.labels, each.model) for each in labeled
+               if each.labels.kind != "raw"}
     rows = []
     for stem in initial.unlabeled_stems(setting.selection)[:PICTURED]:
         grey = shrink_to_panel(to_grey(initial.data.read_grey(stem)))

@@ -17,6 +17,7 @@ arguments are those of scripts.run_pipeline, for every method alike.
     sam_finetuned          as sam, after scripts.finetune_sam; one pass or a mask as a prompt suit it better
     recommended            as sam, refined and trained in the recommended ways (--refinement, --training)
     recommended_twice      once more, the final U-Net in the place of the initial one
+    recommended_ensemble   two rounds, the first one by three initial U-Nets together
     mixed                  as sam, labeled images filling half of every batch, fine-tuned from the initial U-Net
     mean_teacher           from the initial U-Net on
     reliable_mean_teacher  as mean_teacher; masks of that mean teacher on which SAM agrees enter as labels
@@ -59,8 +60,9 @@ MEASURES = ("dice", "surface_dice", "estimated_dice")
 FREE = ("num_train_samples", "seeds", "methods", "results_dir", "data_dir", "derived_dir", "gpu_id", "num_workers",
         "infer_batch_size", "surface_tolerance", "threads", "record_diff",
         "upload_masks", "preset", "queue")  # arguments that results don't depend on
-STUDY_PRESETS = {name: {option: value for option, value in values.items() if option not in ("refinement", "rounds")}
-                 for name, values in PRESETS.items()}  # what methods differ in isn't alike for all
+OF_METHODS = ("refinement", "rounds", "ensemble")  # options in which methods differ
+STUDY_PRESETS = {name: {option: value for option, value in values.items() if option not in OF_METHODS}
+                 for name, values in PRESETS.items()}
 COLUMNS = ("dataset", "method", "n", "seed", "image", "class", *MEASURES, "model_id")
 
 

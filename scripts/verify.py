@@ -147,8 +147,9 @@ class Chain:
             arguments = self._note_runs(weights, origin)
             labeled = [stem for stem, image in origin["images"].items() if image.count(" ") == 2]
             unlabeled = [stem for stem in origin["images"] if stem not in set(labeled)]
-            data = self._open(model.parameters["dataset"], arguments)
-            self._compare(f"images of model {model_id}", origin["images"], data, labeled, unlabeled)
+            if origin["images"]:  # an ensemble was made of networks alone
+                data = self._open(model.parameters["dataset"], arguments)
+                self._compare(f"images of model {model_id}", origin["images"], data, labeled, unlabeled)
         for other in origin.get("models", []):
             self._model(other)
 

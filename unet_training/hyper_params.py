@@ -139,6 +139,7 @@ class FinalOptions:
 
 RECOMMENDED_LOSS = LossOptions(loss="bce_dice", max_positive_weight=1.0)
 RECOMMENDED_FINAL = FinalOptions(train_from_scratch=False, mixed="half", ema=0.999)
+RECOMMENDED_ENSEMBLE = 3  # initial networks
 TRAININGS = {"paper": {}, "recommended": {
     "loss": RECOMMENDED_LOSS.loss, "max_positive_weight": RECOMMENDED_LOSS.max_positive_weight,
     "train_from_scratch": RECOMMENDED_FINAL.train_from_scratch, "mixed": RECOMMENDED_FINAL.mixed,

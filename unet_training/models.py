@@ -29,7 +29,7 @@ from utils.tracking.models import Model, describe, fetch_model, find_models
 
 ALL = -1  # labeled images
 PAPER_LABELED = 43
-AUXILIARY = ("nnunet", "fold", "sam_decoder")  # stages of models that nobody means without naming them
+AUXILIARY = ("nnunet", "fold", "sam_decoder", "ensemble")  # stages of models that nobody means without naming them
 
 
 @dataclass(frozen=True)

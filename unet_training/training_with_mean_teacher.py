@@ -134,7 +134,7 @@ class MeanTeacherTraining(TrainingStage):
         train_batches = EpochLoader(images, self.schedule.batch_size, shuffle=True, drop_last=True,
                                     num_workers=workers, persistent_workers=workers > 0)
         validation = LabeledDataset(data, data.stems("val"))
-        model = MeanTeacher(copy.deepcopy(self.initial.network), self.options.alpha)
+        model = MeanTeacher(copy.deepcopy(self.initial.network.student), self.options.alpha)
         return Prepared(model.teacher, model, train_batches,
                         resident_batches(validation, self.machine.infer_batch_size, device),
                         self.loss.build(data.description.pos_weight, device), self.initial.training,

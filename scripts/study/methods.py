@@ -4,7 +4,7 @@ To add a method, enter it in `METHODS`; scripts.run_study and scripts.plot_resul
 `Stages`, so that a queue can run them, too.
 """
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,8 +13,10 @@ import torch
 from segment_anything.refinement.agreement import AgreementOptions
 from segment_anything.refinement.refine import RefinementOptions
 from segment_anything.tuned_decoder import TunedDecoder
+from unet_training.combine_networks import combine_if_missing
 from unet_training.data import check_fills_batch
 from unet_training.hyper_params import (
+    RECOMMENDED_ENSEMBLE,
     RECOMMENDED_FINAL,
     RECOMMENDED_LOSS,
     RELIABLE,
@@ -58,6 +60,7 @@ from utils.tracking.models import fetch_model
 
 MIXED = FinalOptions(train_from_scratch=False, mixed="half")
 TUNING = TuningOptions()
+SEED_STEP = 1000  # between the members of an ensemble, so that seeds which follow one another share none
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,15 @@ class Stages:
     def train(self, training: TrainingStage) -> TrainedModel:
         return self.setting.load(train_if_missing(training, self.setting.device))
 
+    def combine(self, models: Sequence[TrainedModel]) -> TrainedModel:
+        return self.setting.load(combine_if_missing([model.id for model in models]))
+
+    def join_ensemble(self, initial: TrainedModel, count: int) -> TrainedModel:
+        """The initial network with others of the same training from other seeds, so many in all; one is itself."""
+        others = [self.train(self.setting.initial_training(seed=self.setting.seed + SEED_STEP * number))
+                  for number in range(1, count)]
+        return self.combine([initial, *others]) if others else initial
+
     def tune(self, tuning: DecoderTuning) -> TunedDecoder:
         return TunedDecoder.fetch(tuning.run_if_missing())
 
@@ -240,10 +252,11 @@ def _final(kind: str, **changes: Any) -> Callable[[Stages, TrainedModel], Measur
     return run
 
 
-def _recommended(rounds: int) -> Callable[[Stages, TrainedModel], Measured]:
-    """Recommended refinement and training; the final network of a round is the initial one of the next."""
+def _recommended(rounds: int, ensemble: int = 1) -> Callable[[Stages, TrainedModel], Measured]:
+    """Recommended refinement and training; an ensemble of initial networks labels first, and the final network of a
+    round is the initial one of the next."""
     def run(stages: Stages, initial: TrainedModel) -> Measured:
-        labels, labeler, final = stages.setting.labels["recommended"], initial, initial
+        labels, final = stages.setting.labels["recommended"], stages.join_ensemble(initial, ensemble)
         for _ in range(rounds):
             labeler = final
             stages.save_masks(labels, labeler)
@@ -306,6 +319,8 @@ METHODS: dict[str, Method] = {
     "recommended": Method("Recommended", _recommended(1), ("recommended",), final=True, optional=True),
     "recommended_twice": Method("Recommended, two rounds", _recommended(2), ("recommended",), final=True,
                                 optional=True),
+    "recommended_ensemble": Method("Recommended, ensemble, two rounds", _recommended(2, RECOMMENDED_ENSEMBLE),
+                                   ("recommended",), final=True, optional=True),
     "mixed": Method("SAM's pseudo labels, mixed", _final("sam", options=MIXED), ("sam",), final=True),
     "sam_finetuned": Method("Fine-tuned SAM's pseudo labels", _final_of_tuned_sam, ("sam",), final=True, optional=True),
     "mean_teacher": Method("Mean teacher", _mean_teacher),

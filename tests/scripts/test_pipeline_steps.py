@@ -22,7 +22,7 @@ from scripts.run_pipeline import Way
 from scripts.study.methods import METHODS, Setting
 from segment_anything.tuned_decoder import TunedDecoder
 from tests.stage_runs import SMALL, N
-from unet_training import training, training_on_pseudo_labels, training_with_mean_teacher
+from unet_training import combine_networks, training, training_on_pseudo_labels, training_with_mean_teacher
 from unet_training.models import TrainedModel
 from unet_training.pseudo_labels import NNUNetMasks
 from unet_training.sam_decoder.training import DecoderTuning
@@ -43,6 +43,12 @@ class Noted(Steps):
 
     def train(self, training):
         model = self.note(super().train, training)
+        self.networks[model.id] = model
+        return model
+
+    def combine(self, models):
+        ids = [model.id.replace(",", " ") for model in models]  # as in any list that a task shows; real ids have none
+        model = self.note(super().combine, models, what=ids)
         self.networks[model.id] = model
         return model
 
@@ -79,10 +85,10 @@ def plan_pipeline(data_dir, folder, *arguments):
     args = parse_arguments(run_pipeline, data_dir, *arguments)
     setting = Setting.from_args(args)
     ways = [Way("refined", "final", setting.labels[args.pseudo_label], setting.final_schedule, setting.final,
-                setting.loss)]
+                setting.loss, args.rounds, args.ensemble)]
     if args.recommended is not None:
-        ways.append(run_pipeline.recommend(setting, args.recommended))
-    return run_pipeline.plan(setting, ways, args.rounds, folder)
+        ways.append(run_pipeline.recommend(setting, ways[0], args.recommended))
+    return run_pipeline.plan(setting, ways, folder)
 
 
 def plan_study(data_dir, folder, *arguments):
@@ -114,6 +120,7 @@ def noted(monkeypatch):
     for stage in (save_segmentations, save_refined_segmentations, save_random_walk_segmentations, add_sam_agreement,
                   save_nnunet_segmentations):
         monkeypatch.setattr(stage, "save_masks", lambda *asked: said.append(asked[:3]))
+    monkeypatch.setattr(combine_networks, "combine_if_missing", said.append)
     monkeypatch.setattr(train_nnunet, "train_nnunet", lambda *asked: said.append(asked))
     monkeypatch.setattr(DecoderTuning, "run", lambda asked: said.append(asked))
     monkeypatch.setattr(Evaluation, "run", lambda asked: said.append(asked))
@@ -173,6 +180,16 @@ def test_a_second_round_goes_on_from_the_first_ones_network(phantom_data_dir, tm
         "evaluate unlabeled, initial phantom n=3": [initial, "predict, initial phantom n=3"],
         "evaluate unlabeled, final phantom n=3 sam, masks sam": [final, "refine, final phantom n=3 sam"],
         "evaluate test, final phantom n=3 sam": [f"{final} (2)"]}
+
+
+def test_an_ensemble_waits_for_all_its_members(phantom_data_dir, tmp_path):
+    steps = plan_pipeline(phantom_data_dir, tmp_path, "--sam_type", "demo", "--ensemble", "3").found
+    members = ["train initial phantom n=3", "train initial phantom n=3 (2)", "train initial phantom n=3 (3)"]
+    ensemble, refine = "combine ensemble phantom n=3", "refine, ensemble phantom n=3"
+    assert [steps[member].chosen["seed"] for member in members] == [42, 1042, 2042]
+    assert steps[ensemble].parents == members and steps[refine].parents == [ensemble]
+    assert steps["train final phantom n=3 sam"].parents == [ensemble, refine]
+    assert steps["predict, initial phantom n=3"].parents == members[:1]  # raw masks are the first one's
 
 
 def test_methods_of_a_study_share_steps_and_wait_for_what_they_need(phantom_data_dir, tmp_path):

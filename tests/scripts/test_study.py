@@ -131,7 +131,7 @@ def check_pseudo_labels(data_dir, results) -> None:
     """The Dice of the saved masks is in the table of the pseudo labels."""
     rows = read(results / "pseudo_labels.csv")
     assert {row["method"] for row in rows} == {"raw", "random_walk", "sam", "medsam", "sam_finetuned", "recommended",
-                                               "recommended_twice"}
+                                               "recommended_twice", "recommended_ensemble"}
     data = open_dataset("phantom", data_dir, (64, 48))
     path, = data_dir.glob("seg_masks/*/sam_box_refine_pos_points_neg_points_*_demo.h5")  # and not the fine-tuned one's
     store = MaskStore(path, data.description.labels)

@@ -25,6 +25,11 @@ class Network(nn.Module):
     notice: str = ""
     features_name: str = ""
 
+    @property
+    def student(self) -> "Network":
+        """What a network that continues this one's training starts from."""
+        return self
+
     @classmethod
     def options_from_args(cls, args: argparse.Namespace, data: AnnotatedImages) -> Any:
         """Its options as the arguments, or else the data set, say."""

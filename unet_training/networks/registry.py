@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from unet_training.networks.ensemble import Ensemble
 from unet_training.networks.lraspp import LrasppOnSam
 from unet_training.networks.network import Network
 from unet_training.networks.u_net import UNet
@@ -36,6 +37,8 @@ def rebuild(name: str, config: dict[str, Any]) -> Network:
         InputError: no such architecture, or what the network stands on isn't there.
         TypeError: the config is of another version of the network.
     """
+    if name == Ensemble.architecture:
+        return Ensemble([rebuild(config["member"], config["member_config"]) for _ in range(config["count"])])
     return get_architecture(name)(**config)
 
 

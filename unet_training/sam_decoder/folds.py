@@ -46,7 +46,7 @@ class FoldTraining(InitialTraining):
     def like(cls, initial: TrainedModel, stems: Sequence[str]) -> "FoldTraining":
         """With the options of the initial network's training, as far as its record has them."""
         made = initial.record.parameters
-        return cls(_options_of(Schedule, made), made.get("seed", 42), initial.data, _Same(initial.network),
+        return cls(_options_of(Schedule, made), made.get("seed", 42), initial.data, _Same(initial.network.student),
                    _options_of(Sampling, made), initial.batch_size, _options_of(InitialOptions, made),
                    tuple(stems))
 

@@ -46,13 +46,14 @@ class Step:
 
     @property
     def parents(self) -> list[str]:
-        referred = [REFERENCE.fullmatch(value)["key"] for value in self.references.values()]
+        referred = [match["key"] for value in self.references.values() for match in REFERENCE.finditer(value)]
         return [*dict.fromkeys([*referred, *self.after])]
 
     @property
     def references(self) -> dict[str, str]:
-        """Those of the arguments that refer to a model of another step."""
-        return {name: value for name, value in self.chosen.items() if REFERENCE.fullmatch(str(value))}
+        """Those of the arguments that refer to models of other steps; of several ids, one after the other."""
+        return {name: " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+                for name, value in self.chosen.items() if REFERENCE.search(str(value))}
 
 
 def refer_to(key: str) -> str:
