@@ -138,11 +138,12 @@ class InitialTraining(TrainingStage):
     def _read_start(self, like: Network) -> Network:
         """The network to start from, on the CPU. Raises an InputError where its weights don't fit."""
         model = TrainedModel.load(fetch_model(self.options.start_from), self.data, torch.device("cpu"))
+        network = model.network.student
         for name, value in {"architecture": like.architecture, **like.config}.items():
-            there = model.network.architecture if name == "architecture" else model.network.config.get(name)
+            there = network.architecture if name == "architecture" else network.config.get(name)
             if there != value:
                 raise InputError(f"--start_from {model.id}: its {name} is {there}, not {value}; give --{name} {there}")
-        return model.network
+        return network
 
 
 if __name__ == "__main__":

@@ -17,8 +17,29 @@ mkdir -p data/dental_standin
 cp docs/dental_standin.toml data/dental_standin/description.toml
 ln -sfn "$dental/img" "$dental/masks_machine" data/dental_standin/
 python -m scripts.init_dataset legs --images "$legs" --annotations "$legs"
+types=results/tooth_types
+python - data/dental_standin "$types" <<'END'
+"""Four types in the place of the 32 teeth, and the splits of the teeth."""
+import sys
+import tomllib
+from pathlib import Path
+import cv2
+import numpy as np
+teeth, types = map(Path, sys.argv[1:])
+(types / "masks").mkdir(parents=True, exist_ok=True)
+values = np.zeros(256, np.uint8)  # of a type, by that of a tooth
+for value, tooth in enumerate(tomllib.loads((teeth / "description.toml").read_text())["labels"], 1):
+    to_middle = abs((int(tooth) - 1) % 16 - 7.5)  # from 0.5, an incisor, to 7.5, the last molar
+    values[value] = 1 + (to_middle < 5) + (to_middle < 3) + (to_middle < 2)
+rows = ["stem,split"]
+for number, path in enumerate(sorted((teeth / "masks_machine").glob("*.png"))):
+    cv2.imwrite(str(types / "masks" / path.name), values[cv2.imread(str(path), cv2.IMREAD_UNCHANGED)])
+    rows.append(f"{path.stem},{'train' if number < 200 else 'val' if number < 240 else 'test'}")
+(types / "splits.csv").write_text("\n".join(rows))
+END
+python -m scripts.init_dataset tooth_types --images "$dental/img" --annotations "$types/masks" --splits "$types/splits.csv" --values molar=1 premolar=2 canine=3 incisor=4
 
-methods="initial raw sam recommended"
+methods="initial raw sam recommended recommended_twice"
 trained="--batch_size 4 --lr 4e-3 --bf16 --threads 1"
 small="--base_width 8 --n_last_channel 8"
 chest="$small --input_size 128 128 --epochs 40 --final_epochs 20"
@@ -32,18 +53,26 @@ study() {  # data set, name, numbers of labeled images, more arguments
     for n in $3; do python -m scripts.plot_results --results_dir "results/recommended_$2" --n "$n"; done
 }
 pipeline() {  # data set, name, more arguments
-    python -m scripts.run_pipeline --dataset "$1" --preset recommended $trained "${mobile_sam[@]}" \
+    python -m scripts.run_pipeline --dataset "$1" --preset recommended --ensemble 1 $trained "${mobile_sam[@]}" \
         --results_dir "results/recommended_$2" "${@:3}"
 }
-study jsrt jsrt "5 20" --methods $methods recommended_twice $chest "${mobile_sam[@]}"
-study jsrt jsrt_medsam_lite "20" --methods $methods recommended_twice $chest --sam_type medsam_lite
-study jsrt jsrt_192 "20" --methods $methods recommended_twice $chest --input_size 192 192 "${mobile_sam[@]}"
-study dental_standin dental "20 45" --methods $methods recommended_twice $teeth "${mobile_sam[@]}"
-study dental_standin dental_medsam_lite "45" --methods $methods recommended_twice $teeth --sam_type medsam_lite
-study legs legs "5 20" --methods $methods recommended_twice $small --input_size 384 48 --epochs 40 --final_epochs 20 \
-    --sam_type medsam_lite
-study phantom phantom "5 43" --methods $methods recommended_twice $wrist --sam_type medsam_lite
-study phantom phantom_paper_size "5" --methods $methods $small --epochs 24 --final_epochs 12 \
+parts() {  # data set, number of labeled images, more arguments; of the newest initial U-Net
+    python -m benchmarks.refinement_parts --dataset "$1" --num_train_samples "$2" --seed 42 --threads 1 \
+        --sam_type medsam_lite "${@:3}"
+}
+study jsrt jsrt "5 20" --methods $methods recommended_ensemble $chest "${mobile_sam[@]}"
+study jsrt jsrt_medsam_lite "5 20" --methods $methods $chest --sam_type medsam_lite
+parts jsrt 20
+parts jsrt 20 --validation 3 5 10 20
+study jsrt jsrt_192 "20" --methods $methods $chest --input_size 192 192 "${mobile_sam[@]}"
+study dental_standin dental "20 45" --methods $methods recommended_ensemble $teeth "${mobile_sam[@]}"
+study dental_standin dental_medsam_lite "45" --methods $methods $teeth --sam_type medsam_lite
+study legs legs "5 20" --methods $methods recommended_ensemble $small --input_size 384 48 --epochs 40 \
+    --final_epochs 20 --sam_type medsam_lite
+study tooth_types tooth_types "45" --methods $methods $teeth --sam_type medsam_lite
+parts tooth_types 45
+study phantom phantom "5 43" --methods $methods recommended_ensemble $wrist --sam_type medsam_lite
+study phantom phantom_paper_size "5" --methods ${methods% *} $small --epochs 24 --final_epochs 12 \
     --data_sample_per_epoch 60 --sam_type medsam_lite
 pipeline dental_standin dental_three --rounds 3 --num_train_samples 45 $wide_teeth
 for n in 20 5; do
