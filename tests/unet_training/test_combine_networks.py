@@ -42,6 +42,7 @@ def test_its_logits_are_the_mean_and_any_stage_takes_its_id(members, load, capsy
     assert "seed" not in parameters  # they don't share it
     masks = run(save_segmentations, data_dir, *N, "--model_id", ensemble)
     assert masks.parent.name == ensemble
+    assert load(run(training, data_dir, *N, *TRAINED, "--start_from", ensemble)).network.architecture == "u_net"
     verify.main(verify.get_args_parser().parse_args([str(masks), "--data_dir", str(data_dir)]))
     said = capsys.readouterr().out
     assert "nothing has changed" in said and all(f"unchanged: model {model_id}" in said for model_id in ids)
