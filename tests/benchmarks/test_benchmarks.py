@@ -76,6 +76,7 @@ def test_each_part_of_the_recommended_refinement_is_left_out_alone(workplace, ca
     data_dir, model_id = workplace
     parts = {name: refinement_parts.PARTS[name] for name in ("without SAM", "all of it")}  # in this order
     monkeypatch.setattr(refinement_parts, "PARTS", parts)
+    monkeypatch.setattr(refinement_parts, "DRAWS", 2)
     arguments = ["--dataset", "phantom", "--data_dir", str(data_dir), "--model_id", model_id]
 
     def run(module, *more):

@@ -268,11 +268,12 @@ def test_a_second_working_copy_finds_models_and_masks_of_the_first(phantom_data_
 @pytest.mark.slow
 @needs_agent
 def test_agents_run_a_pipeline_from_a_queue(phantom_data_dir, tmp_path):
-    """Its numbers are those of a run without a server."""
+    """An ensemble of two labels. Its numbers are those of a run without a server."""
     def run_pipeline(copy: str, server: ClearMLServer | None, *more: str) -> str:
         folder = tmp_path / copy
         return run_stage("scripts.run_pipeline", "--dataset", "phantom", "--data_dir", str(folder / "data"), *TINY,
-                         "--results_dir", str(folder / "results"), *more, folder=folder, server=server)
+                         "--ensemble", "2", "--results_dir", str(folder / "results"), *more, folder=folder,
+                         server=server)
 
     for copy in ("queued", "alone"):
         shutil.copytree(phantom_data_dir, tmp_path / copy / "data")
@@ -285,19 +286,23 @@ def test_agents_run_a_pipeline_from_a_queue(phantom_data_dir, tmp_path):
         assert "== 0 stages to queue gpu ==" in run_pipeline("queued", server, "--queue", "gpu")
         assert len(server.tasks) == number
         alone.result()
-    initial, refine, final = "train initial phantom n=3", "refine, initial phantom n=3", "train final phantom n=3 sam"
+    initial, ensemble, refine, final = ("train initial phantom n=3", "combine ensemble phantom n=3",
+                                        "refine, ensemble phantom n=3", "train final phantom n=3 sam")
     last = "evaluate test, final phantom n=3 sam"
-    assert {task["status"] for task in tasks.values()} == {"completed"} and len(tasks) == number == 11
-    assert set(tasks) - set(before) == {"pipeline results", "evaluate val, initial phantom n=3",
-                                        "evaluate val, initial phantom n=3, masks sam"}
+    assert {task["status"] for task in tasks.values()} == {"completed"} and len(tasks) == number - 1 == 12
+    assert set(tasks) - set(before) == {"pipeline results", "evaluate val, ensemble phantom n=3",
+                                        "evaluate val, ensemble phantom n=3, masks sam"}
     controller = tasks["pipeline results"]
     assert controller["type"] == "controller" and {tasks[name]["parent"] for name in before} == {controller["id"]}
-    assert before[initial] == [] and {initial, refine} <= set(before[final]) and final in before[last]
-    models = {name: tasks[name]["models"]["output"][0]["model"] for name in (initial, final)}
-    assert set(models.values()) == set(server.models)
-    assert f"of {models[initial][:8]}" in tasks[refine]["tags"]
-    for name in before.keys() - {initial}:
-        assert shown(tasks[name])["model_id"] == models[final if name == last else initial]
+    assert before[ensemble].count(initial) == 2 and {ensemble, refine} <= set(before[final]) and final in before[last]
+    members = [task["models"]["output"][0]["model"] for task in server.tasks.values() if task["name"] == initial]
+    assert set(shown(tasks[ensemble])["model_ids"].split()) == set(members)
+    models = {name: tasks[name]["models"]["output"][0]["model"] for name in (ensemble, final)}
+    assert {*members, *models.values()} == set(server.models)
+    assert f"of {models[ensemble][:8]}" in tasks[refine]["tags"]
+    of_ensemble = refine, final, "evaluate unlabeled, ensemble phantom n=3, masks sam"
+    assert {shown(tasks[name])["model_id"] for name in of_ensemble} == {models[ensemble]}
+    assert shown(tasks[last])["model_id"] == models[final]
     tables = [(tmp_path / copy / "results" / "table.csv").read_text() for copy in ("queued", "alone")]
     assert tables[0] == tables[1] and len(tables[0].splitlines()) == 5
 
