@@ -75,6 +75,8 @@ study phantom phantom "5 43" --methods $methods recommended_ensemble $wrist --sa
 study phantom phantom_paper_size "5" --methods ${methods% *} $small --epochs 24 --final_epochs 12 \
     --data_sample_per_epoch 60 --sam_type medsam_lite
 pipeline dental_standin dental_three --rounds 3 --num_train_samples 45 $wide_teeth
+pipeline jsrt jsrt_three --ensemble 3 --rounds 3 --num_train_samples 20 $chest
+pipeline dental_standin dental_rounds --ensemble 3 --rounds 3 --num_train_samples 45 $teeth
 for n in 20 5; do
     pipeline jsrt initial_$n --initial_training recommended --num_train_samples $n $chest
 done
