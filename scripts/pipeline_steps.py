@@ -62,8 +62,7 @@ class Steps(Stages):
         step = self._describe(f"train {name_result(made)}", training.module, chosen, initial, needs)
         if not step.parents and (model_id := find_trained(training)):
             return self.setting.load(model_id)
-        record = Model(refer_to(self._add(step)), made, data.description.labels, (), "", 0, None)
-        return TrainedModel(record, None, None, data, self.setting.device)
+        return self._expect(step, made)
 
     def combine(self, models: Sequence[TrainedModel]) -> TrainedModel:
         model_ids, made = [model.id for model in models], describe_ensemble([model.record for model in models])
@@ -71,8 +70,7 @@ class Steps(Stages):
                               {"model_ids": model_ids}, None, kind="data_processing")
         if not step.parents and (model_id := find_ensemble(model_ids)):
             return self.setting.load(model_id)
-        record = Model(refer_to(self._add(step)), made, self.setting.data.description.labels, (), "", 0, None)
-        return TrainedModel(record, None, None, self.setting.data, self.setting.device)
+        return self._expect(step, made)
 
     def tune(self, tuning: DecoderTuning) -> TunedDecoder:
         sam = tuning.sam
@@ -121,6 +119,12 @@ class Steps(Stages):
         after = dict.fromkeys(self.made_by[need] for need in needs if need in self.made_by)
         return Step(name.replace(".", "_") + self.ending, name, module, {"seed": self.setting.seed, **chosen, **own},
                     tuple(after), kind)
+
+    def _expect(self, step: Step, made: Mapping[str, Any]) -> TrainedModel:
+        """The network that a step will have made with these parameters."""
+        data = self.setting.data
+        record = Model(refer_to(self._add(step)), dict(made), data.description.labels, (), "", 0, None)
+        return TrainedModel(record, None, None, data, self.setting.device)
 
     def _add(self, step: Step) -> str:
         """Returns the key of the step, with a number where another one has it, or of a step that does the same."""

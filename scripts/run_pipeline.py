@@ -13,8 +13,8 @@ First masks of your own images within minutes, and then the way that measured be
     python -m scripts.run_pipeline --dataset phantom --num_train_samples 5 --recommended medsam_lite --rounds 2
 
 `--recommended` goes on, after the paper's way, with the recommended refinement and training: rows of their own tell
-which helps more. `--rounds 2` puts the final U-Net in the initial one's place and labels and trains once more. `--ensemble 3` trains three
-initial U-Nets, whose mean labels the images of the first round.
+which helps more. `--rounds 2` puts the final U-Net in the initial one's place and labels and trains once more.
+`--ensemble 3` trains three initial U-Nets, whose mean labels the images of the first round.
 
 Reads   the images and annotations of the data set, SAM's weights
 Writes  what the stages write, and in --results_dir: report.html to look at, table.csv, masks/ and pipeline.png (the

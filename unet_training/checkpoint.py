@@ -9,15 +9,13 @@ from typing import Any
 
 import torch
 
-from unet_training.networks.ensemble import Ensemble
 from unet_training.networks.network import Network
-from unet_training.networks.registry import ARCHITECTURES, rebuild
+from unet_training.networks.registry import STORED, rebuild
 from unet_training.networks.u_net import UNet
 from utils.datasets.description import DatasetDescription
 from utils.errors import InputError
 from utils.files import explain_damage, load_tensors, save_tensors
 
-KNOWN = (*ARCHITECTURES, Ensemble.architecture)
 AUTHORS_NAMES = (  # of the parts of their U-Net, as patterns, and ours
     (r"inc\.double_conv\.", "down.0."),
     (r"down(\d)\.maxpool_conv\.1\.double_conv\.", r"down.\1."),
@@ -89,7 +87,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu",
             raise InputError(f"{path}: is of the authors' code and doesn't say what it was trained on; name its data "
                              "set")
         checkpoint = {**_from_authors(path, checkpoint), "training": asdict(unstated)}
-    if not isinstance(checkpoint, dict) or checkpoint.get("architecture") not in KNOWN:
+    if not isinstance(checkpoint, dict) or checkpoint.get("architecture") not in STORED:
         raise InputError(f"{path}: holds no network of this project; give the id that a training stage printed")
     with explain_damage(path, "its weights don't fit the network that it describes", "train it again"):
         model = rebuild(checkpoint["architecture"], checkpoint["config"])

@@ -10,13 +10,13 @@ Reads   models by their ids
 Writes  a model, known by its id: on the ClearML server, or in runs/ without one
 """
 import argparse
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unet_training.checkpoint import load_checkpoint, save_checkpoint
+from unet_training.checkpoint import load_checkpoint
 from unet_training.networks.ensemble import Ensemble
+from unet_training.trainer import publish
 from unet_training.training_stage import fingerprint
 from utils.cli import run_stage, stage_parser
 from utils.errors import InputError
@@ -51,8 +51,9 @@ def combine_if_missing(model_ids: Sequence[str]) -> str:
     """
     members = [fetch_model(model_id) for model_id in model_ids]
     parameters = describe_ensemble(members)
-    with exclusive(training_state(runs_dir(), fingerprint(parameters))):
-        return find_ensemble(parameters["model_ids"]) or _combine(members, parameters)
+    state_file = training_state(runs_dir(), fingerprint(parameters))
+    with exclusive(state_file):
+        return find_ensemble(parameters["model_ids"]) or _combine(members, parameters, state_file)
 
 
 def find_ensemble(model_ids: Sequence[str]) -> str | None:
@@ -71,7 +72,7 @@ def describe_ensemble(members: Sequence[Model]) -> dict[str, Any]:
     return {**shared, "stage": STAGE, "model_ids": [member.id for member in members]}
 
 
-def _combine(members: Sequence[Model], parameters: dict[str, Any]) -> str:
+def _combine(members: Sequence[Model], parameters: dict[str, Any], state_file: Path) -> str:
     networks, trainings = zip(*(load_checkpoint(member.weights) for member in members), strict=True)
     for member, network, training in zip(members, networks, trainings, strict=True):
         if (network.architecture, network.config, training) != (networks[0].architecture, networks[0].config,
@@ -79,14 +80,11 @@ def _combine(members: Sequence[Model], parameters: dict[str, Any]) -> str:
             raise InputError(f"model id {member.id}: differs from {members[0].id} in its architecture, its size or the "
                              "data that it was trained on; name networks that differ in their seeds alone")
     with start(f"combine {name_result(parameters)}", parameters, (STAGE, trainings[0].dataset), kind="data_processing",
-               module="unet_training.combine_networks", chosen={"model_ids": parameters["model_ids"]}) as experiment, \
-            tempfile.TemporaryDirectory() as folder:
+               module="unet_training.combine_networks", chosen={"model_ids": parameters["model_ids"]}) as experiment:
         for member in members:
             experiment.use_model(member.id)
-        weights = Path(folder) / "bone_segmentator.pt"
-        save_checkpoint(weights, Ensemble(networks), trainings[0],
-                        {**describe_run(), "images": {}, "models": [member.id for member in members]})
-        return experiment.save_model(weights, trainings[0].labels)
+        return publish(experiment, Ensemble(networks), trainings[0], state_file,
+                       {**describe_run(), "images": {}, "models": parameters["model_ids"]})
 
 
 if __name__ == "__main__":

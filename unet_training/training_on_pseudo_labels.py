@@ -4,7 +4,8 @@
     python -m unet_training.training_on_pseudo_labels --dataset phantom --num_train_samples 5 --epochs 40 --batch_size 4 --lr 4e-3
 
 The first line is the paper's setting, for a GPU; the second one takes a few minutes on two CPU cores.
-The network has the initial one's architecture and input size (of an ensemble, its first member's). Prints `model id: <id>` as its last line.
+The network has the initial one's architecture and input size; of an ensemble, its first member's. Prints
+`model id: <id>` as its last line.
 
 Reads   the masks that scripts.save_segmentations, scripts.save_refined_segmentations,
         scripts.save_random_walk_segmentations or scripts.save_nnunet_segmentations saved for the initial model,

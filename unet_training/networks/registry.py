@@ -19,6 +19,7 @@ from utils.errors import InputError
 from utils.options import add_options
 
 ARCHITECTURES: dict[str, type[Network]] = {network.architecture: network for network in (UNet, LrasppOnSam)}
+STORED = (*ARCHITECTURES, Ensemble.architecture)  # in files of networks; an ensemble is never built anew
 ALIASES = {"unet": UNet.architecture}  # the authors' name
 
 
