@@ -2,7 +2,7 @@
 
 What to trust is a matter of the images, so the labeled validation images say it, for each class:
 1. where to cut the U-Net's logits: a loss weighted by pos_weight makes its masks too large;
-2. what to ask SAM, once, for each object of the masks that this gives (`PROMPT_SETS`);
+2. what to ask SAM, once a class, by the largest component of the mask that this gives (`PROMPT_SETS`);
 3. how much of SAM's logits to mix in, from nothing to all, and where to cut the mixture;
 4. which component of a mask to keep;
 5. how good a mask is, by what the raters say of it.
@@ -13,7 +13,7 @@ What to trust is a matter of the images, so the labeled validation images say it
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from segment_anything.refinement.prompts import Prompts, extract_prompts, to_log
 from segment_anything.refinement.refine import Refined, RefinementOptions, decode_all, refine_in_batches
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from utils.dice import image_dice, multilabel_dice
+from utils.errors import InputError
 from utils.full_size import resize_map
 from utils.overlap import map_side_by_side
 
@@ -35,6 +36,7 @@ CUTS = np.arange(-6, 10.01, 0.25)  # of logits
 FEATURES = ("expected", "agreement", "sam")  # of a mask, each a Dice in [0, 1]; see `Rated`
 COMPONENTS = ("none", *(name for name in SELECTIONS if name != "none"))  # the first of equally good ones is taken
 RIDGE = 0.1  # of the estimated Dice
+TIE = 1e-9  # Dice that a logit between a cut and 0 costs: of equally good cuts the one nearest to 0 is taken
 PRIOR = 2.0  # images whose worth the mean over all classes has in the choice of one class
 
 
@@ -51,8 +53,8 @@ class Calibration:
         quality: weights of the `FEATURES` in the estimated Dice
         offsets: of the estimated Dice, per class
         dice: mean Dice over the validation images, in [0, 1], of the U-Net's masks and of these
-        held_out_dice: of these, where each image has the shares and cuts that the others choose, as new images do;
-            None if there are no others
+        held_out_dice: of these, where each image has the shares and mixed cuts that the others choose, as new images
+            do; None if there are no others
     """
 
     cuts: tuple[float, ...]
@@ -186,7 +188,7 @@ def _prompt(logits: np.ndarray) -> Prompts:
 
 def _mix(unet: np.ndarray, cleaned: np.ndarray, sam: np.ndarray, estimate: np.ndarray, calibration: Calibration
          ) -> Rated:
-    mixture = _blend(unet, sam, _per_class(calibration.shares)) - _per_class(calibration.mixed_cuts)
+    mixture = _blend_and_cut(unet, sam, calibration.shares, calibration.mixed_cuts)
     probabilities, masks = _sigmoid(mixture), mixture > 0
     inside, total = (values.sum(axis=(1, 2), dtype=np.float64) for values in (probabilities * masks, probabilities))
     expected = 2 * inside / np.maximum(total + masks.sum(axis=(1, 2)), 1e-9)
@@ -206,43 +208,58 @@ def calibrate(predict: Callable[[], Iterable[np.ndarray]],
         predict: gives the probabilities of each image, float, (C, H, W), in [0, 1]
         images: gives the same with the embedding of each image
         ground_truth: of each image, bool, (C, H, W)
+    Raises:
+        InputError: no image shows any class.
     """
+    if not any(masks.any() for masks in ground_truth):
+        raise InputError("no validation image shows any label, so nothing can be chosen by them; annotate some, or leave "
+                         "the recommended refinement out")
     raw, curves = [], []
     for probabilities, masks in zip(predict(), ground_truth, strict=True):
         raw.append(_dice(probabilities > 0.5, masks))
         curves.append(dice_curve(_cut(probabilities, (0.0,) * len(masks)), masks, CUTS))
-    cuts = CUTS[_choose(np.stack(curves))]
+    cuts = CUTS[_choose(_shrink(np.stack(curves)))]
 
     def measure_prompts(image: tuple[np.ndarray, ImageEmbedding, np.ndarray]) -> list[np.ndarray]:
         return [_curves_of_shares(_ask_sam([image[:2]], decoder, cuts, names)[0], image[2]) for names in PROMPT_SETS]
 
-    tables = [np.stack(table) for table in zip(*_map_images(measure_prompts, images(), ground_truth, decoder,
-                                                            "choosing prompts"), strict=True)]  # (N, C, shares, T)
-    scores = [_shrink(table).reshape(len(cuts), -1).max(axis=1).mean() for table in tables]
-    best = int(np.argmax(scores))  # the first of equally good ones
-    share, cut = np.unravel_index(_choose(tables[best]), (len(SHARES), len(CUTS)))
-    found = Calibration(tuple(cuts.tolist()), PROMPT_SETS[best], tuple(np.array(SHARES)[share].tolist()),
-                        tuple(CUTS[cut].tolist()), "none", (0.0,) * len(FEATURES), (0.0,) * len(cuts), (0.0, 0.0))
+    measured = _map_images(measure_prompts, images(), decoder, "choosing prompts", ground_truth)
+    tables = [np.stack(table) for table in zip(*measured, strict=True)]  # (N, C, shares, T)
+    scores = [_shrink(table) for table in tables]
+    best = int(np.argmax([score.max(axis=(1, 2)).mean() for score in scores]))  # the first of equally good ones
+    shares, mixed_cuts = _read_choice(_choose(scores[best]))
+    found = Calibration(tuple(cuts.tolist()), PROMPT_SETS[best], tuple(shares.tolist()), tuple(mixed_cuts.tolist()),
+                        "none", (0.0,) * len(FEATURES), (0.0,) * len(cuts), (0.0, 0.0))
 
-    def measure_masks(image: tuple[np.ndarray, ImageEmbedding, np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-        rated = _mix(*_ask_sam([image[:2]], decoder, cuts, found.prompts)[0], found)
-        return rated.features, [_dice(_select(rated.mixture, name), image[2]) for name in COMPONENTS]
+    def measure_masks(image: tuple[np.ndarray, ImageEmbedding, np.ndarray, np.ndarray]
+                      ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+        answer = _ask_sam([image[:2]], decoder, cuts, found.prompts)[0]
+        rated, held_out = _mix(*answer, found), _blend_and_cut(answer.unet, answer.sam, *_read_choice(image[3]))
+        return rated.features, *([_dice(_select(mixture, name), image[2]) for name in COMPONENTS]
+                                 for mixture in (rated.mixture, held_out))
 
-    features, dice = zip(*_map_images(measure_masks, images(), ground_truth, decoder, "rating masks"), strict=True)
-    dice = np.stack(dice, axis=1)  # (components, N, C)
+    measured = _map_images(measure_masks, images(), decoder, "rating masks", ground_truth, _hold_out(tables[best]))
+    features, *dice = zip(*measured, strict=True)
+    dice, held_out = (np.stack(each, axis=1) for each in dice)  # (components, N, C)
     kept = int(np.argmax([_mean(of_component) for of_component in dice]))
     quality, offsets = _fit_quality(np.stack(features), dice[kept])
     return replace(found, selection=COMPONENTS[kept], quality=quality, offsets=offsets,
-                   dice=(_mean(np.stack(raw)), _mean(dice[kept])), held_out_dice=_hold_out(tables[best]))
+                   dice=(_mean(np.stack(raw)), _mean(dice[kept])),
+                   held_out_dice=_mean(held_out[kept]) if len(ground_truth) > 1 else None)
 
 
-def _map_images(measure: Callable[[tuple[np.ndarray, ImageEmbedding, np.ndarray]], Measured],
-                images: Iterable[tuple[np.ndarray, ImageEmbedding]], ground_truth: Sequence[np.ndarray],
-                decoder: StoredEmbeddingDecoder, title: str) -> Iterator[Measured]:
-    """With a progress bar; side by side on a CPU."""
+def _read_choice(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The shares and cuts at flat positions in `SHARES` x `CUTS`, int (C,); each float, (C,)."""
+    share, cut = np.unravel_index(chosen, (len(SHARES), len(CUTS)))
+    return np.array(SHARES)[share], CUTS[cut]
+
+
+def _map_images(measure: Callable[[tuple[Any, ...]], Measured], images: Iterable[tuple[np.ndarray, ImageEmbedding]],
+                decoder: StoredEmbeddingDecoder, title: str, *known: Sequence[np.ndarray]) -> Iterator[Measured]:
+    """Of each image with what is `known` of it, with a progress bar; side by side on a CPU."""
     map_images = map_side_by_side if decoder.device.type == "cpu" else map
-    triples = ((*image, masks) for image, masks in zip(images, ground_truth, strict=True))
-    return tqdm(map_images(measure, triples), title, len(ground_truth), unit="image")
+    each = ((*image, *of_image) for image, *of_image in zip(images, *known, strict=True))
+    return tqdm(map_images(measure, each), title, len(known[0]), unit="image")
 
 
 def _curves_of_shares(answer: Answer, ground_truth: np.ndarray) -> np.ndarray:
@@ -297,26 +314,26 @@ def _draw_to_shared(total: np.ndarray, count: np.ndarray) -> np.ndarray:
     return (total + PRIOR * shared) / (count + PRIOR)
 
 
-def _hold_out(tables: np.ndarray) -> float | None:
-    """Mean Dice with each image's choice made by the others, of (N, C, ...), NaN where an image doesn't count."""
-    if len(tables) == 1:
-        return None
-    tables = tables.reshape(*tables.shape[:2], -1)
+def _hold_out(tables: np.ndarray) -> list[np.ndarray]:
+    """Of each image of (N, C, ..., T), NaN where it doesn't count, what the others `_choose`."""
     shown = ~np.isnan(tables)
-    values, classes = np.where(shown, tables, 0), np.arange(tables.shape[1])
+    values = np.where(shown, tables, 0)
     total, count = values.sum(axis=0), shown.sum(axis=0)
-    chosen = (_draw_to_shared(total - value, count - is_shown).argmax(axis=1)
-              for value, is_shown in zip(values, shown, strict=True))
-    return _mean(np.stack([image[classes, best] for image, best in zip(tables, chosen, strict=True)]))
+    return [_choose(_draw_to_shared(total - value, count - is_shown))
+            for value, is_shown in zip(values, shown, strict=True)]
 
 
-def _choose(tables: np.ndarray) -> np.ndarray:
-    """The best position of each class in (N, C, ...), flat, int (C,)."""
-    return _shrink(tables).reshape(tables.shape[1], -1).argmax(axis=1)
+def _choose(scores: np.ndarray) -> np.ndarray:
+    """The best position of each class in (C, ..., T) with a last axis as `CUTS`, flat, int (C,)."""
+    return (scores - TIE * np.abs(CUTS)).reshape(len(scores), -1).argmax(axis=1)
 
 
 def _cut(probabilities: np.ndarray, cuts: Sequence[float]) -> np.ndarray:
     return to_logits(probabilities.astype(np.float32, copy=False)) - _per_class(cuts)
+
+
+def _blend_and_cut(unet: np.ndarray, sam: np.ndarray, shares: Sequence[float], cuts: Sequence[float]) -> np.ndarray:
+    return _blend(unet, sam, _per_class(shares)) - _per_class(cuts)
 
 
 def _blend(unet: np.ndarray, sam: np.ndarray, share: np.ndarray | float) -> np.ndarray:

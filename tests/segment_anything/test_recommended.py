@@ -8,6 +8,7 @@ from segment_anything.embeddings import compute_embedding
 from segment_anything.refinement import recommended
 from segment_anything.refinement.recommended import (
     CUTS,
+    PRIOR,
     PROMPT_SETS,
     Calibration,
     dice_curve,
@@ -19,6 +20,7 @@ from segment_anything.registry import default_checkpoint, load_sam
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from tests.torch_threads import torch_threads
 from utils.dice import multilabel_dice
+from utils.errors import InputError
 
 SIZE = 48, 76
 
@@ -110,14 +112,13 @@ def test_a_class_that_few_images_show_goes_by_the_others(seen):
 
 
 def test_an_image_held_out_has_the_choice_of_the_others():
-    tables = np.random.default_rng(3).random((5, 3, 2, 7))
+    tables = np.random.default_rng(3).random((5, 3, 2, len(CUTS)))
     tables[1, 2] = tables[4, 0] = np.nan  # labels that the images don't show
-    dice = []
-    for number, table in enumerate(tables):
-        best = recommended._choose(np.delete(tables, number, axis=0))
-        dice.append(np.nanmean(table.reshape(3, -1)[range(3), best]))
-    assert recommended._hold_out(tables) == pytest.approx(np.mean(dice))
-    assert recommended._hold_out(tables[:1]) is None
+    for number, chosen in enumerate(recommended._hold_out(tables)):
+        others = np.delete(tables, number, axis=0)
+        total, count = np.nansum(others, axis=0), np.isfinite(others[..., 0, 0]).sum(axis=0)[:, None, None]
+        shrunk = (total + PRIOR * total.sum(axis=0) / count.sum()) / (count + PRIOR)
+        assert chosen.tolist() == shrunk.reshape(3, -1).argmax(axis=1).tolist()
 
 
 def test_many_images_are_refined_as_one_and_an_empty_mask_stays_empty(seen):
@@ -135,3 +136,53 @@ def test_many_images_are_refined_as_one_and_an_empty_mask_stays_empty(seen):
         assert np.array_equal(alone.estimated_dice, together[number].estimated_dice, equal_nan=True)
     assert not together[2].mask[0].any() and np.isnan(together[2].estimated_dice[0])
     assert np.isfinite(together[2].estimated_dice[1])
+
+
+def test_of_equally_good_cuts_the_one_nearest_to_zero_is_taken(seen):
+    """A network that is very sure: any cut gives the same masks, so that noise in other images stays below it."""
+    embeddings, masks, decoder = seen
+    calibration = calibrate(np.where(masks, 0.99999, 0.00001).astype(np.float32), embeddings, masks, decoder)
+    assert (calibration.cuts, calibration.shares, calibration.mixed_cuts) == ((0, 0), (0, 0), (0, 0))
+
+
+def test_a_single_image_that_shows_a_label_is_not_held_against_it(seen):
+    embeddings, masks, decoder = seen
+    ground_truth = masks[:2].copy()
+    ground_truth[1] = False
+    calibration = calibrate(probabilities_of(masks[:2], bias=0), embeddings[:2], ground_truth, decoder)
+    assert calibration.held_out_dice > 0.9
+    alone = calibrate(probabilities_of(masks[:1], bias=0), embeddings[:1], masks[:1], decoder)
+    assert alone.held_out_dice is None
+    with pytest.raises(InputError, match="no validation image shows any label"):
+        calibrate(probabilities_of(masks, bias=0), embeddings, np.zeros_like(masks), decoder)
+
+
+def test_specks_are_dropped_where_the_images_say_so(seen):
+    embeddings, masks, decoder = seen
+    masks = np.roll(masks, 5, axis=2)  # not what SAM sees, so that it can't mend them
+    probabilities = probabilities_of(masks, bias=0)
+    probabilities[:, :, :6, :6] = 0.9999  # surer than any outline, so that no cut drops it
+    calibration = calibrate(probabilities, embeddings, masks, decoder)
+    assert calibration.selection != "none" and calibration.dice[1] > calibration.dice[0] + 0.03
+    assert calibration.held_out_dice == pytest.approx(calibration.dice[1], abs=0.02)
+    wanted = masks.copy()
+    wanted[:, :, :6, :6] = True
+    assert calibrate(probabilities, embeddings, wanted, decoder).selection == "none"
+
+
+@pytest.mark.parametrize("wanted", PROMPT_SETS)
+def test_the_prompts_that_sam_answers_best_are_taken(seen, wanted):
+    embeddings, masks, decoder = seen
+    probabilities = probabilities_of(np.roll(masks, 5, axis=2), bias=0)
+    options = RefinementOptions(prompt1st=wanted, prompt2nd=())
+    drawn = np.stack([refine(*pair, decoder, options).mask for pair in zip(probabilities, embeddings, strict=True)])
+    assert calibrate(probabilities, embeddings, drawn, decoder).prompts == wanted
+
+
+def test_the_estimate_is_the_regression_of_the_dice():
+    rng = np.random.default_rng(7)
+    features, weights, offsets = rng.random((400, 2, 3)), np.array([0.5, 0.3, 0.1]), np.array([0.05, -0.1])
+    dice = features @ weights + offsets
+    dice[::7, 1] = np.nan
+    quality, found = recommended._fit_quality(features, dice)
+    assert quality == pytest.approx(weights, abs=0.01) and found == pytest.approx(offsets, abs=0.01)
