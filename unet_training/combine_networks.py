@@ -47,7 +47,8 @@ def combine_if_missing(model_ids: Sequence[str]) -> str:
     """The id of the ensemble of these networks.
 
     Raises:
-        InputError: there is no such network, or they weren't trained for the same data set, input and architecture.
+        InputError: there is no such network, or they weren't trained on the same images and masks, or they have another
+            input or architecture.
     """
     members = [fetch_model(model_id) for model_id in model_ids]
     parameters = describe_ensemble(members)
@@ -74,9 +75,10 @@ def describe_ensemble(members: Sequence[Model]) -> dict[str, Any]:
 
 def _combine(members: Sequence[Model], parameters: dict[str, Any], state_file: Path) -> str:
     networks, trainings = zip(*(load_checkpoint(member.weights) for member in members), strict=True)
-    for member, network, training in zip(members, networks, trainings, strict=True):
-        if (network.architecture, network.config, training) != (networks[0].architecture, networks[0].config,
-                                                                trainings[0]):
+    alike = [(network.architecture, network.config, training, member.parameters.get("data_sha256"))
+             for member, network, training in zip(members, networks, trainings, strict=True)]
+    for member, of_member in zip(members, alike, strict=True):
+        if of_member != alike[0]:
             raise InputError(f"model id {member.id}: differs from {members[0].id} in its architecture, its size or the "
                              "data that it was trained on; name networks that differ in their seeds alone")
     with start(f"combine {name_result(parameters)}", parameters, (STAGE, trainings[0].dataset), kind="data_processing",

@@ -96,9 +96,13 @@ class PseudoLabels(ABC):
         """Itself, once what has to be trained first was trained."""
         return self
 
+    def decided_by(self, model: TrainedModel) -> dict[str, str]:
+        """Digests of the data that the masks depend on beside their images."""
+        return {}
+
     def attributes(self, model: TrainedModel) -> dict[str, str]:
         """What the masks depend on beside their name, kept in their file."""
-        return {"clearml_model_id": model.id, "dataset": model.data.description.name}
+        return {"clearml_model_id": model.id, "dataset": model.data.description.name, **self.decided_by(model)}
 
     @abstractmethod
     def compute(self, model: TrainedModel, stems: Sequence[str]) -> Iterator[Mask]:
@@ -251,9 +255,8 @@ class Recommended(_OfSam):
         """Prompts and component can't be chosen beside it."""
         return {**super().arguments(data), **option_values(RefinementOptions())}
 
-    def attributes(self, model: TrainedModel) -> dict[str, str]:
-        validation = data_parameters(model.data, model.data.stems("val"))
-        return {**super().attributes(model), "validation": validation["data_sha256"]}
+    def decided_by(self, model: TrainedModel) -> dict[str, str]:
+        return {"validation": data_parameters(model.data, model.data.stems("val"))["data_sha256"]}
 
     def compute(self, model: TrainedModel, stems: Sequence[str]) -> Iterator[Mask]:
         calibration = self.calibrate(model)

@@ -40,7 +40,7 @@ from unet_training.hyper_params import (
 from unet_training.models import Selection, TrainedModel, add_model_arguments
 from unet_training.networks.registry import rebuild
 from unet_training.pseudo_labels import PSEUDO_LABELS, PseudoLabels, add_pseudo_label_argument, add_pseudo_label_options
-from unet_training.samplers import HalfAndHalf, LabeledOnce
+from unet_training.samplers import mix_batches
 from unet_training.saved_masks import choose_stems, drop_unsure, open_saved_masks
 from unet_training.trainer import Prepared
 from unet_training.training_stage import Images, TrainingStage, train
@@ -99,7 +99,7 @@ class FinalTraining(TrainingStage):
         return {"stage": "final", **option_values(self.schedule, self.options, self.loss, self.selection),
                 **self.labels.parameters, "masks": self.labels.variant, "pseudo_label": self.labels.kind,
                 "seed": self.seed, "initial_model_id": self.initial.id, "num_train_samples": self.initial.num_labeled,
-                **self.images.parameters}
+                **self.images.parameters, **self.labels.decided_by(self.initial)}
 
     @cached_property
     def images(self) -> Images:
@@ -151,8 +151,7 @@ class FinalTraining(TrainingStage):
         if not self.options.mixed:
             return EpochLoader(pseudo_labeled, size, shuffle=True, drop_last=True, **loading)
         labeled = LabeledDataset(self.initial.data, self.initial.labeled_stems())
-        sampler = {"half": HalfAndHalf, "released": LabeledOnce}[self.options.mixed](
-            len(labeled), len(pseudo_labeled), size)
+        sampler = mix_batches(self.options.mixed, len(labeled), len(pseudo_labeled), size)
         return EpochLoader(ConcatDataset([labeled, pseudo_labeled]), batch_sampler=sampler, **loading)
 
 

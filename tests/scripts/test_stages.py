@@ -3,6 +3,7 @@ import csv
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -31,8 +32,11 @@ from tests.stage_runs import SMALL, N, run
 from tests.unet_training.test_checkpoint import authors_forward, authors_weights, save_authors
 from unet_training import pseudo_labels, training, training_on_pseudo_labels, training_with_mean_teacher
 from unet_training.checkpoint import load_checkpoint
+from unet_training.hyper_params import FinalOptions, LossOptions, Machine, Schedule
 from unet_training.models import Selection, TrainedModel
 from unet_training.pseudo_labels import Raw, Recommended, RecommendedOptions, SamRefined
+from unet_training.training_on_pseudo_labels import FinalTraining
+from unet_training.training_stage import identity
 from utils.datasets import annotated
 from utils.datasets.annotated import load_image, open_dataset
 from utils.datasets.description import load_description
@@ -189,8 +193,17 @@ def test_recommended_masks_are_calibrated_once_and_known_by_the_validation_image
     assert list(recommended.calibrate(model).cuts) == known["cuts"] and not calls
     changed = model.data.with_input((96, 64), 0.5, 0.2)
     changed.content = lambda stem: b"another ground truth"
-    recommended.calibrate(dataclasses.replace(model, data=changed))
+    model_of_changed = dataclasses.replace(model, data=changed)
+    recommended.calibrate(model_of_changed)
     assert len(calls) == 1  # it is made anew
+
+    def train(labels, initial):
+        stage = FinalTraining(Schedule(), 42, initial, labels, Selection(), FinalOptions(), LossOptions(), Machine())
+        return identity(stage.parameters)
+
+    monkeypatch.setattr(FinalTraining, "images", SimpleNamespace(parameters={}))  # the unlabeled ones are the same
+    assert train(recommended, model) != train(recommended, model_of_changed)  # a network of the old masks isn't taken
+    assert train(Raw(), model) == train(Raw(), model_of_changed)
 
 
 def test_the_recommended_refinement_refuses_what_it_would_ignore(workplace):

@@ -55,11 +55,13 @@ def test_it_is_combined_once(members):
     assert len([model for model in find_models(stage="ensemble") if model.parameters["model_ids"] == ids[:2]]) == 1
 
 
-def test_networks_of_another_size_are_refused(members):
+@pytest.mark.parametrize("other", [("--base_width", "3"), ("--num_train_samples", "2")])
+def test_networks_of_another_size_or_other_images_are_refused(members, other):
     data_dir, ids = members
-    wider = run(training, data_dir, *N, *TRAINED[:5], "3", *TRAINED[6:])
-    with pytest.raises(InputError, match=f"model id {wider}: differs from {ids[0]} in its architecture"):
-        combine_if_missing([ids[0], wider])
+    odd = run(training, data_dir, *N, *TRAINED, *other)
+    with pytest.raises(InputError, match=f"model id {odd}: differs from {ids[0]} in its architecture, its size or the "
+                                         "data"):
+        combine_if_missing([ids[0], odd])
 
 
 def test_the_final_network_starts_from_its_first_member(members, load):
