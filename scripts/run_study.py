@@ -95,6 +95,9 @@ def main(args: argparse.Namespace) -> Path:
         setting.check(final=any(method.final for method in methods))
     for kind in dict.fromkeys(kind for method in methods for kind in method.kinds):
         settings[0].labels[kind].check()
+    for method in methods:
+        if method.check:
+            method.check(settings[0])
     check_folder(args.results_dir)
     study = Study(args.results_dir, describe_arguments(vars(args)), settings[0].labels["sam"].sam.type_name)
     study.check()

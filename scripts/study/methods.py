@@ -47,7 +47,7 @@ from unet_training.pseudo_labels import (
     SamRefined,
     add_pseudo_label_options,
 )
-from unet_training.sam_decoder.training import DecoderTuning, TuningOptions
+from unet_training.sam_decoder.training import DecoderTuning, TuningOptions, check_stored
 from unet_training.saved_masks import save_masks
 from unet_training.training import InitialTraining, add_initial_arguments
 from unet_training.training_on_pseudo_labels import FinalTraining, add_final_arguments
@@ -229,6 +229,7 @@ class Method:
         kinds: of `Setting.labels` that it uses
         final: whether it trains on the pseudo labels of `kinds`, whose Dice is then measured, too
         optional: whether its weights or packages are not everybody's, or it isn't among the paper's
+        check: raises an InputError where it can't be run in a setting, before the hours of training
     """
 
     title: str
@@ -236,6 +237,7 @@ class Method:
     kinds: tuple[str, ...] = ()
     final: bool = False
     optional: bool = False
+    check: Callable[[Setting], None] | None = None
 
 
 def _refine_only(kind: str) -> Callable[[Stages, TrainedModel], Measured]:
@@ -273,6 +275,10 @@ def _final_of_tuned_sam(stages: Stages, initial: TrainedModel) -> Measured:
     tuned = replace(labels, sam=replace(labels.sam, tuned=decoder))
     stages.save_masks(tuned, initial)
     return Measured(stages.train(stages.setting.final_training(initial, tuned)), trained_on=tuned)
+
+
+def _check_tunable(setting: Setting) -> None:
+    check_stored(setting.labels["sam"].sam)
 
 
 def _mean_teacher(stages: Stages, initial: TrainedModel) -> Measured:
@@ -322,7 +328,8 @@ METHODS: dict[str, Method] = {
     "recommended_ensemble": Method("Recommended, ensemble, two rounds", _recommended(2, RECOMMENDED_ENSEMBLE),
                                    ("recommended",), final=True, optional=True),
     "mixed": Method("SAM's pseudo labels, mixed", _final("sam", options=MIXED), ("sam",), final=True),
-    "sam_finetuned": Method("Fine-tuned SAM's pseudo labels", _final_of_tuned_sam, ("sam",), final=True, optional=True),
+    "sam_finetuned": Method("Fine-tuned SAM's pseudo labels", _final_of_tuned_sam, ("sam",), final=True, optional=True,
+                            check=_check_tunable),
     "mean_teacher": Method("Mean teacher", _mean_teacher),
     "reliable_mean_teacher": Method("Reliable mean teacher", _reliable_mean_teacher, ("sam",)),
     "lraspp_on_sam": Method("SAM ViT + LR-ASPP", _lraspp_on_sam, ("sam",)),

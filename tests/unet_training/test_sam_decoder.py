@@ -2,6 +2,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,20 +14,21 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from scripts import evaluate, finetune_sam, plot_prediction, save_refined_segmentations
+from scripts import evaluate, finetune_sam, plot_prediction, run_study, save_refined_segmentations
 from segment_anything.checkpoints import CheckpointId, identify
 from segment_anything.demo_sam import DEMO_SAM_WEIGHTS
-from segment_anything.embeddings import compute_embedding
+from segment_anything.embeddings import compute_embedding, load_embedding
 from segment_anything.options import Sam, SamOptions
 from segment_anything.refinement.prompts import PROMPTS, extract_prompts
-from segment_anything.registry import load_prompt_modules, load_sam
+from segment_anything.refinement.refine import RefinementOptions, refine
+from segment_anything.registry import get_sam_type, load_prompt_modules, load_sam
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
 from segment_anything.tuned_decoder import TunedDecoder
 from tests.small_sam import register_small_sam
 from tests.stage_runs import N, run
 from unet_training.models import ModelOptions, TrainedModel, choose_record
 from unet_training.sam_decoder import prompts, step, training
-from unet_training.sam_decoder.examples import Augmentation, Example
+from unet_training.sam_decoder.examples import Augmentation, Example, _embed_augmented
 from unet_training.sam_decoder.folds import FoldTraining, predict_held_out
 from unet_training.sam_decoder.step import TrainableDecoder, losses, low_resolution, train_on
 from unet_training.sam_decoder.training import DecoderTuning, TuningOptions, Validation
@@ -34,7 +36,7 @@ from utils.datasets.annotated import AnnotatedImages, open_dataset
 from utils.dice import multilabel_dice
 from utils.errors import InputError
 from utils.files import read_grey
-from utils.grey import STORED
+from utils.grey import STORED, GreyValues
 from utils.mask_store import MaskStore
 from utils.tracking.experiment import Experiment, start
 from utils.tracking.models import fetch_model, find_models, store_model
@@ -206,14 +208,22 @@ def initial(workplace) -> TrainedModel:
     return TrainedModel.load(fetch_model(model_id), open_dataset("phantom", data_dir), CPU)
 
 
+def started_from(initial: TrainedModel, model_id: str) -> TrainedModel:
+    """As if its training had started from another network."""
+    return replace(initial, record=replace(initial.record, parameters={**initial.record.parameters,
+                                                                       "start_from": model_id}))
+
+
 def test_each_image_is_predicted_by_a_network_that_has_not_seen_it(initial, monkeypatch):
+    initial = started_from(initial, initial.id)
     stems, seen = initial.labeled_stems(), []
 
     def train_if_missing(fold: FoldTraining, device: torch.device) -> str:
         own = dict(initial.record.parameters)
+        assert fold.parameters["start_from"] is None and not fold.input_models
         assert fold.schedule.epochs == own["epochs"] and fold.sampling.data_sample_per_epoch == 24
         assert fold.parameters["stage"] == "fold" and fold.parameters["num_train_samples"] == len(fold.stems)
-        same = own.keys() - {"stage", "num_train_samples", "data_sha256"}
+        same = own.keys() - {"stage", "num_train_samples", "data_sha256", "start_from"}
         assert {name: fold.parameters.get(name) for name in same} == {name: own[name] for name in same}
         seen.append(fold.stems)
         return initial.id
@@ -230,12 +240,121 @@ def test_each_image_is_predicted_by_a_network_that_has_not_seen_it(initial, monk
     assert predict_held_out(initial, 2) == {} == predict_held_out(initial, 0)
 
 
+def test_networks_of_the_folds_start_from_random_weights(initial):
+    """One that the initial network started from may have learned from the held-out images."""
+    stems = initial.labeled_stems()[:1]
+    plain, fold = (FoldTraining.like(each, stems).prepare(CPU).network.state_dict()
+                   for each in (initial, started_from(initial, initial.id)))
+    assert all(torch.equal(fold[name], value) for name, value in plain.items())
+    assert any(not torch.equal(fold[name], value) for name, value in initial.network.student.state_dict().items())
+
+
+@pytest.mark.slow
+def test_the_demo_decoder_is_measured_as_its_masks_are(initial):
+    """Of a decoder that has learned: masks as `refine` makes them with its weights, their Dice by the definition. The
+    second image lacks classes, the last one has none."""
+    rng, data = np.random.default_rng(0), initial.data
+    sam, (first, second) = Sam("demo", DEMO_SAM_WEIGHTS), data.stems("val")[:2]
+    sam.embed_missing(data, [first, second], CPU)
+    stems, probabilities, ground_truth = [first, second, first], [], []
+    for stem, shown in zip(stems, (17, 3, 0), strict=True):
+        masks = data.mask(stem)
+        noise = cv2.GaussianBlur(rng.random((96, 64, 17)), (0, 0), 3).transpose(2, 0, 1).astype(np.float32)
+        probabilities.append((0.8 * masks + 2 * (noise - 0.5) + 0.1).clip(0.01, 0.99).astype(np.float32))
+        ground_truth.append(masks & (np.arange(17) < shown)[:, None, None])
+    modules = sam.load_prompt_modules()
+    with torch.no_grad():
+        for parameter in modules["mask_decoder"].parameters():
+            parameter *= 1.05
+    stored = StoredEmbeddingDecoder(copy.deepcopy(modules), get_sam_type("demo").decoder, sam.identity)
+    decoder, pictures = TrainableDecoder(modules, "demo", CPU), []
+    before = copy.deepcopy(decoder.trained.state_dict())
+    experiment = SimpleNamespace(image=lambda *shown: pictures.append(shown))
+    validation = Validation(initial, sam, stems, probabilities, ground_truth)
+    measured = validation.measure(decoder, 0, experiment)
+
+    asked = {"box": RefinementOptions(("box",), ()), "box + mask": RefinementOptions(("box", "mask"), ())}
+
+    def expect(weights: StoredEmbeddingDecoder) -> dict[str, float]:
+        means = {}
+        for name, options in asked.items():
+            dice = []
+            for stem, predicted, truth in zip(stems[:2], probabilities, ground_truth, strict=False):
+                masks = refine(predicted, sam.read_embedding(data, stem), weights, options).mask
+                dice.append(np.mean([2 * (mask & true).sum() / (mask.sum() + true.sum())
+                                     for mask, true in zip(masks, truth, strict=True) if true.any()]))
+            means[name] = np.mean(dice)
+        return means
+
+    assert measured == pytest.approx(expect(stored), abs=1e-6) and measured["box"] != measured["box + mask"]
+    assert measured["box"] != pytest.approx(expect(sam.load_decoder())["box"], abs=1e-3)
+    assert all(torch.equal(before[name], value) for name, value in decoder.trained.state_dict().items())
+    assert [series for _, series, *_ in pictures] == ["box", "ground truth", "box + mask", "ground truth"]
+
+
+def test_an_augmented_embedding_is_of_the_changed_image(initial, tmp_path):
+    """Read as the data set's grey values are meant, and changed before SAM sees it."""
+    sam = Sam("demo", DEMO_SAM_WEIGHTS, grey=GreyValues(inverted=True))
+    stem, path = initial.labeled_stems()[0], initial.data.image_path(initial.labeled_stems()[0])
+    _embed_augmented(sam, initial.data, [stem], 2, 7, tmp_path, CPU)
+    assert sorted(file.name for file in tmp_path.glob("*.h5")) == [f"{stem}_0.h5", f"{stem}_1.h5"]
+    made = load_embedding(tmp_path / f"{stem}_1.h5", sam.identity)
+    grey, model = read_grey(path, sam.grey), load_sam("demo", DEMO_SAM_WEIGHTS)
+    changed = Augmentation.draw(stem, 1, 7, grey.shape).change_image(grey)
+    expected = compute_embedding(model, changed, "longest_side", sam.identity)
+    assert (made.original_size, made.input_size) == (expected.original_size, expected.input_size)
+    torch.testing.assert_close(made.features["image"], expected.features["image"], rtol=0, atol=1e-3)
+    unchanged = compute_embedding(model, grey, "longest_side", sam.identity)
+    assert (made.features["image"] - unchanged.features["image"]).abs().max() > 0.1
+
+
 @pytest.fixture
 def tuning(initial, monkeypatch, tmp_path) -> DecoderTuning:
     """Of the small SAM, without folds; its validation says that each epoch is better than the one before."""
     monkeypatch.setattr(Validation, "measure", lambda self, decoder, epoch, experiment: {"box": epoch / 10})
     sam = Sam("small", register_small_sam(monkeypatch, tmp_path))
     return DecoderTuning(TuningOptions(epochs=3, images_per_epoch=4, folds=0, augmented=1), 7, sam, initial)
+
+
+def show_labels_in(monkeypatch, *shown: str) -> None:
+    """No mask of any other image shows one."""
+    mask = AnnotatedImages.mask
+    monkeypatch.setattr(AnnotatedImages, "mask", lambda self, stem: mask(self, stem) & (stem in shown))
+
+
+def test_images_without_any_label_are_told_before_anything_is_computed(tuning, monkeypatch):
+    monkeypatch.setattr(training, "load_examples", None)
+    data, labeled = tuning.initial.data, tuning.initial.labeled_stems()
+    with monkeypatch.context() as patch:
+        show_labels_in(patch, *data.stems("val"))
+        with pytest.raises(InputError, match=r"data set phantom: none of its labeled images .*\(3\) shows a label"):
+            tuning.run()
+    show_labels_in(monkeypatch, *labeled)
+    with pytest.raises(InputError, match=r"data set phantom: none of its validation images \(\d+\) shows a label"):
+        tuning.run_if_missing()
+
+
+@pytest.mark.slow
+def test_it_learns_from_the_images_that_show_a_label(tuning, monkeypatch):
+    """Each epoch sees one, which may not be one of the others."""
+    labeled, asked = tuning.initial.labeled_stems(), []
+    monkeypatch.setattr(training, "train_on",
+                        lambda example, *given: asked.append(example) or step.train_on(example, *given))
+    show_labels_in(monkeypatch, labeled[1], tuning.initial.data.stems("val")[0])
+    short = replace(tuning, options=replace(tuning.options, images_per_epoch=1))
+    assert fetch_model(short.run()).parameters["num_train_samples"] == 3
+    assert len(asked) == 3 and all(example.embedding.stem.startswith(labeled[1]) for example in asked)
+
+
+@pytest.mark.parametrize(("stage", "arguments"), [
+    (finetune_sam, N), (run_study, (*N, "--methods", "initial", "sam_finetuned", "--batch_size", "4"))])
+def test_embeddings_that_are_not_kept_are_refused(workplace, tmp_path, monkeypatch, stage, arguments):
+    """Before anything is trained."""
+    monkeypatch.setattr("scripts.study.methods.train_if_missing", None)
+    monkeypatch.setattr(DecoderTuning, "run", None)
+    results = ("--results_dir", str(tmp_path)) if stage is run_study else ()
+    with pytest.raises(InputError, match=r"--embeddings none: .* reads each embedding many times.*; leave out"):
+        run(stage, workplace[0], *arguments, "--embeddings", "none", *results)
 
 
 @contextmanager

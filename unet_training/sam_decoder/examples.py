@@ -73,9 +73,10 @@ class Augmentation:
 
 
 def load_examples(initial: TrainedModel, sam: Sam, folds: int, augmented: int, seed: int) -> list[list[Example]]:
-    """The versions of each labeled image, first it as it is; trains the networks of the folds, and computes embeddings,
-    where they are missing."""
-    data, stems = initial.data, initial.labeled_stems()
+    """The versions of each labeled image that shows an object, first it as it is; trains the networks of the folds, and
+    computes embeddings, where they are missing."""
+    data = initial.data
+    stems = [stem for stem in initial.labeled_stems() if shows_object(data.mask(stem))]
     held_out = predict_held_out(initial, folds)
     sam.embed_missing(data, stems, initial.device)
     folder = embedding_folder(data.derived_dir, data.description.name, f"{sam.embeddings_name}_augmented_{seed}")
@@ -90,6 +91,11 @@ def load_examples(initial: TrainedModel, sam: Sam, folds: int, augmented: int, s
             versions.append(_example(embedding_path(folder, f"{stem}_{number}"), change.move(ground_truth), moved))
         examples.append(versions)
     return examples
+
+
+def shows_object(masks: np.ndarray) -> bool:
+    """Whether SAM can be asked for one of the masks, bool (C, H, W)."""
+    return bool(extract_prompts(masks).valid.any())
 
 
 def _example(embedding: Path, ground_truth: np.ndarray, probabilities: np.ndarray | None) -> Example:

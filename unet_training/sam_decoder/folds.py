@@ -1,6 +1,6 @@
 """What initial networks predict of labeled images that they haven't seen (cross-validation)."""
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -46,9 +46,9 @@ class FoldTraining(InitialTraining):
     def like(cls, initial: TrainedModel, stems: Sequence[str]) -> "FoldTraining":
         """With the options of the initial network's training, as far as its record has them."""
         made = initial.record.parameters
+        options = replace(_options_of(InitialOptions, made), start_from=None)  # that one may have seen what is held out
         return cls(_options_of(Schedule, made), made.get("seed", 42), initial.data, _Same(initial.network.student),
-                   _options_of(Sampling, made), initial.batch_size, _options_of(InitialOptions, made),
-                   tuple(stems))
+                   _options_of(Sampling, made), initial.batch_size, options, tuple(stems))
 
     @property
     def stems(self) -> list[str]:

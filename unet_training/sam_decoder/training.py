@@ -22,11 +22,12 @@ from segment_anything.tuned_decoder import STAGE
 from unet_training import trainer
 from unet_training.hyper_params import Schedule
 from unet_training.models import TrainedModel
-from unet_training.sam_decoder.examples import Example, load_examples
+from unet_training.sam_decoder.examples import Example, load_examples, shows_object
 from unet_training.sam_decoder.prompts import box_errors
 from unet_training.sam_decoder.step import TrainableDecoder, train_on
 from unet_training.training_stage import data_parameters, find_trained, fingerprint
 from utils.dice import image_dice, multilabel_dice
+from utils.errors import InputError
 from utils.files import read_grey
 from utils.locks import check_writable, exclusive
 from utils.options import non_negative, option, option_values, positive_float, positive_int
@@ -55,14 +56,28 @@ class TuningOptions:
                             type=non_negative(int))
 
 
+def check_stored(sam: Sam) -> None:
+    """Raises an InputError where the SAM's embeddings aren't to be kept."""
+    if not sam.stored:
+        raise InputError("--embeddings none: fine-tuning a SAM reads each embedding many times, and so keeps it on disk; "
+                         "leave out --embeddings none")
+
+
 @dataclass(frozen=True)
 class DecoderTuning:
-    """One fine-tuning of a SAM on the labeled images of an initial network."""
+    """One fine-tuning of a SAM on the labeled images of an initial network.
+
+    Raises:
+        InputError: as of `check_stored`.
+    """
 
     options: TuningOptions
     seed: int
     sam: Sam
     initial: TrainedModel
+
+    def __post_init__(self):
+        check_stored(self.sam)
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
@@ -92,6 +107,7 @@ class DecoderTuning:
 
     def _run(self) -> str:
         self.sam.check_present()
+        self._check_shown()
         check_writable(runs_dir() / "models")
         examples = load_examples(self.initial, self.sam, self.options.folds, self.options.augmented, self.seed)
         validation = Validation.load(self.initial, self.sam)
@@ -110,6 +126,18 @@ class DecoderTuning:
             print(f"fine-tuned SAM: {self.sam.notice}")
         print(f"model id: {model_id}")
         return model_id
+
+    def _check_shown(self) -> None:
+        """Raises an InputError where there is nothing to learn from, or nothing that says which epoch is best."""
+        data, labeled = self.initial.data, self.initial.labeled_stems()
+        name, validation = data.description.name, data.stems("val")
+        if not any(shows_object(data.mask(stem)) for stem in labeled):
+            raise InputError(f"data set {name}: none of its labeled images that the initial network was trained on "
+                             f"({len(labeled)}) shows a label, so SAM can't learn what one is; annotate one that does, "
+                             "or take an initial network of more labeled images")
+        if not any(data.mask(stem).any() for stem in validation):
+            raise InputError(f"data set {name}: none of its validation images ({len(validation)}) shows a label, so "
+                             "nothing says which epoch is best; annotate one that does, or move one to them")
 
     def _fit(self, decoder: TrainableDecoder, examples: Sequence[Sequence[Example]], validation: "Validation",
              experiment: Experiment) -> nn.Module:
