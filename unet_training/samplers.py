@@ -15,7 +15,10 @@ class HalfAndHalf(Sampler[list[int]]):
     """
 
     def __init__(self, labeled: int, pseudo_labeled: int, batch_size: int):
-        """Numbers of images. A batch of an odd size has one pseudo-labeled image more."""
+        """Numbers of images. A batch of an odd size has one pseudo-labeled image more. Raises InputError for a batch
+        that has no place for both."""
+        if batch_size < 2:
+            raise InputError(f"--batch_size {batch_size}: half of a batch are labeled images; give 2 or more")
         self.labeled, self.pseudo_labeled = labeled, pseudo_labeled
         self.share = batch_size // 2
         self.rest = batch_size - self.share
@@ -51,3 +54,8 @@ class LabeledOnce(Sampler[list[int]]):
         for batch in order.view(-1, self.half):
             drawn = self.labeled + torch.randint(self.pseudo_labeled, (self.half,))
             yield [*batch.tolist(), *drawn.tolist()]
+
+
+def mix_batches(mixed: str, labeled: int, pseudo_labeled: int, batch_size: int) -> HalfAndHalf | LabeledOnce:
+    """Batches of so many images, in the way that `FinalOptions.mixed` names. Raises InputError as they do."""
+    return {"half": HalfAndHalf, "released": LabeledOnce}[mixed](labeled, pseudo_labeled, batch_size)

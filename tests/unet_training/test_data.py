@@ -361,6 +361,11 @@ def test_half_of_every_batch_is_labeled(batch_size):
     assert {index for batch in batches * 5 for index in batch} >= {0, 1, 2}
 
 
+def test_a_batch_of_one_image_has_no_place_for_labeled_ones():
+    with pytest.raises(InputError, match="--batch_size 1: half of a batch are labeled images; give 2 or more"):
+        HalfAndHalf(3, 20, 1)
+
+
 def test_stored_masks_split_by_sorted_stems(folder, description):
     stems = sorted([*TRAIN, *VAL, *TEST])
     write_masks(folder / "masks.h5", stems[::-1], (2, HEIGHT, WIDTH))
