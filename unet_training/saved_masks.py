@@ -14,9 +14,10 @@ import numpy as np
 from segment_anything.embeddings import PRECISIONS
 from segment_anything.refinement.cleaning import SELECTIONS
 from segment_anything.refinement.refine import RefinementOptions
+from segment_anything.registry import SAM_TYPES
 from unet_training.distributed import track, wait_for_all
 from unet_training.models import Selection, TrainedModel
-from unet_training.pseudo_labels import PSEUDO_LABELS, Mask, PseudoLabels
+from unet_training.pseudo_labels import PSEUDO_LABELS, Mask, PseudoLabels, RecommendedOptions
 from utils.errors import InputError
 from utils.hdf5 import open_hdf5
 from utils.locks import check_writable, exclusive
@@ -28,6 +29,8 @@ from utils.random_walk import PRESETS
 from utils.ranks import WHOLE, Shard, processes, rank, work_on
 from utils.tracking.artifacts import are_uploaded, fetch_file, tag_of
 from utils.tracking.models import name_result
+
+RECOMMENDED = RecommendedOptions("recommended").name()  # what names of files of such masks begin with
 
 
 def save_masks(labels: PseudoLabels, model: TrainedModel, selection: Selection, shard: Shard = WHOLE) -> Path:
@@ -145,20 +148,33 @@ def name_arguments(path: Path) -> str:
         return f"--pseudo_label nnunet --nnunet_encoding {path.stem.removeprefix('nnunet_')}"
     if kind == "random_walk":
         return _name_random_walk(path.stem)
+    return _name_refined(path) if kind == "sam" else ""
+
+
+def _name_refined(path: Path) -> str:
     try:
         with open_hdf5(path, REMEDY) as file:
-            parameters = dict(json.loads(file.attrs["refine_params"]))
+            parameters = dict(json.loads(file.attrs.get("refine_params", "{}")))
     except (OSError, InputError):
         return ""
-    if kind is None or parameters.get("sam_type") is None:
+    recommended = path.stem.startswith(f"{RECOMMENDED}_")
+    sam_type = _find_type(path.stem) if recommended else parameters.get("sam_type")
+    if sam_type is None:
         return ""
-    precision = next((f" --embeddings {each}" for each in PRECISIONS if f"_{each}" in path.stem), "")
-    weights = ""
-    if (digest := parameters.get("sha256", "")[:12]) and f"_{digest}" in path.stem:
-        weights = f" --sam_checkpoint {parameters['name']}"
-    given = "".join(f" --{field.name} {value}".rstrip() for field in fields(RefinementOptions)
-                    if (value := _as_words(parameters.get(field.name, field.default))) != _as_words(field.default))
-    return f"--pseudo_label sam --sam_type {parameters['sam_type']}{weights}{precision}{given}"
+    parts, digest = path.stem.split("_"), parameters.get("sha256", "")[:12]
+    given = {"refinement": "recommended" if recommended else None, "sam_type": sam_type,
+             "sam_checkpoint": parameters["name"] if digest and digest in parts else None,
+             "embeddings": next((each for each in PRECISIONS if each in parts), None),
+             "sam_model_id": parameters.get("sam_model_id")}
+    chosen = "".join(f" --{field.name} {value}".rstrip() for field in fields(RefinementOptions)
+                     if (value := _as_words(parameters.get(field.name, field.default))) != _as_words(field.default))
+    return f"--pseudo_label sam{_as_arguments(given)}{chosen}"
+
+
+def _find_type(stem: str) -> str | None:
+    """The SAM of masks that were refined in the recommended way, which only the name of their file says."""
+    named = f"{stem.removeprefix(f'{RECOMMENDED}_')}_"
+    return max((each for each in SAM_TYPES if named.startswith(f"{each}_")), key=len, default=None)
 
 
 def _as_words(value: object) -> str:
@@ -172,7 +188,12 @@ def _name_random_walk(stem: str) -> str:
         return ""
     given = zip(("random_walk", "walk_radius", "sigma", "laplace_lambda", "walk_seeds", "ccl_selection"),
                 (*name.groups()[:4], "masks" if name[5] else None, name[6]), strict=True)
-    return "--pseudo_label random_walk" + "".join(f" --{option} {value}" for option, value in given if value)
+    return f"--pseudo_label random_walk{_as_arguments(dict(given))}"
+
+
+def _as_arguments(given: Mapping[str, str | None]) -> str:
+    """Those that have a value."""
+    return "".join(f" --{option} {value}" for option, value in given.items() if value)
 
 
 def choose_stems(store: MaskStore, model: TrainedModel, selection: Selection) -> list[str]:
