@@ -13,6 +13,7 @@ import numpy as np
 
 from scripts.study.figures import legend_columns, new_figure
 from segment_anything.refinement.prompts import ClassPrompt, Prompts, select_prompt
+from utils.errors import InputError
 from utils.mask_store import MaskStore
 from utils.overlay import class_colors, overlay, shrink
 
@@ -101,12 +102,20 @@ def prompts_figure(grey: np.ndarray, probabilities: np.ndarray, cleaned: np.ndar
 
 
 def sample_pseudo_labels(store: MaskStore, labels: Sequence[str], seed: int) -> dict[str, str]:
-    """Label -> stem of a random image of those whose saved mask shows the class; a class that none shows is absent."""
+    """Label -> stem of a random image of those whose saved mask shows the class; a class that none shows is absent.
+
+    Raises:
+        InputError: none of the masks shows any class.
+    """
     rng, stems = np.random.default_rng(seed), {}
     for channel, label in enumerate(labels):
         order = (store.stems[number] for number in rng.permutation(len(store.stems)))
         if stem := next((stem for stem in order if store.mask(stem)[channel].any()), None):
             stems[label] = stem
+    if not stems:
+        raise InputError(f"{store.path}: none of its {len(store.stems)} masks shows a class, so there is nothing to "
+                         "draw; train the network that they are of for longer, or on more labeled images, and save "
+                         "its masks")
     return stems
 
 
@@ -116,7 +125,8 @@ def pseudo_label_grid(pictures: Mapping[str, tuple[str, np.ndarray, np.ndarray, 
 
     Args:
         pictures: label -> (stem, grey image uint8 (H, W), mask of the class bool (h, w), estimated Dice in [0, 1], NaN
-            where SAM was not asked, None for masks that aren't SAM's), stems as `sample_pseudo_labels` chooses them
+            where SAM was not asked, None for masks that aren't SAM's), stems as `sample_pseudo_labels` chooses them;
+            one or more
     """
     shape = next(iter(pictures.values()))[1].shape
     figure, blocks = _draw_blocks(len(pictures), 1, shape, title)

@@ -8,6 +8,7 @@ from scripts.study import pictures
 from scripts.study.pictures import overlays, panels, prompts_figure, pseudo_label_grid, sample_pseudo_labels
 from segment_anything.refinement.prompts import PROMPTS, ClassPrompt, extract_prompts
 from tests.scripts.test_figures import check_nothing_is_cut_off, legend_of
+from utils.errors import InputError
 from utils.mask_store import MaskStore, MaskWriter
 
 LABELS = ["Radius", "Ulna", "Os lunatum", "Os pisiforme"]
@@ -120,6 +121,13 @@ def test_a_pseudo_label_is_chosen_that_shows_its_class(masks, tmp_path):
     assert {(stems["Radius"], stems["Os lunatum"]) for stems in chosen} == {("a", "a")}
     assert {stems["Ulna"] for stems in chosen} == {"a", "b", "c"}
     assert sample_pseudo_labels(store, LABELS, 3) == chosen[3]
+
+
+def test_masks_without_any_class_are_told(masks, tmp_path):
+    with MaskWriter(tmp_path / "masks.h5", LABELS, {}) as writer:
+        writer.write_all([("a", masks & False), ("b", masks & False)])
+    with pytest.raises(InputError, match=r"masks\.h5: none of its 2 masks shows a class.* train .*for longer"):
+        sample_pseudo_labels(MaskStore(tmp_path / "masks.h5", LABELS), LABELS, 0)
 
 
 def test_pseudo_labels_stand_with_their_estimates(masks):
