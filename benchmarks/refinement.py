@@ -29,7 +29,13 @@ from segment_anything.checkpoints import identify
 from segment_anything.embeddings import compute_embedding, load_embedding, save_embedding
 from segment_anything.refinement.cleaning import clean_masks
 from segment_anything.refinement.prompts import extract_prompts
-from segment_anything.refinement.recommended import FEATURES, PROMPT_SETS, Calibration, refine_all_calibrated
+from segment_anything.refinement.recommended import (
+    PLAIN,
+    PROMPT_SETS,
+    Calibration,
+    Estimate,
+    refine_all_calibrated,
+)
 from segment_anything.refinement.refine import Refined, RefinementOptions, decode_all, refine_all
 from segment_anything.registry import get_sam_type, load_prompt_modules, load_sam
 from segment_anything.stored_decoder import StoredEmbeddingDecoder
@@ -68,8 +74,8 @@ def main(args: argparse.Namespace) -> list[Step]:
 def neutral_calibration(classes: int) -> Calibration:
     """One that takes as long as any that validation images would give."""
     zeros = (0.0,) * classes
-    return Calibration(zeros, PROMPT_SETS[-1], (0.5,) * classes, zeros, "highest_probability", (0.0,) * len(FEATURES),
-                       zeros, (0.0, 0.0))
+    return Calibration(zeros, PROMPT_SETS[-1], (0.5,) * classes, zeros, "highest_probability",
+                       Estimate(PLAIN, zeros, zeros, (1.0,) * classes), (0.0, 0.0))
 
 
 class Bench:

@@ -5,7 +5,7 @@ What to trust is a matter of the images, so the labeled validation images say it
 2. what to ask SAM, once a class, by the largest component of the mask that this gives (`PROMPT_SETS`);
 3. how much of SAM's logits to mix in, from nothing to all, and where to cut the mixture;
 4. which component of a mask to keep;
-5. how good a mask is, by what the raters say of it.
+5. how good a mask is, by what the raters say of it, and by its size.
 
     calibration = calibrate(predict, images, ground_truth, decoder)      # of the validation images
     refined = refine_calibrated(probabilities, embedding, decoder, calibration)
@@ -33,11 +33,30 @@ Measured = TypeVar("Measured")
 PROMPT_SETS = (("box", "mask"), ("box",), ("box", "pos_points", "mask"))
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.85, 1.0)  # of SAM's logits in the mixture
 CUTS = np.arange(-6, 10.01, 0.25)  # of logits
-FEATURES = ("expected", "agreement", "sam")  # of a mask, each a Dice in [0, 1]; see `Rated`
+FEATURES = ("expected", "agreement", "sam", "size")  # of a mask: three are a Dice in [0, 1]; see `Rated`, `_judge_size`
 COMPONENTS = ("none", *(name for name in SELECTIONS if name != "none"))  # the first of equally good ones is taken
-RIDGE = 0.1  # of the estimated Dice
+RIDGE = 1.0  # of the estimated Dice
+PLAIN = (1.0, 0.0, 0.0, 0.0)  # weights of `FEATURES` that the ridge regression shrinks to
+MOST = 5.0  # standard deviations that a size is off
 TIE = 1e-9  # Dice that a logit between a cut and 0 costs: of equally good cuts the one nearest to 0 is taken
 PRIOR = 2.0  # images whose worth the mean over all classes has in the choice of one class
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How good a mask is, by what is known of it.
+
+    Attributes:
+        weights: of the `FEATURES` in the estimated Dice, at least 0
+        offsets: of the estimated Dice, per class
+        sizes: mean of the logarithm of a mask's share of the image's pixels, per class
+        spreads: its standard deviation, per class
+    """
+
+    weights: tuple[float, ...]
+    offsets: tuple[float, ...]
+    sizes: tuple[float, ...]
+    spreads: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -50,8 +69,7 @@ class Calibration:
         shares: of SAM's logits in the mixture with the U-Net's, less `cuts`; per class, in [0, 1]
         mixed_cuts: of the mixture, per class
         selection: which component is kept, one of `SELECTIONS`
-        quality: weights of the `FEATURES` in the estimated Dice
-        offsets: of the estimated Dice, per class
+        estimate: how good the masks are
         dice: mean Dice over the validation images, in [0, 1], of the U-Net's masks and of these
         held_out_dice: of these, where each image has the shares and mixed cuts that the others choose, as new images
             do; None if there are no others
@@ -62,8 +80,7 @@ class Calibration:
     shares: tuple[float, ...]
     mixed_cuts: tuple[float, ...]
     selection: str
-    quality: tuple[float, ...]
-    offsets: tuple[float, ...]
+    estimate: Estimate
     dice: tuple[float, float]
     held_out_dice: float | None = None
 
@@ -73,7 +90,7 @@ class Rated(NamedTuple):
 
     Attributes:
         mixture: logits, float32, (C, H, W)
-        features: float64, (C, 3): the Dice that the mixture's probabilities expect of its mask, that of the U-Net's
+        features: float64, (C, 3), all `FEATURES` but the size: the Dice that the mixture's probabilities expect of its mask, that of the U-Net's
             mask and SAM's, and SAM's estimate of its own; where SAM wasn't asked, what the probabilities expect
         cleaned: bool, (C, H, W), the U-Net's masks that SAM was asked by
     """
@@ -131,9 +148,20 @@ def _finish(rated: Rated, calibration: Calibration) -> Refined:
 
 def _estimate(masks: np.ndarray, rated: Rated, calibration: Calibration) -> Refined:
     """The masks, of any size, with what is known of them."""
-    estimate = (rated.features @ np.array(calibration.quality) + calibration.offsets).clip(0, 1)
-    estimate[~masks.any(axis=(1, 2))] = np.nan
-    return Refined(masks, estimate, rated.cleaned)
+    estimate, size = calibration.estimate, _judge_size(_measure_size(masks), calibration.estimate)
+    dice = np.column_stack([rated.features, size]) @ np.array(estimate.weights) + estimate.offsets
+    return Refined(masks, dice.clip(0, 1), rated.cleaned)
+
+
+def _measure_size(masks: np.ndarray) -> np.ndarray:
+    """Logarithm of each mask's share of the image, (C,), NaN for an empty one."""
+    share = masks.mean(axis=(1, 2))
+    return np.log(share, out=np.full(len(masks), np.nan), where=share > 0)
+
+
+def _judge_size(sizes: np.ndarray, usual: Estimate) -> np.ndarray:
+    """From 0, as the usual masks of the class, to -1, `MOST` standard deviations or more from them; of (..., C)."""
+    return -np.minimum(np.abs(sizes - usual.sizes) / usual.spreads, MOST) / MOST
 
 
 class Answer(NamedTuple):
@@ -229,21 +257,22 @@ def calibrate(predict: Callable[[], Iterable[np.ndarray]],
     best = int(np.argmax([score.max(axis=(1, 2)).mean() for score in scores]))  # the first of equally good ones
     shares, mixed_cuts = _read_choice(_choose(scores[best]))
     found = Calibration(tuple(cuts.tolist()), PROMPT_SETS[best], tuple(shares.tolist()), tuple(mixed_cuts.tolist()),
-                        "none", (0.0,) * len(FEATURES), (0.0,) * len(cuts), (0.0, 0.0))
+                        "none", Estimate((), (), (), ()), (0.0, 0.0))
 
     def measure_masks(image: tuple[np.ndarray, ImageEmbedding, np.ndarray, np.ndarray]
-                      ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+                      ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
         answer = _ask_sam([image[:2]], decoder, cuts, found.prompts)[0]
         rated, held_out = _mix(*answer, found), _blend_and_cut(answer.unet, answer.sam, *_read_choice(image[3]))
-        return rated.features, *([_dice(_select(mixture, name), image[2]) for name in COMPONENTS]
+        masks, masks_held_out = ([_select(mixture, name) for name in COMPONENTS]
                                  for mixture in (rated.mixture, held_out))
+        return (rated.features, [_measure_size(each) for each in masks], [_dice(each, image[2]) for each in masks],
+                [_dice(each, image[2]) for each in masks_held_out])
 
     measured = _map_images(measure_masks, images(), decoder, "rating masks", ground_truth, _hold_out(tables[best]))
-    features, *dice = zip(*measured, strict=True)
-    dice, held_out = (np.stack(each, axis=1) for each in dice)  # (components, N, C)
+    features, *by_component = zip(*measured, strict=True)
+    sizes, dice, held_out = (np.stack(each, axis=1) for each in by_component)  # (components, N, C)
     kept = int(np.argmax([_mean(of_component) for of_component in dice]))
-    quality, offsets = _fit_quality(np.stack(features), dice[kept])
-    return replace(found, selection=COMPONENTS[kept], quality=quality, offsets=offsets,
+    return replace(found, selection=COMPONENTS[kept], estimate=_fit_estimate(np.stack(features), sizes[kept], dice[kept]),
                    dice=(_mean(np.stack(raw)), _mean(dice[kept])),
                    held_out_dice=_mean(held_out[kept]) if len(ground_truth) > 1 else None)
 
@@ -268,17 +297,40 @@ def _curves_of_shares(answer: Answer, ground_truth: np.ndarray) -> np.ndarray:
     return np.stack([dice_curve(mixture, ground_truth, CUTS) for mixture in mixtures], axis=1)
 
 
-def _fit_quality(features: np.ndarray, dice: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Weights of the features (N, C, F) and offsets per class that tell the Dice (N, C), NaN where there is none, by
-    ridge regression; a class's offset is drawn to the mean of all as `PRIOR` says."""
-    shown = ~np.isnan(dice)
+def _fit_estimate(features: np.ndarray, sizes: np.ndarray, dice: np.ndarray) -> Estimate:
+    """By ridge regression with weights of at least 0, as no feature speaks against a mask.
+
+    Few images tell little about the weights, so these are shrunk to `PLAIN`, and the offset of a class is drawn to the
+    mean of all as `PRIOR` says.
+
+    Args:
+        features: of `Rated`, (N, C, 3)
+        sizes: of `_measure_size`, (N, C)
+        dice: (N, C), NaN where there is none
+    """
+    from scipy.optimize import nnls  # slow to import
+    shown = ~np.isnan(dice + sizes)
+    usual = _describe_sizes(np.where(shown, sizes, 0), shown)
+    features = np.concatenate([features, np.nan_to_num(_judge_size(sizes, usual))[..., None]], axis=2)
     chosen, values = features[shown], dice[shown]
-    mean, center = (chosen.mean(axis=0), values.mean()) if len(values) else (np.zeros(features.shape[2]), 0.0)
-    centered = chosen - mean
-    weights = np.linalg.solve(centered.T @ centered + RIDGE * np.eye(len(mean)), centered.T @ (values - center))
+    mean, center = (chosen.mean(axis=0), values.mean()) if len(values) else (np.zeros(len(FEATURES)), 0.0)
+    strength = np.sqrt(RIDGE)
+    weights, _ = nnls(np.vstack([chosen - mean, strength * np.eye(len(mean))]),
+                      np.concatenate([values - center, strength * np.array(PLAIN)]))
     residual = np.where(shown, dice - features @ weights - (center - mean @ weights), 0)
     offsets = center - mean @ weights + residual.sum(axis=0) / (shown.sum(axis=0) + PRIOR)
-    return tuple(weights.tolist()), tuple(offsets.tolist())
+    return replace(usual, weights=tuple(weights.tolist()), offsets=tuple(offsets.tolist()))
+
+
+def _describe_sizes(sizes: np.ndarray, shown: np.ndarray) -> Estimate:
+    """The usual sizes alone, of (N, C), 0 where there is none; a class of few masks goes by how far those of all classes
+    spread, and one of no mask may have any size."""
+    count = shown.sum(axis=0)
+    means = sizes.sum(axis=0) / np.maximum(count, 1)
+    squares = (np.where(shown, sizes - means, 0) ** 2).sum(axis=0)
+    shared = squares.sum() / max(count.sum(), 1)
+    spreads = np.where(count > 0, np.sqrt((squares + PRIOR * shared) / (count + PRIOR)).clip(0.01), 1e6)
+    return Estimate((), (), tuple(means.tolist()), tuple(spreads.tolist()))
 
 
 def dice_curve(logits: np.ndarray, ground_truth: np.ndarray, cuts: np.ndarray) -> np.ndarray:

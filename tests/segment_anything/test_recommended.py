@@ -11,6 +11,7 @@ from segment_anything.refinement.recommended import (
     PRIOR,
     PROMPT_SETS,
     Calibration,
+    Estimate,
     dice_curve,
     refine_all_calibrated,
     refine_calibrated,
@@ -108,7 +109,7 @@ def test_a_class_that_few_images_show_goes_by_the_others(seen):
     calibration = calibrate(probabilities, embeddings, ground_truth, decoder)
     assert abs(calibration.cuts[1] - calibration.cuts[0]) <= 1.5
     unseen = calibrate(probabilities, embeddings, masks & np.array([True, False])[:, None, None], decoder)
-    assert np.isfinite([*unseen.cuts, *unseen.offsets, *unseen.quality]).all()
+    assert np.isfinite([*unseen.cuts, *unseen.estimate.offsets, *unseen.estimate.weights]).all()
 
 
 def test_an_image_held_out_has_the_choice_of_the_others():
@@ -125,8 +126,8 @@ def test_many_images_are_refined_as_one_and_an_empty_mask_stays_empty(seen):
     embeddings, masks, decoder = seen
     probabilities = probabilities_of(masks, bias=1)
     probabilities[2, 0] = 0
-    calibration = Calibration((1.0, 0.5), PROMPT_SETS[0], (0.5, 1.0), (0.0, 0.25), "largest", (0.5, 0.3, 0.1),
-                              (0.1, 0.1), (0.0, 0.0))
+    estimate = Estimate((0.5, 0.3, 0.1, 0.2), (0.1, 0.1), (-2.0, -2.0), (1.0, 0.5))
+    calibration = Calibration((1.0, 0.5), PROMPT_SETS[0], (0.5, 1.0), (0.0, 0.25), "largest", estimate, (0.0, 0.0))
     with torch_threads(2):
         together = list(refine_all_calibrated(zip(probabilities, embeddings, strict=True), decoder, calibration))
     for number, pair in enumerate(zip(probabilities, embeddings, strict=True)):
@@ -179,10 +180,30 @@ def test_the_prompts_that_sam_answers_best_are_taken(seen, wanted):
     assert calibrate(probabilities, embeddings, drawn, decoder).prompts == wanted
 
 
-def test_the_estimate_is_the_regression_of_the_dice():
+def test_the_estimate_follows_what_tells_the_dice():
     rng = np.random.default_rng(7)
     features, weights, offsets = rng.random((400, 2, 3)), np.array([0.5, 0.3, 0.1]), np.array([0.05, -0.1])
-    dice = features @ weights + offsets
+    sizes = rng.normal((-3, -1), (0.2, 0.6), (400, 2))
+    off = np.abs(sizes - sizes.mean(axis=0)) / sizes.std(axis=0) / 5
+    dice = features @ weights + offsets - 0.2 * off
     dice[::7, 1] = np.nan
-    quality, found = recommended._fit_quality(features, dice)
-    assert quality == pytest.approx(weights, abs=0.01) and found == pytest.approx(offsets, abs=0.01)
+    found = recommended._fit_estimate(features, sizes, dice)
+    assert found.weights == pytest.approx([*weights, 0.2], abs=0.03)
+    assert found.offsets == pytest.approx(offsets, abs=0.03)
+    assert found.sizes == pytest.approx((-3, -1), abs=0.1) and found.spreads == pytest.approx((0.2, 0.6), abs=0.05)
+
+    against = recommended._fit_estimate(features, sizes, 1 - features @ weights)  # no feature speaks against a mask
+    assert min(against.weights) >= 0
+    few = recommended._fit_estimate(features[:1], sizes[:1], features[:1, :, 0])
+    assert few.weights == pytest.approx((1, 0, 0, 0), abs=0.05) and np.isfinite([*few.offsets, *few.sizes]).all()
+    none = recommended._fit_estimate(features[:3], sizes[:3], np.full((3, 2), np.nan))
+    assert none.weights == (1, 0, 0, 0) and none.offsets == (0, 0)
+
+
+def test_a_mask_of_an_unusual_size_is_thought_worse(seen):
+    embeddings, masks, decoder = seen
+    estimate = Estimate((0, 0, 0, 1), (1, 1), tuple(np.log(masks.mean(axis=(0, 2, 3)))), (0.1, 0.1))
+    calibration = Calibration((0, 0), PROMPT_SETS[0], (0, 0), (0, 0), "none", estimate, (0, 0))
+    usual, small = (refine_calibrated(np.where(image, 0.9, 0.1).astype(np.float32), embeddings[0], decoder, calibration)
+                    for image in (masks[0], masks[0] & (np.arange(SIZE[1]) % 3 == 0)))
+    assert usual.estimated_dice == pytest.approx((1, 1), abs=0.1) and (small.estimated_dice < 0.5).all()
