@@ -1,18 +1,22 @@
-"""Measures what the parts of the recommended refinement give, and how many validation images it needs.
+"""Measures what the parts of the recommended refinement give, how many validation images it needs, how sure it is.
 
     python -m benchmarks.refinement_parts --dataset jsrt --num_train_samples 20 --sam_type medsam_lite
     python -m benchmarks.refinement_parts --dataset jsrt --num_train_samples 20 --sam_type medsam_lite --validation 3 10
+    python -m benchmarks.refinement_parts --dataset jsrt --num_train_samples 20 --sam_type medsam_lite --estimate
 
-It is calibrated without one part at a time; or whole, on so many validation images (--validation), drawn several times.
-Prints mean Dice in %: of the validation images, each with the shares and cuts that the others choose, and of unlabeled
-images whose ground truth is known, with those that all validation images choose. The first column is for decisions, the
-second one shows what they are worth.
+It is calibrated without one part at a time; or whole, on so many validation images (--validation), drawn several times;
+or with another estimate of the Dice (--estimate). Prints mean Dice in %: of the validation images, each with the shares
+and cuts that the others choose, and of unlabeled images whose ground truth is known, with those that all validation
+images choose. The first column is for decisions, the second one shows what they are worth. Then the correlation of the
+estimated with the true Dice of the unlabeled images: over all masks, over those of a class (the mean over classes), and
+over the images' means.
 
 Reads   a model by its id, images and masks of the data set, SAM's weights; embeddings that are missing are computed
 Writes  nothing else
 """
 import argparse
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
@@ -43,14 +47,29 @@ PARTS: dict[str, dict[str, Any]] = {  # what takes the place of which constants 
     "each class by itself": {"PRIOR": 1e-6},
     "one choice for all classes": {"PRIOR": 1e6},
 }
+ESTIMATES: dict[str, dict[str, Any]] = {  # likewise, for the estimated Dice; each alone is shifted for each class
+    WHOLE: PARTS[WHOLE],
+    "without the size": {"MOST": 1e9},
+    "what the probabilities expect alone": {"RIDGE": 1e9},
+    "the agreement with SAM alone": {"RIDGE": 1e9, "PLAIN": (0.0, 1.0, 0.0, 0.0)},
+    "SAM's own alone": {"RIDGE": 1e9, "PLAIN": (0.0, 0.0, 1.0, 0.0)},
+}
 DRAWS = 4  # of validation images
 
 
 class Row(NamedTuple):
-    """Mean Dice in percent; NaN where there is none, as of a single validation image."""
+    """NaN where there is none, as of a single validation image.
+
+    Attributes:
+        validation, unlabeled: mean Dice in percent
+        masks, classes, images: correlations of the estimated with the true Dice of unlabeled images
+    """
 
     validation: float
     unlabeled: float
+    masks: float = math.nan
+    classes: float = math.nan
+    images: float = math.nan
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -58,8 +77,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_model_arguments(parser)
     add_options(parser.add_argument_group("SAM"), SamOptions)
     parser.add_argument("--images", type=positive_int, default=60, help="unlabeled images at most")
-    parser.add_argument("--validation", type=positive_int, nargs="+", metavar="N",
-                        help=f"leave no part out, but calibrate on all validation images, and {DRAWS} times on so many")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--validation", type=positive_int, nargs="+", metavar="N",
+                         help=f"leave no part out; calibrate on all validation images, and {DRAWS} times on so many")
+    instead.add_argument("--estimate", action="store_true",
+                         help="leave out parts of what estimates the Dice, and no others")
     return parser
 
 
@@ -71,9 +93,10 @@ def main(args: argparse.Namespace) -> dict[str, Row]:
     unlabeled = [stem for stem in unlabeled if model.data.has_ground_truth(stem)][:args.images]
     if (most := max(args.validation or [0])) > len(validation):
         raise InputError(f"--validation {most}: the data set has {len(validation)} validation images; give fewer")
-    rows = {RAW: Row(*(mean_dice(model, stems, (mask.mask for mask in Raw().compute(model, stems)))
+    rows = {RAW: Row(*(mean_dice(measure(model, stems, (mask.mask for mask in Raw().compute(model, stems))))
                        for stems in (validation, unlabeled)))}
-    for name, constants in PARTS.items() if not args.validation else [(WHOLE, PARTS[WHOLE])]:
+    parts = ESTIMATES if args.estimate else {WHOLE: PARTS[WHOLE]} if args.validation else PARTS
+    for name, constants in parts.items():
         with mock.patch.multiple(recommended, **constants):
             rows[name] = refine(labels, model, validation, unlabeled)
     for count in args.validation or ():
@@ -83,26 +106,50 @@ def main(args: argparse.Namespace) -> dict[str, Row]:
         rows[f"{count} validation images, mean of {DRAWS} draws"] = Row(*np.mean(draws, axis=0))
         rows[f"{count} validation images, worst draw"] = min(draws, key=lambda row: row.unlabeled)
     print(f"{len(validation)} validation and {len(unlabeled)} unlabeled images, {labels.title}\n"
-          "| | validation | unlabeled |\n|---|---:|---:|")
+          "| | validation | unlabeled | r over masks | of a class | over images |\n|---|---:|---:|---:|---:|---:|")
     for name, row in rows.items():
-        print(f"| {name} | {row.validation:.2f} | {row.unlabeled:.2f} |")
+        print(f"| {name} | {' | '.join('' if math.isnan(value) else f'{value:.2f}' for value in row)} |")
     return rows
 
 
 def refine(labels: Recommended, model: TrainedModel, validation: Sequence[str], unlabeled: Sequence[str]) -> Row:
     """What the refinement gives that these validation images choose."""
     calibration = labels.ask(model, validation)
+    if not unlabeled:
+        return Row(100 * (calibration.held_out_dice or math.nan), math.nan)
     decoder, images = labels.inputs(model, unlabeled)
-    refined = refine_all_calibrated((image for _, *image in images), decoder, calibration)
-    return Row(100 * (calibration.held_out_dice or math.nan),
-               mean_dice(model, unlabeled, (each.mask for each in refined)))
+    refined = list(refine_all_calibrated((image for _, *image in images), decoder, calibration))
+    dice = measure(model, unlabeled, (each.mask for each in refined))
+    return Row(100 * (calibration.held_out_dice or math.nan), mean_dice(dice),
+               *correlate(dice, np.stack([each.estimated_dice for each in refined])))
 
 
-def mean_dice(model: TrainedModel, stems: Sequence[str], masks: Iterable[np.ndarray]) -> float:
-    """Over images, in percent; masks are bool, (C, H, W), at the network's input size."""
-    dice = [multilabel_dice(torch.from_numpy(mask), torch.from_numpy(model.data.mask(stem)))
+def measure(model: TrainedModel, stems: Sequence[str], masks: Iterable[np.ndarray]) -> np.ndarray:
+    """Dice of each image and class, (N, C); masks are bool, (C, H, W), at the network's input size."""
+    dice = [multilabel_dice(torch.from_numpy(mask), torch.from_numpy(model.data.mask(stem))).double().numpy()
             for stem, mask in zip(stems, masks, strict=True)]
-    return 100 * image_dice(torch.stack(dice)).nanmean().item()
+    return np.reshape(dice, (len(dice), len(model.data.description.labels)))
+
+
+def mean_dice(dice: np.ndarray) -> float:
+    """Over images, in percent."""
+    return 100 * image_dice(torch.from_numpy(dice)).nanmean().item()
+
+
+def correlate(dice: np.ndarray, estimated: np.ndarray) -> tuple[float, float, float]:
+    """Pearson's of (N, C), NaN where a mask doesn't count: over masks, over those of a class, over images' means."""
+    counted = ~np.isnan(dice + estimated)
+    dice, estimated = (np.where(counted, values, np.nan) for values in (dice, estimated))
+
+    def of(one: np.ndarray, other: np.ndarray) -> float:
+        shown = ~np.isnan(one)
+        pair = one[shown], other[shown]
+        return np.corrcoef(pair)[0, 1] if shown.any() and all(np.ptp(each) > 0 for each in pair) else np.nan
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # an image or a class without any mask
+        return (of(dice.ravel(), estimated.ravel()), np.nanmean(list(map(of, dice.T, estimated.T))),
+                of(np.nanmean(dice, axis=1), np.nanmean(estimated, axis=1)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from scipy.stats import pearsonr
 
 from benchmarks import (
     bf16_dice,
@@ -24,6 +25,7 @@ from scripts import evaluate
 from scripts.evaluate import Summary
 from segment_anything.refinement.cleaning import apply_morphology, clean_masks
 from unet_training.networks.registry import Architecture
+from utils.datasets.annotated import AnnotatedImages
 from utils.errors import InputError
 
 
@@ -92,6 +94,7 @@ def test_each_part_of_the_recommended_refinement_is_left_out_alone(workplace, ca
     assert whole[1] == pytest.approx(run(evaluate, *to, "unlabeled", *refined).mean)  # no constant stayed changed
     assert rows["without SAM"] != whole
 
+    monkeypatch.setattr(refinement_parts.recommended, "PROMPT_SETS", (("box",),))  # takes less time
     of_three = run(refinement_parts, "--validation", "3", "--images", "2")
     assert [name.partition(",")[0] for name in of_three] == [refinement_parts.RAW, "all of it",
                                                              *2 * ["3 validation images"]]
@@ -99,6 +102,29 @@ def test_each_part_of_the_recommended_refinement_is_left_out_alone(workplace, ca
     assert mean.unlabeled >= worst.unlabeled
     with pytest.raises(InputError, match="--validation 300: the data set has"):
         run(refinement_parts, "--validation", "3", "300")
+
+    monkeypatch.setattr(refinement_parts, "ESTIMATES", {name: refinement_parts.ESTIMATES[name]
+                                                        for name in ("SAM's own alone", "all of it")})
+    _, of_sam, whole = run(refinement_parts, "--estimate", "--images", "2").values()
+    assert of_sam[:2] == whole[:2] and of_sam.masks != whole.masks
+
+    monkeypatch.setattr(AnnotatedImages, "has_ground_truth", lambda data, stem: stem in data.stems("val"))  # one's own
+    monkeypatch.setattr(refinement_parts, "PARTS", {"all of it": refinement_parts.PARTS["all of it"]})
+    assert np.isnan(run(refinement_parts)["all of it"].unlabeled)
+
+
+def test_correlations_are_those_of_the_masks_that_count():
+    rng = np.random.default_rng(2)
+    dice, estimated = rng.random((2, 30, 3))
+    dice[:5, 0] = estimated[7:9, 1] = np.nan
+    dice[3] = np.nan
+    shown = ~np.isnan(dice + estimated)
+    over_masks, of_class, over_images = refinement_parts.correlate(dice, estimated)
+    assert over_masks == pytest.approx(pearsonr(dice[shown], estimated[shown]).statistic)
+    assert of_class == pytest.approx(np.mean([pearsonr(dice[shown[:, c], c], estimated[shown[:, c], c]).statistic
+                                              for c in range(3)]))
+    pairs = [(dice[i][shown[i]].mean(), estimated[i][shown[i]].mean()) for i in range(30) if shown[i].any()]
+    assert over_images == pytest.approx(pearsonr(*zip(*pairs, strict=True)).statistic)
 
 
 @pytest.mark.slow
