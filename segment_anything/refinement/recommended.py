@@ -5,7 +5,7 @@ What to trust is a matter of the images, so the labeled validation images say it
 2. what to ask SAM, once a class, by the largest component of the mask that this gives (`PROMPT_SETS`);
 3. how much of SAM's logits to mix in, from nothing to all, and where to cut the mixture;
 4. which component of a mask to keep;
-5. how good a mask is, by what the raters say of it, and by its size.
+5. how good a mask is, by what the raters say of it, by how far others cover it, and by its size.
 
     calibration = calibrate(predict, images, ground_truth, decoder)      # of the validation images
     refined = refine_calibrated(probabilities, embedding, decoder, calibration)
@@ -33,10 +33,10 @@ Measured = TypeVar("Measured")
 PROMPT_SETS = (("box", "mask"), ("box",), ("box", "pos_points", "mask"))
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.85, 1.0)  # of SAM's logits in the mixture
 CUTS = np.arange(-6, 10.01, 0.25)  # of logits
-FEATURES = ("expected", "agreement", "sam", "size")  # of a mask: three are a Dice in [0, 1]; see `Rated`, `_judge_size`
+FEATURES = ("expected", "agreement", "sam", "alone", "size")  # of a mask; see `Rated` and `_look_at`
 COMPONENTS = ("none", *(name for name in SELECTIONS if name != "none"))  # the first of equally good ones is taken
 RIDGE = 1.0  # of the estimated Dice
-PLAIN = (1.0, 0.0, 0.0, 0.0)  # weights of `FEATURES` that the ridge regression shrinks to
+PLAIN = (1.0, 0.0, 0.0, 0.0, 0.0)  # weights of `FEATURES` that the ridge regression shrinks to
 MOST = 5.0  # standard deviations that a size is off
 TIE = 1e-9  # Dice that a logit between a cut and 0 costs: of equally good cuts the one nearest to 0 is taken
 PRIOR = 2.0  # images whose worth the mean over all classes has in the choice of one class
@@ -90,8 +90,9 @@ class Rated(NamedTuple):
 
     Attributes:
         mixture: logits, float32, (C, H, W)
-        features: float64, (C, 3), all `FEATURES` but the size: the Dice that the mixture's probabilities expect of its mask, that of the U-Net's
-            mask and SAM's, and SAM's estimate of its own; where SAM wasn't asked, what the probabilities expect
+        features: float64, (C, 3), the first `FEATURES`: the Dice that the mixture's probabilities expect of its mask,
+            that of the U-Net's mask and SAM's, and SAM's estimate of its own; where SAM wasn't asked, what the
+            probabilities expect
         cleaned: bool, (C, H, W), the U-Net's masks that SAM was asked by
     """
 
@@ -148,20 +149,25 @@ def _finish(rated: Rated, calibration: Calibration) -> Refined:
 
 def _estimate(masks: np.ndarray, rated: Rated, calibration: Calibration) -> Refined:
     """The masks, of any size, with what is known of them."""
-    estimate, size = calibration.estimate, _judge_size(_measure_size(masks), calibration.estimate)
-    dice = np.column_stack([rated.features, size]) @ np.array(estimate.weights) + estimate.offsets
-    return Refined(masks, dice.clip(0, 1), rated.cleaned)
+    estimate = calibration.estimate
+    features = _join_features(rated.features, _look_at(masks), estimate)
+    return Refined(masks, (features @ np.array(estimate.weights) + estimate.offsets).clip(0, 1), rated.cleaned)
 
 
-def _measure_size(masks: np.ndarray) -> np.ndarray:
-    """Logarithm of each mask's share of the image, (C,), NaN for an empty one."""
-    share = masks.mean(axis=(1, 2))
-    return np.log(share, out=np.full(len(masks), np.nan), where=share > 0)
+def _look_at(masks: np.ndarray) -> np.ndarray:
+    """Of each mask the share that no other one covers, and the logarithm of its share of the image, (C, 2); NaN for an
+    empty one."""
+    single = masks.sum(axis=0, dtype=np.uint16) == 1
+    areas = np.array([(np.count_nonzero(mask & single), np.count_nonzero(mask)) for mask in masks], float)
+    alone, whole = np.where(areas[:, 1:] > 0, areas, np.nan).T
+    return np.stack([alone / whole, np.log(whole / single.size)], axis=1)
 
 
-def _judge_size(sizes: np.ndarray, usual: Estimate) -> np.ndarray:
-    """From 0, as the usual masks of the class, to -1, `MOST` standard deviations or more from them; of (..., C)."""
-    return -np.minimum(np.abs(sizes - usual.sizes) / usual.spreads, MOST) / MOST
+def _join_features(rated: np.ndarray, seen: np.ndarray, usual: Estimate) -> np.ndarray:
+    """All `FEATURES`, of those of `Rated` (..., C, 3) and `_look_at` (..., C, 2). The size is 0 where it's the usual
+    one of the class, and -1 where it's off by `MOST` standard deviations or more."""
+    off = np.abs(seen[..., 1] - usual.sizes) / usual.spreads
+    return np.concatenate([rated, seen[..., :1], -np.minimum(off, MOST)[..., None] / MOST], axis=-1)
 
 
 class Answer(NamedTuple):
@@ -240,8 +246,8 @@ def calibrate(predict: Callable[[], Iterable[np.ndarray]],
         InputError: no image shows any class.
     """
     if not any(masks.any() for masks in ground_truth):
-        raise InputError("no validation image shows any label, so nothing can be chosen by them; annotate some, or leave "
-                         "the recommended refinement out")
+        raise InputError("no validation image shows any label, so nothing can be chosen by them; annotate some, or "
+                         "leave the recommended refinement out")
     raw, curves = [], []
     for probabilities, masks in zip(predict(), ground_truth, strict=True):
         raw.append(_dice(probabilities > 0.5, masks))
@@ -265,14 +271,15 @@ def calibrate(predict: Callable[[], Iterable[np.ndarray]],
         rated, held_out = _mix(*answer, found), _blend_and_cut(answer.unet, answer.sam, *_read_choice(image[3]))
         masks, masks_held_out = ([_select(mixture, name) for name in COMPONENTS]
                                  for mixture in (rated.mixture, held_out))
-        return (rated.features, [_measure_size(each) for each in masks], [_dice(each, image[2]) for each in masks],
+        return (rated.features, [_look_at(each) for each in masks], [_dice(each, image[2]) for each in masks],
                 [_dice(each, image[2]) for each in masks_held_out])
 
     measured = _map_images(measure_masks, images(), decoder, "rating masks", ground_truth, _hold_out(tables[best]))
     features, *by_component = zip(*measured, strict=True)
-    sizes, dice, held_out = (np.stack(each, axis=1) for each in by_component)  # (components, N, C)
+    seen, dice, held_out = (np.stack(each, axis=1) for each in by_component)  # (components, N, C, ...)
     kept = int(np.argmax([_mean(of_component) for of_component in dice]))
-    return replace(found, selection=COMPONENTS[kept], estimate=_fit_estimate(np.stack(features), sizes[kept], dice[kept]),
+    estimate = _fit_estimate(np.stack(features), seen[kept], dice[kept])
+    return replace(found, selection=COMPONENTS[kept], estimate=estimate,
                    dice=(_mean(np.stack(raw)), _mean(dice[kept])),
                    held_out_dice=_mean(held_out[kept]) if len(ground_truth) > 1 else None)
 
@@ -297,21 +304,21 @@ def _curves_of_shares(answer: Answer, ground_truth: np.ndarray) -> np.ndarray:
     return np.stack([dice_curve(mixture, ground_truth, CUTS) for mixture in mixtures], axis=1)
 
 
-def _fit_estimate(features: np.ndarray, sizes: np.ndarray, dice: np.ndarray) -> Estimate:
+def _fit_estimate(rated: np.ndarray, seen: np.ndarray, dice: np.ndarray) -> Estimate:
     """By ridge regression with weights of at least 0, as no feature speaks against a mask.
 
     Few images tell little about the weights, so these are shrunk to `PLAIN`, and the offset of a class is drawn to the
     mean of all as `PRIOR` says.
 
     Args:
-        features: of `Rated`, (N, C, 3)
-        sizes: of `_measure_size`, (N, C)
+        rated: features of `Rated`, (N, C, 3)
+        seen: of `_look_at`, (N, C, 2)
         dice: (N, C), NaN where there is none
     """
     from scipy.optimize import nnls  # slow to import
-    shown = ~np.isnan(dice + sizes)
-    usual = _describe_sizes(np.where(shown, sizes, 0), shown)
-    features = np.concatenate([features, np.nan_to_num(_judge_size(sizes, usual))[..., None]], axis=2)
+    shown = ~np.isnan(dice + seen[..., 1])
+    usual = _describe_sizes(np.where(shown, seen[..., 1], 0), shown)
+    features = np.nan_to_num(_join_features(rated, seen, usual))
     chosen, values = features[shown], dice[shown]
     mean, center = (chosen.mean(axis=0), values.mean()) if len(values) else (np.zeros(len(FEATURES)), 0.0)
     strength = np.sqrt(RIDGE)
@@ -323,8 +330,8 @@ def _fit_estimate(features: np.ndarray, sizes: np.ndarray, dice: np.ndarray) -> 
 
 
 def _describe_sizes(sizes: np.ndarray, shown: np.ndarray) -> Estimate:
-    """The usual sizes alone, of (N, C), 0 where there is none; a class of few masks goes by how far those of all classes
-    spread, and one of no mask may have any size."""
+    """The usual sizes alone, of (N, C), 0 where none is `shown`; a class of few masks goes by how far those of all
+    classes spread, and one of no mask may have any size."""
     count = shown.sum(axis=0)
     means = sizes.sum(axis=0) / np.maximum(count, 1)
     squares = (np.where(shown, sizes - means, 0) ** 2).sum(axis=0)

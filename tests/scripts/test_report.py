@@ -35,7 +35,7 @@ from scripts.report_page.gallery import (
 from scripts.report_page.outlines import FINER, svg_path
 from scripts.report_page.places import Places
 from segment_anything.refinement.prompts import extract_prompts
-from segment_anything.refinement.recommended import Calibration, prompt_calibrated
+from segment_anything.refinement.recommended import Calibration, Estimate, prompt_calibrated
 from segment_anything.refinement.refine import RefinementOptions, clean_and_prompt
 from tests.browser import start_browser
 from tests.stage_runs import SMALL, N, run
@@ -306,7 +306,7 @@ def test_prompts_are_taken_as_the_masks_were_made(tmp_path):
     probabilities = cv2.GaussianBlur(rng.random((40, 60, 2)).astype(np.float32), (0, 0), 2).transpose(2, 0, 1)
     options = RefinementOptions(prompt1st=("box", "mask"), prompt2nd=(), ccl_selection="largest", morphology="paper",
                                 morphology_radius=1)
-    calibration = Calibration((0.1, -0.1), ("box",), (0.5, 0.5), (0.0, 0.0), "largest", (0.0,) * 3, (0.0, 0.0),
+    calibration = Calibration((0.1, -0.1), ("box",), (0.5, 0.5), (0.0, 0.0), "largest", Estimate((), (), (), ()),
                               (0.5, 0.6))
     paper = {**msgspec.to_builtins(options), "sam_type": "demo"}
     ways = {"paper": (paper, clean_and_prompt(probabilities, options)[1]),

@@ -1,4 +1,6 @@
 """The recommended refinement: what it measures by brute force, and whom it trusts where the truth is known."""
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -126,7 +128,7 @@ def test_many_images_are_refined_as_one_and_an_empty_mask_stays_empty(seen):
     embeddings, masks, decoder = seen
     probabilities = probabilities_of(masks, bias=1)
     probabilities[2, 0] = 0
-    estimate = Estimate((0.5, 0.3, 0.1, 0.2), (0.1, 0.1), (-2.0, -2.0), (1.0, 0.5))
+    estimate = Estimate((0.5, 0.3, 0.1, 0.1, 0.2), (0.1, 0.1), (-2.0, -2.0), (1.0, 0.5))
     calibration = Calibration((1.0, 0.5), PROMPT_SETS[0], (0.5, 1.0), (0.0, 0.25), "largest", estimate, (0.0, 0.0))
     with torch_threads(2):
         together = list(refine_all_calibrated(zip(probabilities, embeddings, strict=True), decoder, calibration))
@@ -182,28 +184,37 @@ def test_the_prompts_that_sam_answers_best_are_taken(seen, wanted):
 
 def test_the_estimate_follows_what_tells_the_dice():
     rng = np.random.default_rng(7)
-    features, weights, offsets = rng.random((400, 2, 3)), np.array([0.5, 0.3, 0.1]), np.array([0.05, -0.1])
-    sizes = rng.normal((-3, -1), (0.2, 0.6), (400, 2))
+    rated, weights, offsets = rng.random((400, 2, 3)), np.array([0.5, 0.3, 0.1]), np.array([0.05, -0.1])
+    alone, sizes = rng.random((400, 2)), rng.normal((-3, -1), (0.2, 0.6), (400, 2))
     off = np.abs(sizes - sizes.mean(axis=0)) / sizes.std(axis=0) / 5
-    dice = features @ weights + offsets - 0.2 * off
+    dice = rated @ weights + offsets + 0.15 * alone - 0.2 * off
     dice[::7, 1] = np.nan
-    found = recommended._fit_estimate(features, sizes, dice)
-    assert found.weights == pytest.approx([*weights, 0.2], abs=0.03)
+    seen = np.stack([alone, sizes], axis=2)
+    found = recommended._fit_estimate(rated, seen, dice)
+    assert found.weights == pytest.approx([*weights, 0.15, 0.2], abs=0.03)
     assert found.offsets == pytest.approx(offsets, abs=0.03)
     assert found.sizes == pytest.approx((-3, -1), abs=0.1) and found.spreads == pytest.approx((0.2, 0.6), abs=0.05)
 
-    against = recommended._fit_estimate(features, sizes, 1 - features @ weights)  # no feature speaks against a mask
+    against = recommended._fit_estimate(rated, seen, 1 - rated @ weights)  # no feature speaks against a mask
     assert min(against.weights) >= 0
-    few = recommended._fit_estimate(features[:1], sizes[:1], features[:1, :, 0])
-    assert few.weights == pytest.approx((1, 0, 0, 0), abs=0.05) and np.isfinite([*few.offsets, *few.sizes]).all()
-    none = recommended._fit_estimate(features[:3], sizes[:3], np.full((3, 2), np.nan))
-    assert none.weights == (1, 0, 0, 0) and none.offsets == (0, 0)
+    few = recommended._fit_estimate(rated[:1], seen[:1], rated[:1, :, 0])
+    assert few.weights == pytest.approx((1, 0, 0, 0, 0), abs=0.1) and np.isfinite([*few.offsets, *few.sizes]).all()
+    none = recommended._fit_estimate(rated[:3], seen[:3], np.full((3, 2), np.nan))
+    assert none.weights == (1, 0, 0, 0, 0) and none.offsets == (0, 0)
 
 
-def test_a_mask_of_an_unusual_size_is_thought_worse(seen):
+@pytest.mark.parametrize(("weights", "as_good"), [((0, 0, 0, 0, 1), (1, 1)), ((0, 0, 0, 1, 0), (0.5, 0.5))])
+def test_a_mask_of_an_unusual_size_or_under_another_one_is_thought_worse(seen, weights, as_good):
     embeddings, masks, decoder = seen
-    estimate = Estimate((0, 0, 0, 1), (1, 1), tuple(np.log(masks.mean(axis=(0, 2, 3)))), (0.1, 0.1))
+    estimate = Estimate(weights, (1, 1), tuple(np.log(masks[0].mean(axis=(1, 2)))), (0.1, 0.1))
+    if weights[3]:
+        estimate = dataclasses.replace(estimate, offsets=(-0.5, -0.5))
     calibration = Calibration((0, 0), PROMPT_SETS[0], (0, 0), (0, 0), "none", estimate, (0, 0))
-    usual, small = (refine_calibrated(np.where(image, 0.9, 0.1).astype(np.float32), embeddings[0], decoder, calibration)
-                    for image in (masks[0], masks[0] & (np.arange(SIZE[1]) % 3 == 0)))
-    assert usual.estimated_dice == pytest.approx((1, 1), abs=0.1) and (small.estimated_dice < 0.5).all()
+
+    def estimate_dice(image: np.ndarray) -> np.ndarray:
+        probabilities = np.where(image, 0.9, 0.1).astype(np.float32)
+        return refine_calibrated(probabilities, embeddings[0], decoder, calibration).estimated_dice
+
+    assert estimate_dice(masks[0]) == pytest.approx(as_good)
+    odd = masks[0] & (np.arange(SIZE[1]) % 3 == 0) if weights[4] else np.stack([masks[0][0], masks[0].any(axis=0)])
+    assert (estimate_dice(odd) < np.array(as_good) - 0.1).tolist() == [True, True]
