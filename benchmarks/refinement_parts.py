@@ -18,6 +18,7 @@ import argparse
 import math
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -26,7 +27,7 @@ import torch
 
 from segment_anything.options import Sam, SamOptions
 from segment_anything.refinement import recommended
-from segment_anything.refinement.recommended import PRIOR, refine_all_calibrated
+from segment_anything.refinement.recommended import PRIOR, Calibration, refine_all_calibrated
 from unet_training.models import Selection, TrainedModel, add_model_arguments
 from unet_training.pseudo_labels import Raw, Recommended, RecommendedOptions
 from utils.cli import run_stage, stage_parser
@@ -49,10 +50,10 @@ PARTS: dict[str, dict[str, Any]] = {  # what takes the place of which constants 
 }
 ESTIMATES: dict[str, dict[str, Any]] = {  # likewise, for the estimated Dice; each alone is shifted for each class
     WHOLE: PARTS[WHOLE],
-    "without the size": {"MOST": 1e9},
+    "without the size": {"MOST": 1e9},  # none is off by so much
     "what the probabilities expect alone": {"RIDGE": 1e9},
-    "the agreement with SAM alone": {"RIDGE": 1e9, "PLAIN": (0.0, 1.0, 0.0, 0.0)},
-    "SAM's own alone": {"RIDGE": 1e9, "PLAIN": (0.0, 0.0, 1.0, 0.0)},
+    "the agreement with SAM alone": {"RIDGE": 1e9, "PLAIN": (0.0, 1.0, 0.0, 0.0, 0.0)},
+    "SAM's own alone": {"RIDGE": 1e9, "PLAIN": (0.0, 0.0, 1.0, 0.0, 0.0)},
 }
 DRAWS = 4  # of validation images
 
@@ -95,14 +96,16 @@ def main(args: argparse.Namespace) -> dict[str, Row]:
         raise InputError(f"--validation {most}: the data set has {len(validation)} validation images; give fewer")
     rows = {RAW: Row(*(mean_dice(measure(model, stems, (mask.mask for mask in Raw().compute(model, stems))))
                        for stems in (validation, unlabeled)))}
-    parts = ESTIMATES if args.estimate else {WHOLE: PARTS[WHOLE]} if args.validation else PARTS
-    for name, constants in parts.items():
-        with mock.patch.multiple(recommended, **constants):
-            rows[name] = refine(labels, model, validation, unlabeled)
+    if args.estimate:
+        rows |= refine_with_estimates(labels, model, validation, unlabeled)
+    else:
+        for name, constants in PARTS.items() if not args.validation else [(WHOLE, PARTS[WHOLE])]:
+            with mock.patch.multiple(recommended, **constants):
+                rows[name] = refine(labels, model, labels.ask(model, validation), unlabeled)
     for count in args.validation or ():
         rng = np.random.default_rng(args.seed)
-        draws = [refine(labels, model, rng.choice(validation, count, replace=False).tolist(), unlabeled)
-                 for _ in range(DRAWS)]
+        chosen = [rng.choice(validation, count, replace=False).tolist() for _ in range(DRAWS)]
+        draws = [refine(labels, model, labels.ask(model, stems), unlabeled) for stems in chosen]
         rows[f"{count} validation images, mean of {DRAWS} draws"] = Row(*np.mean(draws, axis=0))
         rows[f"{count} validation images, worst draw"] = min(draws, key=lambda row: row.unlabeled)
     print(f"{len(validation)} validation and {len(unlabeled)} unlabeled images, {labels.title}\n"
@@ -112,9 +115,21 @@ def main(args: argparse.Namespace) -> dict[str, Row]:
     return rows
 
 
-def refine(labels: Recommended, model: TrainedModel, validation: Sequence[str], unlabeled: Sequence[str]) -> Row:
-    """What the refinement gives that these validation images choose."""
-    calibration = labels.ask(model, validation)
+def refine_with_estimates(labels: Recommended, model: TrainedModel, validation: Sequence[str],
+                          unlabeled: Sequence[str]) -> dict[str, Row]:
+    """The validation images are asked once, as all else is the same."""
+    with mock.patch.object(recommended, "_fit_estimate", wraps=recommended._fit_estimate) as fit:
+        calibration = labels.ask(model, validation)
+    rows = {}
+    for name, constants in ESTIMATES.items():
+        with mock.patch.multiple(recommended, **constants):
+            estimate = recommended._fit_estimate(*fit.call_args.args)
+            rows[name] = refine(labels, model, replace(calibration, estimate=estimate), unlabeled)
+    return rows
+
+
+def refine(labels: Recommended, model: TrainedModel, calibration: Calibration, unlabeled: Sequence[str]) -> Row:
+    """What the refinement gives that was calibrated so."""
     if not unlabeled:
         return Row(100 * (calibration.held_out_dice or math.nan), math.nan)
     decoder, images = labels.inputs(model, unlabeled)
