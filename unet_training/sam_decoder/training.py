@@ -59,8 +59,8 @@ class TuningOptions:
 def check_stored(sam: Sam) -> None:
     """Raises an InputError where the SAM's embeddings aren't to be kept."""
     if not sam.stored:
-        raise InputError("--embeddings none: fine-tuning a SAM reads each embedding many times, and so keeps it on disk; "
-                         "leave out --embeddings none")
+        raise InputError("--embeddings none: fine-tuning a SAM reads each embedding many times, and so keeps it on "
+                         "disk; leave out --embeddings none")
 
 
 @dataclass(frozen=True)
