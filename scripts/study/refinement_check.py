@@ -13,7 +13,7 @@ import numpy as np
 
 from scripts.evaluate import Evaluation
 from unet_training.models import Selection, TrainedModel
-from unet_training.pseudo_labels import PseudoLabels, Raw, Recommended
+from unet_training.pseudo_labels import NNUNetMasks, PseudoLabels, Raw, Recommended, SamRefined
 from unet_training.saved_masks import open_saved_masks
 from utils.names import name_some
 from utils.tables import read_rows, write_rows
@@ -84,12 +84,15 @@ class RefinementCheck:
                                           "images whom to trust")
         masks = total.found + total.false_before
         gain = (total.dice_after if self.held_out is None else self.held_out) - total.dice_before
-        if total.found < FEW * total.shown and not is_recommended:  # which cuts lower where that pays
+        is_bound = not isinstance(self.labels, Recommended | NNUNetMasks)  # to the U-Net's masks
+        if total.found < FEW * total.shown and is_bound:
             yield (f"the U-Net finds {total.found} of {total.shown}, and what it doesn't find can't be refined: train "
                    "longer (--epochs), or label more images")
-        if total.drawn < FEW * masks:
+        if total.drawn < FEW * masks and isinstance(self.labels, SamRefined):
             yield (f"{total.drawn} masks were drawn of the U-Net's {masks}; the others lie wholly under masks of other "
                    "labels: it makes them too large; train longer (--epochs), or give --initial_training recommended")
+        elif total.drawn < FEW * masks:
+            yield f"the refinement makes {total.drawn} masks, the U-Net {masks}"
         if total.dice_before < POOR:
             yield "the U-Net's masks are poor: train longer (--epochs) before anything else, or label more images"
         if gain < 0:
@@ -136,17 +139,25 @@ def write_checks(path: Path, checks: Sequence[RefinementCheck]) -> None:
 
 
 def describe_drawn(labels: PseudoLabels, model: TrainedModel, stems: Sequence[str]) -> str:
-    """How many of these images' saved masks SAM drew, and why not the others; "" if it isn't SAM that refines."""
+    """How many of these images' saved masks SAM drew, and why not the others; of recommended ones, how many there are,
+    whoever drew them; "" if it isn't SAM that refines."""
     if labels.kind != "sam":
         return ""
     store = open_saved_masks(labels, model)
+    found = np.stack([store.mask(stem).any(axis=(1, 2)) for stem in stems])
+    if not isinstance(labels, SamRefined):
+        return (f"{np.count_nonzero(found)} of {found.size} masks of {len(stems)} images aren't empty"
+                + _name_absent(model.data.description.labels, found))
     drawn = ~np.isnan([store.estimated_dice(stem) for stem in stems])
-    kept = np.stack([store.mask(stem).any(axis=(1, 2)) for stem in stems]) & ~drawn
-    never = [label for label, is_drawn in zip(model.data.description.labels, drawn.any(axis=0), strict=True)
-             if not is_drawn]
-    empty = np.count_nonzero(~drawn & ~kept)
+    kept, empty = found & ~drawn, np.count_nonzero(~found & ~drawn)
     return (f"SAM drew {np.count_nonzero(drawn)} of {drawn.size} masks of {len(stems)} images"
             + (f"; of {empty} the U-Net found nothing" if empty else "")
             + (f"; {np.count_nonzero(kept)} of the U-Net's lie wholly under its masks of other labels, and stay as "
                "they are" if kept.any() else "")
-            + (f"; none of {len(never)} labels: {name_some(never)}" if never else ""))
+            + _name_absent(model.data.description.labels, drawn))
+
+
+def _name_absent(labels: Sequence[str], present: np.ndarray) -> str:
+    """The labels that no image has, of bool (N, C); "" if there is none."""
+    absent = [label for label, is_present in zip(labels, present.any(axis=0), strict=True) if not is_present]
+    return f"; none of {len(absent)} labels: {name_some(absent)}" if absent else ""
