@@ -129,10 +129,10 @@ def describe_presets(presets: Mapping[str, Mapping[str, Any]]) -> str:
 def main(args: argparse.Namespace) -> list[Row]:
     """Returns the rows of the table."""
     setting = Setting.from_args(args)
-    setting.check(final=True)
     first = Way("refined", "final", setting.labels[args.pseudo_label], setting.final_schedule, setting.final,
                 setting.loss, args.rounds, args.ensemble)
     ways = [first] if args.recommended is None else [first, recommend(setting, first, args.recommended)]
+    setting.check([(way.labels, way.options) for way in ways])
     for way in ways:
         way.labels.check()
     check_folder(args.results_dir)
@@ -148,8 +148,10 @@ def main(args: argparse.Namespace) -> list[Row]:
 
 def recommend(setting: Setting, other: Way, sam_type: str) -> Way:
     """The recommended way, with another type of SAM if one is named. Half of its batches are labeled images, so half of
-    the epochs take as many steps as the other way's."""
-    labels, schedule = setting.labels["recommended"], replace(other.schedule, epochs=(other.schedule.epochs + 1) // 2)
+    the epochs take as many steps as the other way's, unless that one mixes, too."""
+    labels, schedule = setting.labels["recommended"], other.schedule
+    if not other.options.mixed:
+        schedule = replace(schedule, epochs=(schedule.epochs + 1) // 2)
     if sam_type:
         labels = replace(labels, sam=labels.sam.of_type(sam_type, setting.data))
     return replace(other, refined="recommended", final="recommended_final", labels=labels, schedule=schedule,
@@ -223,10 +225,12 @@ def walk(stages: Stages, ways: Sequence[Way], results_dir: Path) -> dict[str, Ev
     stages.begin(NAMES["raw"])
     stages.save_masks(raw, initial)
     checks, measured = [], [("initial", initial, raw, "test"), ("raw", initial, raw, "unlabeled")]
+    ensembles = {1: initial}  # by their number of networks, as ways share them
     for way in ways:
-        if way.ensemble > 1:
+        if way.ensemble not in ensembles:
             stages.begin(f"ensemble of {way.ensemble} initial U-Nets")
-        final = stages.join_ensemble(initial, way.ensemble)
+            ensembles[way.ensemble] = stages.join_ensemble(initial, way.ensemble)
+        final = ensembles[way.ensemble]
         for number in range(way.rounds):
             of_round = f", round {number + 1}" if way.rounds > 1 else ""
             labeler = final

@@ -88,11 +88,15 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> Path:
     """Returns the table's file."""
+    if args.refinement != "paper":  # else rows of the paper's methods would hold other masks
+        raise InputError(f"--refinement {args.refinement}: each method has its own refinement; leave it out, and name "
+                         "`recommended` in --methods")
     settings = [Setting.from_args(args, num_train_samples=n, seed=seed)
                 for n in args.num_train_samples for seed in args.seeds]
     methods = [METHODS[name] for name in args.methods]
     for setting in settings:
-        setting.check(final=any(method.final for method in methods))
+        setting.check([final for method in methods for final in method.finals(setting)],
+                      any(method.unlabeled for method in methods))
     for kind in dict.fromkeys(kind for method in methods for kind in method.kinds):
         settings[0].labels[kind].check()
     for method in methods:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 
 from segment_anything.refinement.agreement import AgreementOptions
@@ -41,14 +42,18 @@ from unet_training.networks.registry import Architecture
 from unet_training.pseudo_labels import (
     PSEUDO_LABELS,
     Agreement,
+    NNUNetMasks,
     PseudoLabels,
+    RandomWalk,
+    Raw,
     Recommended,
     RecommendedOptions,
     SamRefined,
     add_pseudo_label_options,
 )
 from unet_training.sam_decoder.training import DecoderTuning, TuningOptions, check_stored
-from unet_training.saved_masks import save_masks
+from unet_training.samplers import mix_batches
+from unet_training.saved_masks import drop_unsure, save_masks
 from unet_training.training import InitialTraining, add_initial_arguments
 from unet_training.training_on_pseudo_labels import FinalTraining, add_final_arguments
 from unet_training.training_stage import TrainingStage, train_if_missing
@@ -114,19 +119,27 @@ class Setting:
     def num_labeled(self) -> int:
         return count_labeled(self.sampling.num_train_samples, self.data)
 
-    def check(self, final: bool) -> None:
+    def check(self, finals: Sequence[tuple[PseudoLabels, FinalOptions]], unlabeled: bool = False) -> None:
         """Tells mistakes in what comes late before the hours of training.
 
         Args:
-            final: whether pseudo labels will be trained on
+            finals: the pseudo labels that will be trained on, and how
+            unlabeled: whether unlabeled images will be trained on without pseudo labels
         Raises:
-            InputError: the number of labeled images or the batch size has no meaning.
+            InputError: the number of labeled images, the batch size or --drop_unsure has no meaning, or there are no
+                unlabeled images where they are needed.
         """
-        self.data.stems("train", self.num_labeled)
-        unlabeled = self.selection.stems(self.data, self.num_labeled)
-        if final:
-            check_fills_batch(len(unlabeled), self.schedule.batch_size, f"data set {self.data.description.name}",
-                              "unlabeled images")
+        labeled = self.data.stems("train", self.num_labeled)
+        size, source = self.schedule.batch_size, f"data set {self.data.description.name}"
+        stems = self.selection.stems(self.data, len(labeled)) if finals or unlabeled else []
+        if unlabeled:
+            check_fills_batch(len({*labeled, *stems}), size, source)
+        for labels, options in finals:
+            kept, share = drop_unsure(stems, _MasksToCome(labels), options.drop_unsure), options.drop_unsure
+            check_fills_batch(len(kept), size, source,
+                              "unlabeled images" + (f" that --drop_unsure {share} leaves" if share else ""))
+            if options.mixed:
+                mix_batches(options.mixed, len(labeled), len(kept), size)
 
     def can_measure_unlabeled(self) -> bool:
         """Whether the ground truth of all images for pseudo labels is known."""
@@ -152,6 +165,22 @@ class Setting:
             options = MeanTeacherOptions(reliable=RELIABLE, reliable_model_id=reliable.model.id)
         return MeanTeacherTraining(self.final_schedule, self.seed, initial, options, reliable, self.selection,
                                    self.loss, self.machine)
+
+
+@dataclass(frozen=True)
+class _MasksToCome:
+    """What `drop_unsure` asks of a file of masks, before there is one."""
+
+    labels: PseudoLabels
+
+    @property
+    def path(self) -> str:
+        """What messages name in its place."""
+        return f"pseudo labels of kind {self.labels.kind}"
+
+    def estimated_dice(self, stem: str) -> np.ndarray | None:
+        """Alike for all images; None where the kind estimates nothing."""
+        return None if isinstance(self.labels, Raw | RandomWalk | NNUNetMasks) else np.zeros(1)
 
 
 def headline(text: str) -> None:
@@ -229,6 +258,8 @@ class Method:
         kinds: of `Setting.labels` that it uses
         final: whether it trains on the pseudo labels of `kinds`, whose Dice is then measured, too
         optional: whether its weights or packages are not everybody's, or it isn't among the paper's
+        options: of that training; None: the setting's
+        unlabeled: whether it trains on unlabeled images without pseudo labels
         check: raises an InputError where it can't be run in a setting, before the hours of training
     """
 
@@ -237,7 +268,13 @@ class Method:
     kinds: tuple[str, ...] = ()
     final: bool = False
     optional: bool = False
+    options: FinalOptions | None = None
+    unlabeled: bool = False
     check: Callable[[Setting], None] | None = None
+
+    def finals(self, setting: Setting) -> list[tuple[PseudoLabels, FinalOptions]]:
+        """The pseudo labels that it trains on, and how."""
+        return [(setting.labels[kind], self.options or setting.final) for kind in self.kinds if self.final]
 
 
 def _refine_only(kind: str) -> Callable[[Stages, TrainedModel], Measured]:
@@ -245,16 +282,17 @@ def _refine_only(kind: str) -> Callable[[Stages, TrainedModel], Measured]:
     return lambda _, initial: Measured(initial, kind)
 
 
-def _final(kind: str, **changes: Any) -> Callable[[Stages, TrainedModel], Measured]:
+def _final(title: str, kind: str, optional: bool = False, options: FinalOptions | None = None) -> Method:
     """The final network on pseudo labels, which are made first."""
     def run(stages: Stages, initial: TrainedModel) -> Measured:
-        labels = stages.setting.labels[kind]
+        setting = stages.setting
+        labels = setting.labels[kind]
         stages.save_masks(labels, initial)
-        return Measured(stages.train(stages.setting.final_training(initial, labels, **changes)))
-    return run
+        return Measured(stages.train(setting.final_training(initial, labels, options=options or setting.final)))
+    return Method(title, run, (kind,), final=True, optional=optional, options=options)
 
 
-def _recommended(rounds: int, ensemble: int = 1) -> Callable[[Stages, TrainedModel], Measured]:
+def _recommended(title: str, rounds: int, ensemble: int = 1) -> Method:
     """Recommended refinement and training; an ensemble of initial networks labels first, and the final network of a
     round is the initial one of the next."""
     def run(stages: Stages, initial: TrainedModel) -> Measured:
@@ -265,7 +303,7 @@ def _recommended(rounds: int, ensemble: int = 1) -> Callable[[Stages, TrainedMod
             final = stages.train(stages.setting.final_training(labeler, labels, options=RECOMMENDED_FINAL,
                                                                loss=RECOMMENDED_LOSS))
         return Measured(final, trained_on=labels, labeler=labeler)
-    return run
+    return Method(title, run, ("recommended",), final=True, optional=True, options=RECOMMENDED_FINAL)
 
 
 def _final_of_tuned_sam(stages: Stages, initial: TrainedModel) -> Measured:
@@ -318,23 +356,21 @@ METHODS: dict[str, Method] = {
     "u_net_sam": Method("U-Net + SAM", _refine_only("sam"), ("sam",)),
     "u_net_medsam": Method("U-Net + MedSAM", _refine_only("medsam"), ("medsam",), optional=True),
     "u_net_random_walk": Method("U-Net + Random Walk", _refine_only("random_walk"), ("random_walk",)),
-    "raw": Method("Raw pseudo labels", _final("raw"), ("raw",), final=True),
-    "random_walk": Method("Random walk's pseudo labels", _final("random_walk"), ("random_walk",), final=True),
-    "sam": Method("SAM's pseudo labels", _final("sam"), ("sam",), final=True),
-    "medsam": Method("MedSAM's pseudo labels", _final("medsam"), ("medsam",), final=True, optional=True),
-    "recommended": Method("Recommended", _recommended(1), ("recommended",), final=True, optional=True),
-    "recommended_twice": Method("Recommended, two rounds", _recommended(2), ("recommended",), final=True,
-                                optional=True),
-    "recommended_ensemble": Method("Recommended, ensemble, two rounds", _recommended(2, RECOMMENDED_ENSEMBLE),
-                                   ("recommended",), final=True, optional=True),
-    "mixed": Method("SAM's pseudo labels, mixed", _final("sam", options=MIXED), ("sam",), final=True),
+    "raw": _final("Raw pseudo labels", "raw"),
+    "random_walk": _final("Random walk's pseudo labels", "random_walk"),
+    "sam": _final("SAM's pseudo labels", "sam"),
+    "medsam": _final("MedSAM's pseudo labels", "medsam", optional=True),
+    "recommended": _recommended("Recommended", 1),
+    "recommended_twice": _recommended("Recommended, two rounds", 2),
+    "recommended_ensemble": _recommended("Recommended, ensemble, two rounds", 2, RECOMMENDED_ENSEMBLE),
+    "mixed": _final("SAM's pseudo labels, mixed", "sam", options=MIXED),
     "sam_finetuned": Method("Fine-tuned SAM's pseudo labels", _final_of_tuned_sam, ("sam",), final=True, optional=True,
                             check=_check_tunable),
-    "mean_teacher": Method("Mean teacher", _mean_teacher),
-    "reliable_mean_teacher": Method("Reliable mean teacher", _reliable_mean_teacher, ("sam",)),
+    "mean_teacher": Method("Mean teacher", _mean_teacher, unlabeled=True),
+    "reliable_mean_teacher": Method("Reliable mean teacher", _reliable_mean_teacher, ("sam",), unlabeled=True),
     "lraspp_on_sam": Method("SAM ViT + LR-ASPP", _lraspp_on_sam, ("sam",)),
     "fully_supervised": Method("Fully supervised", _fully_supervised),
-    "nnunet": Method("nnU-Net's pseudo labels", _final("nnunet"), ("nnunet",), final=True, optional=True),
+    "nnunet": _final("nnU-Net's pseudo labels", "nnunet", optional=True),
     "nnunet_alone": Method("nnU-Net", _nnunet_alone("nnunet"), ("nnunet",), optional=True),
     "nnunet_bce": Method("nnU-Net BCE", _nnunet_alone("nnunet_bce"), ("nnunet_bce",), optional=True),
 }

@@ -82,13 +82,18 @@ def parse_arguments(stage, data_dir, *arguments):
 
 
 def plan_pipeline(data_dir, folder, *arguments):
+    setting, ways = make_ways(data_dir, *arguments)
+    return run_pipeline.plan(setting, ways, folder)
+
+
+def make_ways(data_dir, *arguments):
     args = parse_arguments(run_pipeline, data_dir, *arguments)
     setting = Setting.from_args(args)
     ways = [Way("refined", "final", setting.labels[args.pseudo_label], setting.final_schedule, setting.final,
                 setting.loss, args.rounds, args.ensemble)]
     if args.recommended is not None:
         ways.append(run_pipeline.recommend(setting, ways[0], args.recommended))
-    return run_pipeline.plan(setting, ways, folder)
+    return setting, ways
 
 
 def plan_study(data_dir, folder, *arguments):
@@ -190,6 +195,22 @@ def test_an_ensemble_waits_for_all_its_members(phantom_data_dir, tmp_path):
     assert steps[ensemble].parents == members and steps[refine].parents == [ensemble]
     assert steps["train final phantom n=3 sam"].parents == [ensemble, refine]
     assert steps["predict, initial phantom n=3"].parents == members[:1]  # raw masks are the first one's
+
+
+def test_ways_share_one_ensemble(phantom_data_dir, tmp_path, monkeypatch):
+    counts = []
+    monkeypatch.setattr(Steps, "join_ensemble", lambda _, initial, count: counts.append(count) or initial)
+    plan_pipeline(phantom_data_dir, tmp_path, "--sam_type", "demo", "--recommended", "demo", "--ensemble", "3")
+    assert counts == [3]
+
+
+@pytest.mark.parametrize(("arguments", "epochs"), [([], 4), (["--mixed"], 7), (["--training", "recommended"], 7)])
+def test_the_recommended_way_takes_as_many_steps_as_the_other_one(phantom_data_dir, arguments, epochs):
+    _, (first, recommended) = make_ways(phantom_data_dir, "--epochs", "7", "--recommended", "demo", *arguments)
+    assert (first.schedule.epochs, recommended.schedule.epochs) == (7, epochs)
+    if "--training" in arguments:  # the way is the same but for its masks
+        assert replace(first, refined="", final="", labels=None) == replace(recommended, refined="", final="",
+                                                                            labels=None)
 
 
 def test_methods_of_a_study_share_steps_and_wait_for_what_they_need(phantom_data_dir, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import wilcoxon
 
 from benchmarks import paper_way
-from scripts import plot_results, run_study
+from scripts import plot_results, run_pipeline, run_study
 from scripts.evaluate import Evaluation
 from scripts.run_study import COLUMNS
 from scripts.study import methods
@@ -18,11 +18,13 @@ from segment_anything.checkpoints import identify
 from segment_anything.embeddings import compute_embedding
 from segment_anything.refinement.refine import RefinementOptions
 from segment_anything.registry import default_checkpoint, load_prompt_modules, load_sam
+from tests.conftest import OWN_DESCRIPTION
 from tests.segment_anything.test_cleaning import scipy_clean
 from tests.small_sam import register_small_sam
 from unet_training.checkpoint import load_checkpoint
 from unet_training.sam_decoder.training import TuningOptions
 from utils.datasets.annotated import load_image, open_dataset
+from utils.datasets.description import OWN
 from utils.dice import multilabel_dice
 from utils.errors import InputError
 from utils.files import read_grey
@@ -88,19 +90,65 @@ def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path
         run_study.main(arguments)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--num_train_samples", "3", "99"], "99 images of the train split are asked for"),
-    (["--methods", "initial", "sam", "--sam_type", "vit_h"], "download_checkpoint vit_h"),
-    (["--methods", "initial", "medsam"], "medsam"),
-    (["--prompt1st", "neg_points"], "--prompt1st"),
-    (["--methods", "raw", "--batch_size", "64"], "12 unlabeled images don't fill one batch of 64"),
+class TrainingError(Exception):
+    """Something would be trained."""
+
+
+def run_until_trained(monkeypatch, stage, data_dir, tmp_path, *arguments: str) -> None:
+    """Raises a TrainingError where the first network would be trained."""
+    def train(*_):
+        raise TrainingError
+
+    monkeypatch.setattr(methods, "train_if_missing", train)
+    stage.main(stage.get_args_parser().parse_args(["--data_dir", str(data_dir), "--results_dir", str(tmp_path / "new"),
+                                                   "--batch_size", "4", *arguments]))
+
+
+@pytest.mark.parametrize(("stage", "arguments", "message"), [
+    (run_study, ["--num_train_samples", "3", "99"], "99 images of the train split are asked for"),
+    (run_study, ["--methods", "initial", "sam", "--sam_type", "vit_h"], "download_checkpoint vit_h"),
+    (run_study, ["--methods", "initial", "medsam"], "medsam"),
+    (run_study, ["--prompt1st", "neg_points"], "--prompt1st"),
+    (run_study, ["--methods", "raw", "--batch_size", "64"], "12 unlabeled images don't fill one batch of 64"),
+    (run_study, ["--methods", "mean_teacher", "--batch_size", "16"], "15 images don't fill one batch of 16"),
+    (run_study, ["--drop_unsure", "0.2"], "kind raw: its masks have no estimated Dice, which --drop_unsure goes by"),
+    (run_study, ["--methods", "sam", "nnunet", "--drop_unsure", "0.2"], "kind nnunet: .* --drop_unsure"),
+    (run_study, ["--methods", "sam", "--drop_unsure", "0.8"], "3 unlabeled images that --drop_unsure 0.8 leaves don't"),
+    (run_study, ["--methods", "raw", "--mixed", "released", "--batch_size", "5"], "even number of at most 6"),
+    (run_study, ["--methods", "sam", "--mixed", "released", "--batch_size", "8"], "even number of at most 6"),
+    (run_study, ["--methods", "recommended", "--batch_size", "1"], "--batch_size 1: half of a batch are labeled"),
+    (run_study, ["--methods", "sam", "--refinement", "recommended"], "name `recommended` in --methods"),
+    (run_pipeline, ["--batch_size", "64"], "12 unlabeled images don't fill one batch of 64"),
+    (run_pipeline, ["--pseudo_label", "random_walk", "--drop_unsure", "0.2"], "kind random_walk: .* --drop_unsure"),
+    (run_pipeline, ["--mixed", "released", "--batch_size", "5"], "even number of at most 6"),
+    (run_pipeline, ["--recommended", "--batch_size", "1"], "--batch_size 1: half of a batch are labeled"),
 ])
-def test_mistakes_are_told_before_anything_is_trained(phantom_data_dir, monkeypatch, arguments, message):
-    monkeypatch.setattr(methods, "train_if_missing", None)
+def test_mistakes_are_told_before_anything_is_trained(phantom_data_dir, monkeypatch, tmp_path, stage, arguments,
+                                                      message):
     with pytest.raises(InputError, match=message):
-        run_study.main(run_study.get_args_parser().parse_args(
-            ["--dataset", "phantom", "--data_dir", str(phantom_data_dir), "--num_train_samples", "3",
-             "--batch_size", "4", *arguments]))
+        run_until_trained(monkeypatch, stage, phantom_data_dir, tmp_path, "--dataset", "phantom",
+                          "--num_train_samples", "3", *arguments)
+
+
+def test_methods_that_estimate_or_mix_by_themselves_are_trained(phantom_data_dir, monkeypatch, tmp_path):
+    for arguments in (["sam", "recommended", "--drop_unsure", "0.2"], ["recommended", "--mixed", "released",
+                                                                      "--batch_size", "5"]):
+        with pytest.raises(TrainingError):
+            run_until_trained(monkeypatch, run_study, phantom_data_dir, tmp_path, "--dataset", "phantom",
+                              "--num_train_samples", "3", "--methods", *arguments)
+
+
+def test_images_without_labels_are_needed_only_where_they_are_trained_on(own, monkeypatch, tmp_path):
+    data_dir, _, _ = own
+    description = OWN_DESCRIPTION.replace("vit_b", "demo")
+    (data_dir / "mine" / OWN).write_text(
+        f"mean = 0.5\nstd = 0.3\nresize_dtype = \"float32\"\npos_weight = [1, 1]\n{description}")
+    arguments = ("--dataset", "mine", "--num_train_samples", "-1", "--methods", "initial", "u_net_sam")
+    with pytest.raises(TrainingError):
+        run_until_trained(monkeypatch, run_study, data_dir, tmp_path, *arguments)
+    for method in ("raw", "mean_teacher"):
+        with pytest.raises(InputError, match="no unlabeled images"):
+            run_until_trained(monkeypatch, run_study, data_dir, tmp_path, *arguments, method)
 
 
 def check_rows_without_a_second_training(data_dir, rows, folder) -> None:
