@@ -55,6 +55,7 @@ class PseudoLabels(ABC):
     stage: ClassVar[str]  # that makes them, in the tracker
     made_by: ClassVar[str]  # the command that saves them
     task_type: ClassVar[str] = "inference"  # of ClearML's types, that of the task that saves them
+    estimates: ClassVar[bool] = False  # whether each mask has an estimated Dice
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -133,6 +134,7 @@ class _OfSam(PseudoLabels):
     sam: Sam
     options: Any
     options_type: ClassVar[type]
+    estimates: ClassVar[bool] = True
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, data: AnnotatedImages) -> Self:

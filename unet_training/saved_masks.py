@@ -218,21 +218,26 @@ def choose_stems(store: MaskStore, model: TrainedModel, selection: Selection) ->
 
 
 def drop_unsure(stems: Sequence[str], store: MaskStore, share: float) -> list[str]:
-    """The images, in their order, without this share of them: those whose masks have the lowest estimated Dice, as the
-    mean over classes. An image without any mask counts as 0.
-
-    Raises:
-        InputError: the masks have no estimates.
-    """
+    """The images, in their order, without as many as `count_unsure` says: those whose masks have the lowest estimated
+    Dice, as the mean over classes. An image without any mask counts as 0."""
     if not share:
         return list(stems)
     estimates = {stem: store.estimated_dice(stem) for stem in stems}
-    if any(estimate is None for estimate in estimates.values()):
-        raise InputError(f"{store.path}: its masks have no estimated Dice, which --drop_unsure goes by; leave it out, "
-                         "or take masks that SAM refined")
     means = {stem: np.nanmean(estimate) if np.isfinite(estimate).any() else 0.0 for stem, estimate in estimates.items()}
-    dropped = set(sorted(stems, key=means.get)[:int(share * len(stems))])
+    dropped = set(sorted(stems, key=means.get)[:count_unsure(len(stems), share)])
     return [stem for stem in stems if stem not in dropped]
+
+
+def count_unsure(images: int, share: float) -> int:
+    """How many of so many images are dropped."""
+    return int(share * images)
+
+
+def check_unsure(labels: PseudoLabels, share: float) -> None:
+    """Raises an InputError where masks are to be dropped by estimates that they don't have."""
+    if share and not labels.estimates:
+        raise InputError(f"--drop_unsure {share}: masks of kind {labels.kind} have no estimated Dice to go by; "
+                         "leave it out, or take masks that SAM refined")
 
 
 def find_difference(store: MaskStore, labels: PseudoLabels, model: TrainedModel) -> str:

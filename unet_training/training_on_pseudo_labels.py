@@ -41,7 +41,7 @@ from unet_training.models import Selection, TrainedModel, add_model_arguments
 from unet_training.networks.registry import rebuild
 from unet_training.pseudo_labels import PSEUDO_LABELS, PseudoLabels, add_pseudo_label_argument, add_pseudo_label_options
 from unet_training.samplers import mix_batches
-from unet_training.saved_masks import choose_stems, drop_unsure, open_saved_masks
+from unet_training.saved_masks import check_unsure, choose_stems, drop_unsure, open_saved_masks
 from unet_training.trainer import Prepared
 from unet_training.training_stage import Images, TrainingStage, train
 from utils.cli import run_stage, stage_parser
@@ -112,6 +112,7 @@ class FinalTraining(TrainingStage):
     @cached_property
     def stems(self) -> list[str]:
         """Of the images to train on."""
+        check_unsure(self.labels, self.options.drop_unsure)
         stems = choose_stems(self.masks, self.initial, self.selection)
         return drop_unsure(stems, self.masks, self.options.drop_unsure)
 

@@ -56,27 +56,40 @@ pipeline() {  # data set, name, more arguments
     python -m scripts.run_pipeline --dataset "$1" --preset recommended --ensemble 1 $trained "${mobile_sam[@]}" \
         --results_dir "results/recommended_$2" "${@:3}"
 }
-parts() {  # data set, number of labeled images, more arguments; of the newest initial U-Net
-    python -m benchmarks.refinement_parts --dataset "$1" --num_train_samples "$2" --seed 42 --threads 1 \
-        --sam_type medsam_lite "${@:3}"
+parts() {  # data set, number of labeled images, name of the study, more arguments; of the initial U-Net of seed 42
+    local initial
+    initial=$(awk -F, -v n="$2" '$2 == "initial" && $3 == n && $4 == 42 {print $NF; exit}' \
+        "results/recommended_$3/study.csv")
+    python -m benchmarks.refinement_parts --dataset "$1" --num_train_samples "$2" --model_id "$initial" --threads 1 \
+        --sam_type medsam_lite "${@:4}"
 }
 study jsrt jsrt "5 20" --methods $methods recommended_ensemble $chest "${mobile_sam[@]}"
 study jsrt jsrt_medsam_lite "5 20" --methods $methods $chest --sam_type medsam_lite
-parts jsrt 20
-parts jsrt 20 --validation 3 5 10 20
+parts jsrt 20 jsrt
+parts jsrt 20 jsrt --validation 3 5 10 20
+parts jsrt 20 jsrt --estimate
+parts jsrt 5 jsrt --estimate
 study jsrt jsrt_192 "20" --methods $methods $chest --input_size 192 192 "${mobile_sam[@]}"
 study dental_standin dental "20 45" --methods $methods recommended_ensemble $teeth "${mobile_sam[@]}"
-study dental_standin dental_medsam_lite "45" --methods $methods $teeth --sam_type medsam_lite
+study dental_standin dental_medsam_lite "20 45" --methods $methods $teeth --sam_type medsam_lite
+parts dental_standin 45 dental --estimate
 study legs legs "5 20" --methods $methods recommended_ensemble $small --input_size 384 48 --epochs 40 \
     --final_epochs 20 --sam_type medsam_lite
+parts legs 5 legs --estimate
+parts legs 20 legs --estimate
 study tooth_types tooth_types "45" --methods $methods $teeth --sam_type medsam_lite
-parts tooth_types 45
+parts tooth_types 45 tooth_types
+parts tooth_types 45 tooth_types --estimate
 study phantom phantom "5 43" --methods $methods recommended_ensemble $wrist --sam_type medsam_lite
+parts phantom 5 phantom --estimate
+parts phantom 43 phantom --estimate
+study phantom phantom_mobile_sam "5 43" --methods $methods $wrist "${mobile_sam[@]}"
 study phantom phantom_paper_size "5" --methods ${methods% *} $small --epochs 24 --final_epochs 12 \
     --data_sample_per_epoch 60 --sam_type medsam_lite
 pipeline dental_standin dental_three --rounds 3 --num_train_samples 45 $wide_teeth
 pipeline jsrt jsrt_three --ensemble 3 --rounds 3 --num_train_samples 20 $chest
 pipeline dental_standin dental_rounds --ensemble 3 --rounds 3 --num_train_samples 45 $teeth
-for n in 20 5; do
-    pipeline jsrt initial_$n --initial_training recommended --num_train_samples $n $chest
+for setting in "20 42" "20 1" "5 42"; do
+    read -r n seed <<< "$setting"
+    pipeline jsrt "initial_${n}_$seed" --initial_training recommended --num_train_samples "$n" --seed "$seed" $chest
 done

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 
 from segment_anything.refinement.agreement import AgreementOptions
@@ -42,10 +41,7 @@ from unet_training.networks.registry import Architecture
 from unet_training.pseudo_labels import (
     PSEUDO_LABELS,
     Agreement,
-    NNUNetMasks,
     PseudoLabels,
-    RandomWalk,
-    Raw,
     Recommended,
     RecommendedOptions,
     SamRefined,
@@ -53,7 +49,7 @@ from unet_training.pseudo_labels import (
 )
 from unet_training.sam_decoder.training import DecoderTuning, TuningOptions, check_stored
 from unet_training.samplers import mix_batches
-from unet_training.saved_masks import drop_unsure, save_masks
+from unet_training.saved_masks import check_unsure, count_unsure, save_masks
 from unet_training.training import InitialTraining, add_initial_arguments
 from unet_training.training_on_pseudo_labels import FinalTraining, add_final_arguments
 from unet_training.training_stage import TrainingStage, train_if_missing
@@ -135,11 +131,13 @@ class Setting:
         if unlabeled:
             check_fills_batch(len({*labeled, *stems}), size, source)
         for labels, options in finals:
-            kept, share = drop_unsure(stems, _MasksToCome(labels), options.drop_unsure), options.drop_unsure
-            check_fills_batch(len(kept), size, source,
+            share = options.drop_unsure
+            check_unsure(labels, share)
+            kept = len(stems) - count_unsure(len(stems), share)
+            check_fills_batch(kept, size, source,
                               "unlabeled images" + (f" that --drop_unsure {share} leaves" if share else ""))
             if options.mixed:
-                mix_batches(options.mixed, len(labeled), len(kept), size)
+                mix_batches(options.mixed, len(labeled), kept, size)
 
     def can_measure_unlabeled(self) -> bool:
         """Whether the ground truth of all images for pseudo labels is known."""
@@ -165,22 +163,6 @@ class Setting:
             options = MeanTeacherOptions(reliable=RELIABLE, reliable_model_id=reliable.model.id)
         return MeanTeacherTraining(self.final_schedule, self.seed, initial, options, reliable, self.selection,
                                    self.loss, self.machine)
-
-
-@dataclass(frozen=True)
-class _MasksToCome:
-    """What `drop_unsure` asks of a file of masks, before there is one."""
-
-    labels: PseudoLabels
-
-    @property
-    def path(self) -> str:
-        """What messages name in its place."""
-        return f"pseudo labels of kind {self.labels.kind}"
-
-    def estimated_dice(self, stem: str) -> np.ndarray | None:
-        """Alike for all images; None where the kind estimates nothing."""
-        return None if isinstance(self.labels, Raw | RandomWalk | NNUNetMasks) else np.zeros(1)
 
 
 def headline(text: str) -> None:

@@ -80,8 +80,10 @@ class RefinementCheck:
     def advise(self) -> Iterator[str]:
         """What follows, and what to do about it."""
         total, is_recommended = self.of_labels[-1], isinstance(self.labels, Recommended)
-        instead = "another --sam_type" + ("" if is_recommended else " or --refinement recommended, which asks these "
-                                          "images whom to trust")
+        others = ["another --sam_type"] if isinstance(self.labels, SamRefined | Recommended) else []
+        if not is_recommended:
+            others.append("--refinement recommended, which asks these images whom to trust")
+        instead = " or ".join(others)
         masks = total.found + total.false_before
         gain = (total.dice_after if self.held_out is None else self.held_out) - total.dice_before
         is_bound = not isinstance(self.labels, Recommended | NNUNetMasks)  # to the U-Net's masks

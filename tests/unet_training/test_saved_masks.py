@@ -12,7 +12,7 @@ from segment_anything.demo_sam import DEMO_SAM_WEIGHTS
 from segment_anything.tuned_decoder import TunedDecoder
 from unet_training import training_on_pseudo_labels
 from unet_training.pseudo_labels import PSEUDO_LABELS, Raw
-from unet_training.saved_masks import drop_unsure, masks_path, name_arguments, open_saved_masks
+from unet_training.saved_masks import check_unsure, drop_unsure, masks_path, name_arguments, open_saved_masks
 from utils.datasets.description import load_description
 from utils.errors import InputError
 from utils.mask_store import MaskStore, MaskWriter
@@ -111,7 +111,6 @@ def test_the_least_sure_images_are_left_out_in_order(tmp_path):
     assert drop_unsure(["e", "d", "c", "b", "a"], store, 0.0) == ["e", "d", "c", "b", "a"]
 
 
-def test_masks_without_estimates_leave_nothing_to_go_by(model):
-    save(Raw(), model)
-    with pytest.raises(InputError, match="no estimated Dice, which --drop_unsure goes by"):
-        drop_unsure(["a"], open_saved_masks(Raw(), model), 0.5)
+def test_masks_without_estimates_leave_nothing_to_go_by():
+    with pytest.raises(InputError, match=r"--drop_unsure 0\.5: masks of kind raw have no estimated Dice"):
+        check_unsure(Raw(), 0.5)
