@@ -28,6 +28,7 @@ import torch
 from segment_anything.options import Sam, SamOptions
 from segment_anything.refinement import recommended
 from segment_anything.refinement.recommended import PRIOR, Calibration, refine_all_calibrated
+from segment_anything.refinement.refine import Refined
 from unet_training.models import Selection, TrainedModel, add_model_arguments
 from unet_training.pseudo_labels import Raw, Recommended, RecommendedOptions
 from utils.cli import run_stage, stage_parser
@@ -101,11 +102,11 @@ def main(args: argparse.Namespace) -> dict[str, Row]:
     else:
         for name, constants in PARTS.items() if not args.validation else [(WHOLE, PARTS[WHOLE])]:
             with mock.patch.multiple(recommended, **constants):
-                rows[name] = refine(labels, model, labels.ask(model, validation), unlabeled)
+                rows[name] = calibrate_and_rate(labels, model, validation, unlabeled)
     for count in args.validation or ():
         rng = np.random.default_rng(args.seed)
         chosen = [rng.choice(validation, count, replace=False).tolist() for _ in range(DRAWS)]
-        draws = [refine(labels, model, labels.ask(model, stems), unlabeled) for stems in chosen]
+        draws = [calibrate_and_rate(labels, model, stems, unlabeled) for stems in chosen]
         rows[f"{count} validation images, mean of {DRAWS} draws"] = Row(*np.mean(draws, axis=0))
         rows[f"{count} validation images, worst draw"] = min(draws, key=lambda row: row.unlabeled)
     print(f"{len(validation)} validation and {len(unlabeled)} unlabeled images, {labels.title}\n"
@@ -115,28 +116,42 @@ def main(args: argparse.Namespace) -> dict[str, Row]:
     return rows
 
 
+def calibrate_and_rate(labels: Recommended, model: TrainedModel, validation: Sequence[str], unlabeled: Sequence[str]
+                       ) -> Row:
+    calibration = labels.ask(model, validation)
+    return rate(model, calibration, unlabeled, refine(labels, model, calibration, unlabeled))
+
+
 def refine_with_estimates(labels: Recommended, model: TrainedModel, validation: Sequence[str],
                           unlabeled: Sequence[str]) -> dict[str, Row]:
-    """The validation images are asked once, as all else is the same."""
+    """SAM is asked once, as all but the estimate is the same."""
     with mock.patch.object(recommended, "_fit_estimate", wraps=recommended._fit_estimate) as fit:
         calibration = labels.ask(model, validation)
+    with mock.patch.object(recommended, "_estimate", wraps=recommended._estimate) as estimate:
+        refined = refine(labels, model, calibration, unlabeled)
+    known = {id(call.args[0]): call.args[:2] for call in estimate.call_args_list}  # of the masks, in any order
     rows = {}
     for name, constants in ESTIMATES.items():
         with mock.patch.multiple(recommended, **constants):
-            estimate = recommended._fit_estimate(*fit.call_args.args)
-            rows[name] = refine(labels, model, replace(calibration, estimate=estimate), unlabeled)
+            changed = replace(calibration, estimate=recommended._fit_estimate(*fit.call_args.args))
+            again = [recommended._estimate(*known[id(each.mask)], changed) for each in refined]
+        rows[name] = rate(model, calibration, unlabeled, again)
     return rows
 
 
-def refine(labels: Recommended, model: TrainedModel, calibration: Calibration, unlabeled: Sequence[str]) -> Row:
-    """What the refinement gives that was calibrated so."""
-    if not unlabeled:
-        return Row(100 * (calibration.held_out_dice or math.nan), math.nan)
+def refine(labels: Recommended, model: TrainedModel, calibration: Calibration, unlabeled: Sequence[str]
+           ) -> list[Refined]:
     decoder, images = labels.inputs(model, unlabeled)
-    refined = list(refine_all_calibrated((image for _, *image in images), decoder, calibration))
+    return list(refine_all_calibrated((image for _, *image in images), decoder, calibration))
+
+
+def rate(model: TrainedModel, calibration: Calibration, unlabeled: Sequence[str], refined: Sequence[Refined]) -> Row:
+    """What the refinement gives that was calibrated so."""
+    validation = 100 * (calibration.held_out_dice or math.nan)
+    if not refined:
+        return Row(validation, math.nan)
     dice = measure(model, unlabeled, (each.mask for each in refined))
-    return Row(100 * (calibration.held_out_dice or math.nan), mean_dice(dice),
-               *correlate(dice, np.stack([each.estimated_dice for each in refined])))
+    return Row(validation, mean_dice(dice), *correlate(dice, np.stack([each.estimated_dice for each in refined])))
 
 
 def measure(model: TrainedModel, stems: Sequence[str], masks: Iterable[np.ndarray]) -> np.ndarray:
