@@ -9,7 +9,7 @@ or with another estimate of the Dice (--estimate). Prints mean Dice in %: of the
 and cuts that the others choose, and of unlabeled images whose ground truth is known, with those that all validation
 images choose. The first column is for decisions, the second one shows what they are worth. Then the correlation of the
 estimated with the true Dice of the unlabeled images: over all masks, over those of a class (the mean over classes), and
-over the images' means.
+over the images' means; and by how many points the estimate is too high.
 
 Reads   a model by its id, images and masks of the data set, SAM's weights; embeddings that are missing are computed
 Writes  nothing else
@@ -65,6 +65,7 @@ class Row(NamedTuple):
     Attributes:
         validation, unlabeled: mean Dice in percent
         masks, classes, images: correlations of the estimated with the true Dice of unlabeled images
+        excess: mean of the estimated less the true Dice, in points
     """
 
     validation: float
@@ -72,6 +73,7 @@ class Row(NamedTuple):
     masks: float = math.nan
     classes: float = math.nan
     images: float = math.nan
+    excess: float = math.nan
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -110,7 +112,8 @@ def main(args: argparse.Namespace) -> dict[str, Row]:
         rows[f"{count} validation images, mean of {DRAWS} draws"] = Row(*np.mean(draws, axis=0))
         rows[f"{count} validation images, worst draw"] = min(draws, key=lambda row: row.unlabeled)
     print(f"{len(validation)} validation and {len(unlabeled)} unlabeled images, {labels.title}\n"
-          "| | validation | unlabeled | r over masks | of a class | over images |\n|---|---:|---:|---:|---:|---:|")
+          "| | validation | unlabeled | r over masks | of a class | over images | excess |\n"
+          "|---|---:|---:|---:|---:|---:|---:|")
     for name, row in rows.items():
         print(f"| {name} | {' | '.join('' if math.isnan(value) else f'{value:.2f}' for value in row)} |")
     return rows
@@ -151,7 +154,8 @@ def rate(model: TrainedModel, calibration: Calibration, unlabeled: Sequence[str]
     if not refined:
         return Row(validation, math.nan)
     dice = measure(model, unlabeled, (each.mask for each in refined))
-    return Row(validation, mean_dice(dice), *correlate(dice, np.stack([each.estimated_dice for each in refined])))
+    estimated = np.stack([each.estimated_dice for each in refined])
+    return Row(validation, mean_dice(dice), *correlate(dice, estimated), 100 * np.nanmean(estimated - dice))
 
 
 def measure(model: TrainedModel, stems: Sequence[str], masks: Iterable[np.ndarray]) -> np.ndarray:
