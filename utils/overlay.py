@@ -61,8 +61,8 @@ def overlay(grey: np.ndarray, masks: np.ndarray, colors: np.ndarray | None = Non
     colors = class_colors(len(masks)) if colors is None else colors
     sized = [cv2.resize(mask.astype(np.uint8), grey.shape[::-1], interpolation=cv2.INTER_NEAREST) for mask in masks]
     for pixels, color in zip(sized, colors, strict=True):
-        inside = pixels > 0
-        canvas[inside] = ((1 - FILL) * canvas[inside] + FILL * color).astype(np.uint8)
+        filled = ((1 - FILL) * np.arange(256)[:, None] + FILL * color).astype(np.uint8)  # of each value of a pixel
+        cv2.copyTo(cv2.LUT(canvas, filled[None]), pixels, canvas)
     for pixels, color in zip(sized, colors, strict=True):  # last, so that no fill hides an outline
         outlines, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, outlines, -1, color.tolist(), 1)

@@ -79,6 +79,7 @@ def test_each_part_of_the_recommended_refinement_is_left_out_alone(workplace, ca
     parts = {name: refinement_parts.PARTS[name] for name in ("without SAM", "all of it")}  # in this order
     monkeypatch.setattr(refinement_parts, "PARTS", parts)
     monkeypatch.setattr(refinement_parts, "DRAWS", 2)
+    monkeypatch.setattr(refinement_parts.recommended, "PROMPT_SETS", (("box",),))  # takes less time
     arguments = ["--dataset", "phantom", "--data_dir", str(data_dir), "--model_id", model_id]
 
     def run(module, *more):
@@ -94,7 +95,6 @@ def test_each_part_of_the_recommended_refinement_is_left_out_alone(workplace, ca
     assert whole[1] == pytest.approx(run(evaluate, *to, "unlabeled", *refined).mean)  # no constant stayed changed
     assert rows["without SAM"] != whole
 
-    monkeypatch.setattr(refinement_parts.recommended, "PROMPT_SETS", (("box",),))  # takes less time
     of_three = run(refinement_parts, "--validation", "3", "--images", "2")
     assert [name.partition(",")[0] for name in of_three] == [refinement_parts.RAW, "all of it",
                                                              *2 * ["3 validation images"]]
