@@ -16,7 +16,6 @@ Writes  nothing else
 """
 import argparse
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -25,9 +24,10 @@ from unittest import mock
 import numpy as np
 import torch
 
+from scripts.study.tables import correlate
 from segment_anything.options import Sam, SamOptions
 from segment_anything.refinement import recommended
-from segment_anything.refinement.recommended import PRIOR, Calibration, refine_all_calibrated
+from segment_anything.refinement.recommended import FEATURES, PRIOR, Calibration, refine_all_calibrated
 from segment_anything.refinement.refine import Refined
 from unet_training.models import Selection, TrainedModel, add_model_arguments
 from unet_training.pseudo_labels import Raw, Recommended, RecommendedOptions
@@ -49,12 +49,13 @@ PARTS: dict[str, dict[str, Any]] = {  # what takes the place of which constants 
     "each class by itself": {"PRIOR": 1e-6},
     "one choice for all classes": {"PRIOR": 1e6},
 }
+ALONE = {name: {"RIDGE": 1e9, "PLAIN": tuple(float(each == name) for each in FEATURES)} for name in FEATURES}
 ESTIMATES: dict[str, dict[str, Any]] = {  # likewise, for the estimated Dice; each alone is shifted for each class
     WHOLE: PARTS[WHOLE],
     "without the size": {"MOST": 1e9},  # none is off by so much
-    "what the probabilities expect alone": {"RIDGE": 1e9},
-    "the agreement with SAM alone": {"RIDGE": 1e9, "PLAIN": (0.0, 1.0, 0.0, 0.0, 0.0)},
-    "SAM's own alone": {"RIDGE": 1e9, "PLAIN": (0.0, 0.0, 1.0, 0.0, 0.0)},
+    "what the probabilities expect alone": ALONE["expected"],
+    "the agreement with SAM alone": ALONE["agreement"],
+    "SAM's own alone": ALONE["sam"],
 }
 DRAWS = 4  # of validation images
 
@@ -155,7 +156,7 @@ def rate(model: TrainedModel, calibration: Calibration, unlabeled: Sequence[str]
         return Row(validation, math.nan)
     dice = measure(model, unlabeled, (each.mask for each in refined))
     estimated = np.stack([each.estimated_dice for each in refined])
-    return Row(validation, mean_dice(dice), *correlate(dice, estimated), 100 * np.nanmean(estimated - dice))
+    return Row(validation, mean_dice(dice), *correlate_masks(dice, estimated), 100 * np.nanmean(estimated - dice))
 
 
 def measure(model: TrainedModel, stems: Sequence[str], masks: Iterable[np.ndarray]) -> np.ndarray:
@@ -170,20 +171,14 @@ def mean_dice(dice: np.ndarray) -> float:
     return 100 * image_dice(torch.from_numpy(dice)).nanmean().item()
 
 
-def correlate(dice: np.ndarray, estimated: np.ndarray) -> tuple[float, float, float]:
-    """Pearson's of (N, C), NaN where a mask doesn't count: over masks, over those of a class, over images' means."""
-    counted = ~np.isnan(dice + estimated)
-    dice, estimated = (np.where(counted, values, np.nan) for values in (dice, estimated))
-
-    def of(one: np.ndarray, other: np.ndarray) -> float:
-        shown = ~np.isnan(one)
-        pair = one[shown], other[shown]
-        return np.corrcoef(pair)[0, 1] if shown.any() and all(np.ptp(each) > 0 for each in pair) else np.nan
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # an image or a class without any mask
-        return (of(dice.ravel(), estimated.ravel()), np.nanmean(list(map(of, dice.T, estimated.T))),
-                of(np.nanmean(dice, axis=1), np.nanmean(estimated, axis=1)))
+def correlate_masks(dice: np.ndarray, estimated: np.ndarray) -> tuple[float, float, float]:
+    """Of (N, C), NaN where a mask doesn't count: over masks, over those of a class, over images' means."""
+    pairs = np.stack([dice, estimated], axis=-1)
+    counted = ~np.isnan(pairs).any(axis=-1)
+    of_classes = [correlate(of_class[shown]) for of_class, shown in
+                  zip(pairs.swapaxes(0, 1), counted.T, strict=True)]
+    of_images = [of_image[shown].mean(axis=0) for of_image, shown in zip(pairs, counted, strict=True) if shown.any()]
+    return correlate(pairs[counted]), np.nanmean(of_classes), correlate(np.array(of_images))
 
 
 if __name__ == "__main__":

@@ -94,15 +94,15 @@ def estimates(rows: Sequence[Mapping[str, str]]) -> list[list[str]]:
         images = defaultdict(list)
         for (seed, image), value in dice[method, n].items():
             images[seed].append((value, estimated[method, n][seed, image]))
-        correlations = _correlation(masks), np.mean([_correlation(np.array(pairs)) for pairs in images.values()])
+        correlations = correlate(masks), np.mean([correlate(np.array(pairs)) for pairs in images.values()])
         table.append([method, str(len(masks)), *("" if np.isnan(value) else f"{value:.2f}" for value in correlations),
                       f"{np.mean(masks[:, 1] - masks[:, 0]):+.2f}"])
     return table
 
 
-def _correlation(pairs: np.ndarray) -> float:
+def correlate(pairs: np.ndarray) -> float:
     """Pearson's, of pairs (N, 2); NaN where it isn't defined."""
-    return float(np.corrcoef(pairs.T)[0, 1]) if (np.ptp(pairs, axis=0) > 0).all() else np.nan
+    return float(np.corrcoef(pairs.T)[0, 1]) if len(pairs) and (np.ptp(pairs, axis=0) > 0).all() else np.nan
 
 
 def best_methods(scores: Mapping[str, ImageScores]) -> set[str]:

@@ -11,7 +11,7 @@ What to trust is a matter of the images, so the labeled validation images say it
     refined = refine_calibrated(probabilities, embedding, decoder, calibration)
 """
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -128,7 +128,7 @@ def refine_calibrated_full_size(probabilities: np.ndarray, embedding: ImageEmbed
         if channel in low:
             mixture = _blend(mixture, decoder.upscale(low[channel][None], embedding).cpu().numpy(), share)
         masks[channel] = _select(mixture - mixed_cut, calibration.selection)[0]
-    return _estimate(masks, _mix(*answer, calibration), calibration)
+    return _estimate(masks, _mix(answer, calibration.shares, calibration.mixed_cuts), calibration)
 
 
 def refine_all_calibrated(images: Iterable[tuple[np.ndarray, ImageEmbedding]], decoder: StoredEmbeddingDecoder,
@@ -139,18 +139,15 @@ def refine_all_calibrated(images: Iterable[tuple[np.ndarray, ImageEmbedding]], d
 
 def _refine_together(images: Sequence[tuple[np.ndarray, ImageEmbedding]], decoder: StoredEmbeddingDecoder,
                      calibration: Calibration) -> list[Refined]:
-    sam = _ask_sam(images, decoder, calibration.cuts, calibration.prompts)
-    return [_finish(_mix(*answer, calibration), calibration) for answer in sam]
-
-
-def _finish(rated: Rated, calibration: Calibration) -> Refined:
-    return _estimate(_select(rated.mixture, calibration.selection), rated, calibration)
+    answers = _ask_sam(images, decoder, calibration.cuts, calibration.prompts)
+    rated = (_mix(answer, calibration.shares, calibration.mixed_cuts) for answer in answers)
+    return [_estimate(_select(each.mixture, calibration.selection), each, calibration) for each in rated]
 
 
 def _estimate(masks: np.ndarray, rated: Rated, calibration: Calibration) -> Refined:
     """The masks, of any size, with what is known of them."""
     estimate = calibration.estimate
-    features = _join_features(rated.features, _look_at(masks), estimate)
+    features = _join_features(rated.features, _look_at(masks), estimate.sizes, estimate.spreads)
     return Refined(masks, (features @ np.array(estimate.weights) + estimate.offsets).clip(0, 1), rated.cleaned)
 
 
@@ -163,10 +160,11 @@ def _look_at(masks: np.ndarray) -> np.ndarray:
     return np.stack([alone / whole, np.log(whole / single.size)], axis=1)
 
 
-def _join_features(rated: np.ndarray, seen: np.ndarray, usual: Estimate) -> np.ndarray:
+def _join_features(rated: np.ndarray, seen: np.ndarray, sizes: Sequence[float], spreads: Sequence[float]
+                   ) -> np.ndarray:
     """All `FEATURES`, of those of `Rated` (..., C, 3) and `_look_at` (..., C, 2). The size is 0 where it's the usual
     one of the class, and -1 where it's off by `MOST` standard deviations or more."""
-    off = np.abs(seen[..., 1] - usual.sizes) / usual.spreads
+    off = np.abs(seen[..., 1] - sizes) / spreads
     return np.concatenate([rated, seen[..., :1], -np.minimum(off, MOST)[..., None] / MOST], axis=-1)
 
 
@@ -220,9 +218,9 @@ def _prompt(logits: np.ndarray) -> Prompts:
     return extract_prompts(_select(logits, "largest"), _sigmoid(logits))
 
 
-def _mix(unet: np.ndarray, cleaned: np.ndarray, sam: np.ndarray, estimate: np.ndarray, calibration: Calibration
-         ) -> Rated:
-    mixture = _blend_and_cut(unet, sam, calibration.shares, calibration.mixed_cuts)
+def _mix(answer: Answer, shares: Sequence[float], cuts: Sequence[float]) -> Rated:
+    unet, cleaned, sam, estimate = answer
+    mixture = _blend_and_cut(unet, sam, shares, cuts)
     probabilities, masks = _sigmoid(mixture), mixture > 0
     inside, total = (values.sum(axis=(1, 2), dtype=np.float64) for values in (probabilities * masks, probabilities))
     expected = 2 * inside / np.maximum(total + masks.sum(axis=(1, 2)), 1e-9)
@@ -262,13 +260,12 @@ def calibrate(predict: Callable[[], Iterable[np.ndarray]],
     scores = [_shrink(table) for table in tables]
     best = int(np.argmax([score.max(axis=(1, 2)).mean() for score in scores]))  # the first of equally good ones
     shares, mixed_cuts = _read_choice(_choose(scores[best]))
-    found = Calibration(tuple(cuts.tolist()), PROMPT_SETS[best], tuple(shares.tolist()), tuple(mixed_cuts.tolist()),
-                        "none", Estimate((), (), (), ()), (0.0, 0.0))
 
     def measure_masks(image: tuple[np.ndarray, ImageEmbedding, np.ndarray, np.ndarray]
                       ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-        answer = _ask_sam([image[:2]], decoder, cuts, found.prompts)[0]
-        rated, held_out = _mix(*answer, found), _blend_and_cut(answer.unet, answer.sam, *_read_choice(image[3]))
+        answer = _ask_sam([image[:2]], decoder, cuts, PROMPT_SETS[best])[0]
+        rated = _mix(answer, shares, mixed_cuts)
+        held_out = _blend_and_cut(answer.unet, answer.sam, *_read_choice(image[3]))
         masks, masks_held_out = ([_select(mixture, name) for name in COMPONENTS]
                                  for mixture in (rated.mixture, held_out))
         return (rated.features, [_look_at(each) for each in masks], [_dice(each, image[2]) for each in masks],
@@ -278,10 +275,10 @@ def calibrate(predict: Callable[[], Iterable[np.ndarray]],
     features, *by_component = zip(*measured, strict=True)
     seen, dice, held_out = (np.stack(each, axis=1) for each in by_component)  # (components, N, C, ...)
     kept = int(np.argmax([_mean(of_component) for of_component in dice]))
-    estimate = _fit_estimate(np.stack(features), seen[kept], dice[kept])
-    return replace(found, selection=COMPONENTS[kept], estimate=estimate,
-                   dice=(_mean(np.stack(raw)), _mean(dice[kept])),
-                   held_out_dice=_mean(held_out[kept]) if len(ground_truth) > 1 else None)
+    return Calibration(tuple(cuts.tolist()), PROMPT_SETS[best], tuple(shares.tolist()), tuple(mixed_cuts.tolist()),
+                       COMPONENTS[kept], _fit_estimate(np.stack(features), seen[kept], dice[kept]),
+                       (_mean(np.stack(raw)), _mean(dice[kept])),
+                       _mean(held_out[kept]) if len(ground_truth) > 1 else None)
 
 
 def _read_choice(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -317,8 +314,8 @@ def _fit_estimate(rated: np.ndarray, seen: np.ndarray, dice: np.ndarray) -> Esti
     """
     from scipy.optimize import nnls  # slow to import
     shown = ~np.isnan(dice + seen[..., 1])
-    usual = _describe_sizes(np.where(shown, seen[..., 1], 0), shown)
-    features = np.nan_to_num(_join_features(rated, seen, usual))
+    sizes, spreads = _describe_sizes(np.where(shown, seen[..., 1], 0), shown)
+    features = np.nan_to_num(_join_features(rated, seen, sizes, spreads))
     chosen, values = features[shown], dice[shown]
     mean, center = (chosen.mean(axis=0), values.mean()) if len(values) else (np.zeros(len(FEATURES)), 0.0)
     strength = np.sqrt(RIDGE)
@@ -326,18 +323,17 @@ def _fit_estimate(rated: np.ndarray, seen: np.ndarray, dice: np.ndarray) -> Esti
                       np.concatenate([values - center, strength * np.array(PLAIN)]))
     residual = np.where(shown, dice - features @ weights - (center - mean @ weights), 0)
     offsets = center - mean @ weights + residual.sum(axis=0) / (shown.sum(axis=0) + PRIOR)
-    return replace(usual, weights=tuple(weights.tolist()), offsets=tuple(offsets.tolist()))
+    return Estimate(*(tuple(values.tolist()) for values in (weights, offsets, sizes, spreads)))
 
 
-def _describe_sizes(sizes: np.ndarray, shown: np.ndarray) -> Estimate:
-    """The usual sizes alone, of (N, C), 0 where none is `shown`; a class of few masks goes by how far those of all
-    classes spread, and one of no mask may have any size."""
+def _describe_sizes(sizes: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and spread of the sizes of each class, of (N, C), 0 where none is `shown`; a class of few masks goes by how
+    far those of all classes spread, and one of no mask may have any size."""
     count = shown.sum(axis=0)
     means = sizes.sum(axis=0) / np.maximum(count, 1)
     squares = (np.where(shown, sizes - means, 0) ** 2).sum(axis=0)
     shared = squares.sum() / max(count.sum(), 1)
-    spreads = np.where(count > 0, np.sqrt((squares + PRIOR * shared) / (count + PRIOR)).clip(0.01), 1e6)
-    return Estimate((), (), tuple(means.tolist()), tuple(spreads.tolist()))
+    return means, np.where(count > 0, np.sqrt((squares + PRIOR * shared) / (count + PRIOR)).clip(0.01), 1e6)
 
 
 def dice_curve(logits: np.ndarray, ground_truth: np.ndarray, cuts: np.ndarray) -> np.ndarray:

@@ -119,7 +119,7 @@ def test_correlations_are_those_of_the_masks_that_count():
     dice[:5, 0] = estimated[7:9, 1] = np.nan
     dice[3] = np.nan
     shown = ~np.isnan(dice + estimated)
-    over_masks, of_class, over_images = refinement_parts.correlate(dice, estimated)
+    over_masks, of_class, over_images = refinement_parts.correlate_masks(dice, estimated)
     assert over_masks == pytest.approx(pearsonr(dice[shown], estimated[shown]).statistic)
     assert of_class == pytest.approx(np.mean([pearsonr(dice[shown[:, c], c], estimated[shown[:, c], c]).statistic
                                               for c in range(3)]))

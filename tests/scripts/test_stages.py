@@ -390,8 +390,9 @@ def test_pipeline_passes_ids_and_skips_what_is_there(workplace, tmp_path, capsys
     chain = find_models(seed=7, dataset="phantom", stage="final")
     assert [model.parameters["initial_model_id"] for model in chain] == [
         chain[1].id, models[1].id, models[0].id, models[1].id]
-    of_raw = run(run_pipeline, data_dir, *arguments, "--pseudo_label", "raw")
-    assert [what for what, _, _ in of_raw] == ["initial", "raw", "final"]
+    others = [run(run_pipeline, data_dir, *arguments, "--pseudo_label", label) for label in ("raw", "random_walk")]
+    assert [[what for what, _, _ in each] for each in others] == [["initial", "raw", "final"],
+                                                                  ["initial", "raw", "refined", "final"]]
     assert len(find_models(seed=7, dataset="phantom", stage="initial")) == 1
 
 

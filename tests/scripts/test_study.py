@@ -47,9 +47,7 @@ def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path
     (data_dir / "sam_checkpoints").mkdir()
     register_small_sam(monkeypatch, data_dir / "sam_checkpoints", "medsam", preprocessing="squash")
     monkeypatch.setattr(methods, "TUNING", TuningOptions(epochs=1, images_per_epoch=2, augmented=0))
-    names = [method for method in METHODS
-             if not method.startswith("nnunet")  # see test_nnunet.py
-             and method != "recommended_twice"]  # has nothing that "recommended_ensemble" hasn't
+    names = [method for method in METHODS if not method.startswith("nnunet")]  # see test_nnunet.py
     arguments = run_study.get_args_parser().parse_args(
         ["--dataset", "phantom", "--data_dir", str(data_dir), "--results_dir", str(tmp_path / "results"),
          "--num_train_samples", "3", *SMALL, "--methods", *names])
@@ -181,7 +179,7 @@ def check_pseudo_labels(data_dir, results) -> None:
     """The Dice of the saved masks is in the table of the pseudo labels."""
     rows = read(results / "pseudo_labels.csv")
     assert {row["method"] for row in rows} == {"raw", "random_walk", "sam", "medsam", "sam_finetuned", "recommended",
-                                               "recommended_ensemble"}
+                                               "recommended_twice", "recommended_ensemble"}
     data = open_dataset("phantom", data_dir, (64, 48))
     path, = data_dir.glob("seg_masks/*/sam_box_refine_pos_points_neg_points_*_demo.h5")  # and not the fine-tuned one's
     store = MaskStore(path, data.description.labels)
