@@ -3,6 +3,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lxml import etree
+from skimage.draw import polygon
 
 from scripts import make_phantoms, save_refined_segmentations
 from tests.stage_runs import SMALL, N, new_workplace, run
@@ -17,6 +19,7 @@ from unet_training.checkpoint import Training, save_checkpoint
 from unet_training.networks.u_net import UNet
 from utils.datasets.description import OWN
 from utils.files import write_png
+from utils.locks import exclusive
 from utils.tracking.models import store_model
 
 ROOT = Path(__file__).parents[1]
@@ -53,12 +56,45 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"no real data in {SHARED}; SAM_BURDEN_SHARED names their folder"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def polygons_drawn_once() -> Iterator[None]:
+    """Tests read the phantoms' outlines again and again; drawing them would be a fifth of their time."""
+    @lru_cache(maxsize=4000)
+    def draw(rows: bytes, columns: bytes, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        return polygon(np.frombuffer(rows).copy(), np.frombuffer(columns).copy(), shape)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("skimage.draw.polygon", lambda rows, columns, shape=None: draw(
+            *(np.asarray(values, float).tobytes() for values in (rows, columns)), shape))
+        yield
+
+
 @pytest.fixture(scope="session")
-def phantom_data_dir(tmp_path_factory) -> Path:
+def shared_dir(tmp_path_factory) -> Path:
+    """A folder that all processes of these tests share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def phantom_data_dir(shared_dir) -> Path:
     """A data folder with the phantoms' labeled images and 12 unlabeled ones, drawn once; leave it as it is."""
-    folder = tmp_path_factory.mktemp("data")
-    parser = make_phantoms.get_args_parser()
-    make_phantoms.main(parser.parse_args(["--data_dir", str(folder), "--num_unlabeled", "12"]))
+    folder, parser = shared_dir / "data", make_phantoms.get_args_parser()
+    with exclusive(folder):
+        make_phantoms.main(parser.parse_args(["--data_dir", str(folder), "--num_unlabeled", "12"]))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_once(phantom_data_dir, shared_dir) -> Path:
+    """A folder as `new_workplace` makes it, with a barely trained initial model, whose id is in the file `id`; leave it
+    as it is."""
+    folder = shared_dir / "trained_once"
+    more = ("--epochs", "20", "--data_sample_per_epoch", "24", "--lr", "1e-2")  # enough for masks that differ
+    with exclusive(folder):
+        if not (folder / "id").exists():
+            with new_workplace(phantom_data_dir, folder, *SMALL, *more) as (_, model_id):
+                (folder / "id").write_text(model_id)
     return folder
 
 
@@ -76,11 +112,12 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="module")
-def workplace(phantom_data_dir, tmp_path_factory) -> Iterator[tuple[Path, str]]:
+def workplace(trained_once, tmp_path_factory) -> Iterator[tuple[Path, str]]:
     """A data folder that may be written to and a barely trained initial model: yields the folder and the model's id."""
-    more = ("--epochs", "20", "--data_sample_per_epoch", "24", "--lr", "1e-2")  # enough for masks that differ
-    with new_workplace(phantom_data_dir, tmp_path_factory.mktemp("workplace"), *SMALL, *more) as made:
-        yield made
+    folder = shutil.copytree(trained_once, tmp_path_factory.mktemp("workplace"), dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAM_BURDEN_RUNS", str(folder / "runs"))
+        yield folder / "data", (folder / "id").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import torch
 from matplotlib.path import Path as Outline
 from PIL import Image
 
-from scripts import report, run_pipeline, run_study
+from scripts import plot_results, report, run_pipeline, run_study
 from scripts.report import ReportOptions, Shown, render
 from scripts.report_page.chapters import Chapter, class_means
 from scripts.report_page.charts import nice_ticks
@@ -156,7 +156,7 @@ def test_what_is_gone_is_told(results, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_study_has_its_page(results, tmp_path):
+def test_a_study_has_its_page_and_pictures(results, tmp_path):
     _, data_dir = results
     arguments = [argument for argument in ARGUMENTS if argument not in ("--seed", "5")]
     run(run_study, data_dir, *arguments, "--seeds", "5", "--methods", "initial", "sam", "recommended_twice",
@@ -184,6 +184,9 @@ def test_a_study_has_its_page(results, tmp_path):
     assert labeler.parameters["stage"] == "final" and labeler.id != twice["model_id"]
     assert {row["model_id"] for row in read(tmp_path / "pseudo_labels.csv")
             if row["method"] == "recommended_twice"} == {labeler.id}
+    plot_results.main(plot_results.get_args_parser().parse_args(["--results_dir", str(tmp_path)]))
+    for name in ("overlays.pdf", "overlays.png", "pseudo_label_table.tex"):
+        assert (tmp_path / name).stat().st_size > 200
 
 
 @pytest.mark.slow

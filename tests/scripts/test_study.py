@@ -76,9 +76,6 @@ def test_every_method_runs_and_a_rerun_trains_nothing(phantom_data_dir, tmp_path
     parameters = fetch_model(ids["lraspp_on_sam"]).parameters
     assert (parameters["architecture"], parameters["data_aug"]) == ("lraspp_on_sam", 0)
     assert fetch_model(ids["medsam"]).parameters["masks"] == "sam_box_highest_probability_released_medsam"
-    plot_results.main(plot_results.get_args_parser().parse_args(["--results_dir", str(tmp_path / "results")]))
-    for name in ("overlays.pdf", "overlays.png", "pseudo_label_table.tex"):
-        assert (tmp_path / "results" / name).stat().st_size > 200
     trained = len(find_models())
     assert read(run_study.main(arguments)) == rows
     assert len(find_models()) == trained
