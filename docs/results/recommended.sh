@@ -58,8 +58,8 @@ pipeline() {  # data set, name, more arguments
 }
 parts() {  # data set, number of labeled images, name of the study, more arguments; of the initial U-Net of seed 42
     local initial
-    initial=$(awk -F, -v n="$2" '$2 == "initial" && $3 == n && $4 == 42 {print $NF; exit}' \
-        "results/recommended_$3/study.csv")
+    initial=$(tr -d '\r' < "results/recommended_$3/study.csv" |
+        awk -F, -v n="$2" '$2 == "initial" && $3 == n && $4 == 42 && !found++ {print $NF}')
     python -m benchmarks.refinement_parts --dataset "$1" --num_train_samples "$2" --model_id "$initial" --threads 1 \
         --sam_type medsam_lite "${@:4}"
 }
