@@ -44,7 +44,7 @@ def test_the_papers_way_of_dilating_is_one():
 def test_refinement_changes_no_mask(phantom_data_dir, tmp_path):
     images = phantom_data_dir / "phantom" / "img_only_front_all_left"
     file = tmp_path / "steps.json"
-    args = ["--image_folder", str(images), "--images", "1", "--json", str(file)]
+    args = ["--image_folder", str(images), "--images", "2", "--json", str(file)]
     *steps, recommended = refinement.main(refinement.get_args_parser().parse_args(args))
     assert [step.step for step in steps][-1] == "whole refinement"
     assert recommended.step == refinement.RECOMMENDED and recommended.changed_pixels > 0  # another method
