@@ -44,9 +44,8 @@ trained="--batch_size 4 --lr 4e-3 --bf16 --threads 1"
 small="--base_width 8 --n_last_channel 8"
 chest="$small --input_size 128 128 --epochs 40 --final_epochs 20"
 teeth="$small --input_size 96 160 --epochs 12 --data_sample_per_epoch 180"
-wide="--base_width 16 --n_last_channel 16"
-wide_teeth="$wide --input_size 112 192 --epochs 12 --data_sample_per_epoch 180"
-wrist="$wide --input_size 128 80 --epochs 24 --data_sample_per_epoch 60"
+wide_teeth="--base_width 16 --n_last_channel 16 --input_size 112 192 --epochs 12 --data_sample_per_epoch 180"
+wrist="--base_width 16 --n_last_channel 16 --input_size 128 80 --epochs 24 --data_sample_per_epoch 60"
 mobile_sam=(--sam_type vit_t --sam_checkpoint "$checkpoint")
 study() {  # data set, name, numbers of labeled images, more arguments
     python -m scripts.run_study --dataset "$1" --seeds ${SEEDS:-42} $trained --results_dir "results/recommended_$2" \
@@ -59,8 +58,8 @@ pipeline() {  # data set, name, more arguments
 }
 parts() {  # data set, number of labeled images, name of the study, more arguments; of the initial U-Net of seed 42
     local initial
-    initial=$(tr -d '\r' < "results/recommended_$3/study.csv" |
-        awk -F, -v n="$2" '$2 == "initial" && $3 == n && $4 == 42 && !found++ {print $NF}')
+    initial=$(awk -F, -v n="$2" '$2 == "initial" && $3 == n && $4 == 42 {sub("\r", ""); print $NF; exit}' \
+        "results/recommended_$3/study.csv")
     python -m benchmarks.refinement_parts --dataset "$1" --num_train_samples "$2" --model_id "$initial" --threads 1 \
         --sam_type medsam_lite "${@:4}"
 }
@@ -88,7 +87,6 @@ study phantom phantom_mobile_sam "5 43" --methods $methods $wrist "${mobile_sam[
 study phantom phantom_paper_size "5" --methods ${methods% *} $small --epochs 24 --final_epochs 12 \
     --data_sample_per_epoch 60 --sam_type medsam_lite
 study dental_standin dental_wide "45" --methods initial raw recommended_ensemble $wide_teeth "${mobile_sam[@]}"
-study jsrt jsrt_wide "20" --methods initial recommended_ensemble $chest $wide "${mobile_sam[@]}"
 pipeline dental_standin dental_three --rounds 3 --num_train_samples 45 $wide_teeth
 pipeline jsrt jsrt_three --ensemble 3 --rounds 3 --num_train_samples 20 $chest
 pipeline dental_standin dental_rounds --ensemble 3 --rounds 3 --num_train_samples 45 $teeth

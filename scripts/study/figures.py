@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scripts.study.tables import Scores, mean_over_seeds
+from scripts.study.tables import Scores, correlate, mean_over_seeds
 from utils.files import atomic_path
 
 if TYPE_CHECKING:  # imported where a figure is made: they take seconds
@@ -129,10 +129,10 @@ def estimated_dice(axes: "Axes", rows: Sequence[Mapping[str, str]]) -> None:
     axes.plot([0, 100], [0, 100], color="grey", linewidth=1)
     rows = _with_estimate(rows)
     for method, (color, _, _) in styles(list(dict.fromkeys(row["method"] for row in rows))).items():
-        true, estimated = np.array([(float(row["dice"]), float(row["estimated_dice"])) for row in rows
-                                    if row["method"] == method]).T
-        axes.plot(true, estimated, ".", color=color, alpha=0.3, markersize=3,
-                  label=f"{method}, {len(true)} masks, r = {np.corrcoef(true, estimated)[0, 1]:.2f}")
+        pairs = np.array([(float(row["dice"]), float(row["estimated_dice"])) for row in rows
+                          if row["method"] == method])
+        axes.plot(*pairs.T, ".", color=color, alpha=0.3, markersize=3,
+                  label=f"{method}, {len(pairs)} masks, r = {correlate(pairs):.2f}")
     axes.set(xlabel="true Dice in %", ylabel="estimated Dice in %", xlim=(-2, 102), ylim=(-2, 102))
     for handle in _legend_below(axes).legend_handles:
         handle.set(alpha=1, markersize=6)
