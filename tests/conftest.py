@@ -42,8 +42,10 @@ LABELS, INPUT, MEAN, STD = ("heart", "lung"), (36, 60), 0.5, 0.3  # of `trained`
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """No test reaches a tracking server of the user's. Stages can be interrupted, also where pytest runs in a shell's
-    background, which ignores Ctrl-C. Decided once per process, before the first test."""
+    """No test reaches a tracking server of the user's, or a GPU, which rounds in its own way. Stages can be
+    interrupted, also where pytest runs in a shell's background, which ignores Ctrl-C. Decided once per process, before
+    the first test."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["CLEARML_OFFLINE_MODE"] = "1"
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

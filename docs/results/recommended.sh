@@ -87,6 +87,13 @@ study phantom phantom_mobile_sam "5 43" --methods $methods $wrist "${mobile_sam[
 study phantom phantom_paper_size "5" --methods ${methods% *} $small --epochs 24 --final_epochs 12 \
     --data_sample_per_epoch 60 --sam_type medsam_lite
 study dental_standin dental_wide "45" --methods initial raw recommended_ensemble $wide_teeth "${mobile_sam[@]}"
+full() {  # data set, number of labeled images, images in an epoch of the initial training; wants a GPU
+    study "$1" "full_$1" "$2" --methods initial raw sam recommended_ensemble --batch_size 16 --lr 1e-3 --epochs 40 \
+        --final_epochs 25 --data_sample_per_epoch "$3" --threads 2 --sam_type medsam_lite
+}
+full jsrt 20 160
+full phantom 43 160
+full dental_standin 45 192
 pipeline dental_standin dental_three --rounds 3 --num_train_samples 45 $wide_teeth
 pipeline jsrt jsrt_three --ensemble 3 --rounds 3 --num_train_samples 20 $chest
 pipeline dental_standin dental_rounds --ensemble 3 --rounds 3 --num_train_samples 45 $teeth

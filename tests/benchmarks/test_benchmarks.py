@@ -56,21 +56,21 @@ def test_refinement_changes_no_mask(phantom_data_dir, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("benchmark", "arguments", "equal"), [
+@pytest.mark.parametrize(("module", "arguments", "equal"), [
     (encoder, [], ["image encoder demo, float32"]),
     (encoder, ["--beside", "demo"], ["image encoder demo, beside demo"]),
     (embedding_store, [], ["write, float32", "read for one refinement, float32", embedding_store.NO_STORE]),
     (random_walk, ["--radius", "3"], ["random walk, all classes"]),
     (pipeline, ["--baseline_images", "1"], ["embeddings", "prediction", "refinement"]),
 ])
-def test_other_stages_give_the_same_where_nothing_was_asked_to_differ(phantom_data_dir, benchmark, arguments, equal):
+def test_other_stages_give_the_same_where_nothing_was_asked_to_differ(phantom_data_dir, module, arguments, equal):
     images = phantom_data_dir / "phantom" / "img_only_front_all_left"
-    parser = benchmark.get_args_parser()
-    steps = benchmark.main(parser.parse_args(["--image_folder", str(images), "--images", "2", *arguments]))
+    parser = module.get_args_parser()
+    steps = module.main(parser.parse_args(["--image_folder", str(images), "--images", "2", *arguments]))
     assert set(equal) <= {step.step for step in steps}
     for step in steps:
         assert min(step.baseline_ms, step.ours_ms) > 0
-        assert step.step not in equal or step.changed_pixels <= (2 if benchmark is random_walk else 0)
+        assert step.step not in equal or step.changed_pixels <= (2 if module is random_walk else 0)
 
 
 @pytest.mark.slow
