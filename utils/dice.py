@@ -1,4 +1,5 @@
 """The metrics: Dice, and how much of the outlines agrees."""
+import cv2
 import numpy as np
 import torch
 
@@ -37,13 +38,24 @@ def surface_dice(prediction: np.ndarray, ground_truth: np.ndarray, tolerance: fl
     Returns:
         float64, (C,), in [0, 1]
     """
-    from scipy.ndimage import binary_erosion, distance_transform_edt  # slow to import
     predicted, shown = (masks.any(axis=(1, 2)) for masks in (prediction, ground_truth))
-    dice = np.where(shown, 0, np.nan)
+    dice, near = np.where(shown, 0, np.nan), _disk(tolerance)
     for channel in np.flatnonzero(shown & predicted):
         box = channel, *bounding_slices(prediction[channel] | ground_truth[channel])
-        first, second = (mask & ~binary_erosion(mask) for mask in (prediction[box], ground_truth[box]))
-        near = sum(np.count_nonzero(distance_transform_edt(~other)[outline] <= tolerance)
-                   for outline, other in ((first, second), (second, first)))
-        dice[channel] = near / (np.count_nonzero(first) + np.count_nonzero(second))
+        first, second = (_outline(masks[box]) for masks in (prediction, ground_truth))
+        found = sum(np.count_nonzero(outline & cv2.dilate(other, near))
+                    for outline, other in ((first, second), (second, first)))
+        dice[channel] = found / (np.count_nonzero(first) + np.count_nonzero(second))
     return dice
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    """As `surface_dice` says, of bool (H, W), uint8 of 0 and 1."""
+    mask = mask.astype(np.uint8)
+    return mask - cv2.erode(mask, _disk(1), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+
+
+def _disk(radius: float) -> np.ndarray:
+    """The pixels whose distance from the middle is at most the radius, uint8 of 0 and 1."""
+    reach = np.arange(-int(radius), int(radius) + 1)
+    return (np.hypot(reach, reach[:, None]) <= radius).astype(np.uint8)
