@@ -1,4 +1,5 @@
 """What made an artefact: kept with each of them, so that scripts.verify can follow it back to the images."""
+import contextlib
 import os
 import platform
 import shlex
@@ -44,6 +45,16 @@ def _find_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+def list_requirements() -> list[str]:
+    """Of the packages that this project asks for, those that are installed, as pip reads them: `torch==2.14.1`."""
+    found = []
+    for path in sorted(ROOT.glob("requirements*.txt")):
+        for package, _, asked in (line.partition("==") for line in path.read_text(encoding="utf-8").splitlines()):
+            with contextlib.suppress(PackageNotFoundError):
+                found += [f"{package}=={version(package).partition('+')[0]}"] if asked else []
+    return found
 
 
 @cache

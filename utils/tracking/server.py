@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from utils.errors import InputError
+from utils.provenance import list_requirements
 from utils.tracking.clearml_patches import (
     abandon_task,
     get_configuration_error,
@@ -23,6 +24,7 @@ from utils.tracking.clearml_patches import (
     get_server_address,
     has_credentials,
     leave_argparse,
+    list_packages,
     report_from_threads,
     skip_update_check,
 )
@@ -64,6 +66,8 @@ def prepare_clearml() -> ModuleType:
     report_from_threads()
     skip_update_check()
     leave_argparse()
+    if packages := list_requirements():  # none where this project is an installed package itself
+        list_packages(packages)
     try:
         online = has_credentials()
     except get_configuration_error() as error:
