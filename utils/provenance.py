@@ -1,5 +1,4 @@
 """What made an artefact: kept with each of them, so that scripts.verify can follow it back to the images."""
-import contextlib
 import os
 import platform
 import shlex
@@ -31,15 +30,16 @@ def describe_run() -> dict[str, Any]:
     processes, on which rounding depends. The same command gives the same answer: neither time nor machine are in it."""
     torch = sys.modules.get("torch")
     return {"command": shlex.join(["python", *sys.orig_argv[1:]]), "arguments": dict(_arguments),
-            "versions": {"python": platform.python_version(), **_find_versions()}, "commit": _find_commit(),
+            "versions": {"python": platform.python_version(), **_find_versions(PACKAGES)}, "commit": _find_commit(),
             "threads": torch.get_num_threads() if torch else None,
             **({"processes": processes()} if processes() > 1 else {})}
 
 
 @cache
-def _find_versions() -> dict[str, str]:
+def _find_versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Of those that are installed."""
     versions = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
@@ -49,12 +49,10 @@ def _find_versions() -> dict[str, str]:
 
 def list_requirements() -> list[str]:
     """Of the packages that this project asks for, those that are installed, as pip reads them: `torch==2.14.1`."""
-    found = []
-    for path in sorted(ROOT.glob("requirements*.txt")):
-        for package, _, asked in (line.partition("==") for line in path.read_text(encoding="utf-8").splitlines()):
-            with contextlib.suppress(PackageNotFoundError):
-                found += [f"{package}=={version(package).partition('+')[0]}"] if asked else []
-    return found
+    lines = (line for path in sorted(ROOT.glob("requirements*.txt"))
+             for line in path.read_text(encoding="utf-8").splitlines())
+    asked = tuple(line.partition("==")[0] for line in lines if "==" in line)
+    return [f"{package}=={found.partition('+')[0]}" for package, found in _find_versions(asked).items()]
 
 
 @cache
