@@ -31,6 +31,7 @@ from utils.datasets.annotated import load_image, open_dataset
 from utils.errors import InputError
 from utils.left_out import FILE
 from utils.mask_store import MaskStore
+from utils.provenance import note_arguments
 from utils.records import write_record
 from utils.tracking.models import fetch_model
 
@@ -254,6 +255,7 @@ def test_a_search_starts_anew_where_its_inputs_are_others(place, workplace, tmp_
 
 def test_an_artefact_is_followed_back_to_its_images(place, workplace, tmp_path, capsys):
     folder, data = place
+    note_arguments({"dataset": "phantom", "data_dir": folder})  # as `run_stage` does, which these stages don't run by
     raw, refined = (run(stage, folder, *N, "--model_id", workplace[1]) for stage in (save_segmentations,
                                                                                      save_refined_segmentations))
     final = run(training_on_pseudo_labels, folder, *N, *FINAL, "--model_id", workplace[1])
